@@ -1,0 +1,57 @@
+//! `error`: what can go wrong, one variant per way to be wrong.
+//!
+//! A variant holds the name of the thing and both sides that disagree. Only `cli` prints errors; it follows the
+//! [`std::error::Error::source`] chain for the `caused by` lines and shows [`Error::hint`] last.
+
+use std::path::PathBuf;
+
+/// Everything that can go wrong in this library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What was being done when `source` happened, e.g. `cannot load the transcoder of layer 7`.
+    #[error("{doing}")]
+    Context {
+        doing: String,
+        #[source]
+        source: Box<Error>,
+    },
+
+    /// An operation on a file or folder failed. `doing` is a verb phrase without the path: `cannot read`.
+    #[error("{doing} `{}`", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+
+    /// A tensor operation failed: out of memory, a device error, or a bug of ours.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// The result of every fallible function of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Context { source, .. } => source.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// Adds what was being done to an error, on its way up.
+pub trait Doing<T> {
+    /// Wraps the error in [`Error::Context`]; `doing` is evaluated only when there is one.
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> Doing<T> for std::result::Result<T, E> {
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error::Context { doing: doing(), source: Box::new(e.into()) })
+    }
+}

@@ -1,0 +1,7 @@
+//! circuitscope: attribution graphs of language models, on one machine, in one binary.
+
+pub mod error;
+pub mod graph;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! `weights`: files of tensors, opened, checked and memory-mapped; the tokenizer.
