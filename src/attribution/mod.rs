@@ -1,0 +1,172 @@
+//! `attribution`: from a linear model to an [`AttributionGraph`] (definitions 4 to 6). Chooses targets, pulls them
+//! and the features back in batches, and collects the edge rows.
+
+mod plan;
+mod rows;
+mod targets;
+
+pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
+
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout};
+use crate::graph::{RAW_FORMAT_VERSION, completeness_score, influence, replacement_score};
+use crate::replacement::{LinearModel, Replacement};
+
+/// What to attribute, and how much of it.
+#[derive(Clone, Debug)]
+pub struct AttributionOptions {
+    /// What the graph explains; empty: the salient logits.
+    pub targets: Vec<TargetRequest>,
+    /// Position of logit targets; `None`: the last one.
+    pub position: Option<usize>,
+    /// At most this many salient logits.
+    pub max_logits: usize,
+    /// Salient logits are cut once their probabilities add up to this.
+    pub logit_prob: f64,
+    /// At most this many features get a row; `None`: all active ones.
+    pub max_features: Option<usize>,
+    /// With `max_features`: a quarter of the features that are chosen between two looks at the influence.
+    pub batch_size: usize,
+}
+
+impl Default for AttributionOptions {
+    fn default() -> Self {
+        Self {
+            targets: Vec::new(),
+            position: None,
+            max_logits: 10,
+            logit_prob: 0.95,
+            max_features: Some(7500),
+            batch_size: 512,
+        }
+    }
+}
+
+impl AttributionOptions {
+    /// # Errors
+    /// [`Error::OutOfRange`] with the option's name.
+    pub fn check(&self) -> Result<()> {
+        let out_of_range = |name: &'static str, value: f64, range: &'static str| Error::OutOfRange { name, value, range };
+        if !(0.0..=1.0).contains(&self.logit_prob) {
+            return Err(out_of_range("logit-prob", self.logit_prob, "0..=1"));
+        }
+        if self.max_logits == 0 {
+            return Err(out_of_range("max-logits", 0.0, "1.."));
+        }
+        if self.batch_size == 0 {
+            return Err(out_of_range("batch-size", 0.0, "1.."));
+        }
+        Ok(())
+    }
+}
+
+/// Progress of the row phase: rows done, rows to do.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// Times of the phases of [`attribute`], in seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PhaseSecs {
+    pub targets: f64,
+    pub rows: f64,
+    pub scores: f64,
+}
+
+/// Everything that [`attribute`] finds.
+#[derive(Debug)]
+pub struct Attribution {
+    pub graph: AttributionGraph,
+    pub targets: Vec<Target>,
+    /// Rows computed: targets and selected features.
+    pub n_rows: usize,
+    pub elapsed_secs: PhaseSecs,
+}
+
+/// Computes the attribution graph of a linearized prompt.
+///
+/// # Errors
+/// [`AttributionOptions::check`], those of [`choose_targets`], and those of reading and of the tensor operations.
+pub fn attribute(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    prompt: &str,
+    options: &AttributionOptions,
+    progress: Progress,
+) -> Result<Attribution> {
+    options.check()?;
+    let start = Instant::now();
+    let chosen = choose_targets(replacement, linear, options)?;
+    let targets_secs = start.elapsed().as_secs_f64();
+
+    let start = Instant::now();
+    let rows = rows::compute(linear, replacement, &chosen.targets, options, progress)?;
+    let rows_secs = start.elapsed().as_secs_f64();
+
+    let start = Instant::now();
+    let config = &replacement.model.config;
+    let tokenizer = &replacement.tokenizer;
+    let active: Vec<FeatureId> = feature_ids(linear);
+    let features: Vec<FeatureId> = rows.selected.iter().map(|&i| active[i]).collect();
+    let layout = NodeLayout::new(features, config.n_layers, linear.tokens.len(), chosen.targets.len())?;
+    let n_rows = layout.n_rows();
+    let labels = &replacement.transcoders.labels;
+    let feature_labels = layout
+        .feature_ids()
+        .iter()
+        .filter_map(|f| Some((format!("{}_{}", f.layer, f.feature), labels.get(&(f.layer, f.feature))?.clone())))
+        .collect();
+    let mut graph = AttributionGraph::new(GraphData {
+        input_tokens: linear.tokens.iter().map(|&t| i64::from(t)).collect(),
+        activation_values: linear.features.all.iter().map(|f| f.value).collect(),
+        active_features: active,
+        selected_features: rows.selected,
+        edge_rows: EdgeRows::from_vec(rows.edge_rows, n_rows, layout.n_nodes())?,
+        bias_effect: rows.bias_effect,
+        row_values: rows.row_values,
+        target_ids: chosen.targets.iter().map(|t| t.token_id.map_or(-1, i64::from)).collect(),
+        target_probabilities: chosen.targets.iter().map(|t| t.weight).collect(),
+        logits: chosen.logits,
+        meta: GraphMeta {
+            format_version: RAW_FORMAT_VERSION,
+            prompt: prompt.to_owned(),
+            prompt_tokens: linear.tokens.iter().map(|&t| tokenizer.token(t)).collect(),
+            target_labels: chosen.targets.iter().map(|t| t.label.clone()).collect(),
+            target_positions: chosen.targets.iter().map(|t| t.pos as u32).collect(),
+            model: replacement.source.clone(),
+            scan: replacement.transcoders.scan.clone(),
+            feature_input_hook: replacement.transcoders.input_hook.name().into(),
+            feature_output_hook: replacement.transcoders.output_hook.name().into(),
+            n_layers: config.n_layers,
+            settings: GraphSettings {
+                max_logits: options.max_logits,
+                logit_prob: options.logit_prob,
+                max_features: options.max_features,
+                batch_size: options.batch_size,
+            },
+            program_version: env!("CARGO_PKG_VERSION").into(),
+            feature_labels,
+            ..GraphMeta::default()
+        },
+    })?;
+    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let identity = graph.row_identity_error();
+    let replacement_score = replacement_score(&influence, graph.layout());
+    let completeness_score = completeness_score(&influence, graph.layout(), &graph.target_probabilities);
+    let meta = graph.meta_mut();
+    meta.row_identity_error = identity;
+    meta.replacement_score = replacement_score;
+    meta.completeness_score = completeness_score;
+    let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
+    Ok(Attribution { graph, targets: chosen.targets, n_rows, elapsed_secs })
+}
+
+/// Ids of all active features, in order.
+fn feature_ids(linear: &LinearModel) -> Vec<FeatureId> {
+    let id = |f: &crate::replacement::ActiveFeature| FeatureId {
+        layer: f.layer as u32,
+        pos: f.pos as u32,
+        feature: f.feature as u32,
+    };
+    linear.features.all.iter().map(id).collect()
+}

@@ -1,0 +1,70 @@
+//! How rows are put into batches: targets of one layer, last position first, as many as fit.
+
+use crate::replacement::{ActiveFeatures, TargetSite};
+
+/// Gradient rows (targets × positions up to theirs) of one batch, at most. Large enough for full gemm speed, small
+/// enough that a batch adds little to the memory.
+const MAX_GRADIENT_ROWS: usize = 4096;
+
+/// One batch of rows to compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchPlan {
+    pub site: TargetSite,
+    /// What the batch computes, by the caller's numbering, with its position; descending by position.
+    pub members: Vec<(usize, usize)>,
+}
+
+/// Batches for active features (`wanted` are indices into `features`). Members are numbered by active feature.
+pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize]) -> Vec<BatchPlan> {
+    let mut by_layer: Vec<Vec<(usize, usize)>> = vec![Vec::new(); features.encoder_vecs.len()];
+    for &index in wanted {
+        let feature = &features.all[index];
+        by_layer[feature.layer].push((index, feature.pos));
+    }
+    by_layer
+        .into_iter()
+        .enumerate()
+        .flat_map(|(layer, members)| batches(TargetSite::InputHook { layer }, members))
+        .collect()
+}
+
+/// Cuts the members of one site into batches.
+pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>) -> Vec<BatchPlan> {
+    members.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+    let mut plans: Vec<BatchPlan> = Vec::new();
+    let mut n_rows = usize::MAX;
+    for member in members {
+        let rows = member.1 + 1;
+        match plans.last_mut() {
+            Some(plan) if n_rows + rows <= MAX_GRADIENT_ROWS => {
+                n_rows += rows;
+                plan.members.push(member);
+            }
+            _ => {
+                n_rows = rows;
+                plans.push(BatchPlan { site, members: vec![member] });
+            }
+        }
+    }
+    plans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_sorted_complete_and_no_larger_than_allowed() {
+        let members: Vec<(usize, usize)> = (0..500).map(|i| (i, (i * 37) % 60)).collect();
+        let plans = batches(TargetSite::FinalNorm, members.clone());
+        let mut seen: Vec<(usize, usize)> = Vec::new();
+        for plan in &plans {
+            assert!(plan.members.is_sorted_by(|a, b| a.1 >= b.1));
+            assert!(plan.members.iter().map(|m| m.1 + 1).sum::<usize>() <= MAX_GRADIENT_ROWS);
+            seen.extend(&plan.members);
+        }
+        assert!(plans.len() > 1);
+        seen.sort_unstable();
+        assert_eq!(seen, members);
+    }
+}

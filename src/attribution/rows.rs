@@ -1,0 +1,306 @@
+//! The edge rows: batches pulled back, effects put where they belong.
+
+use candle_core::{Storage, Tensor};
+
+use super::plan::{BatchPlan, batches, feature_batches};
+use super::targets::{Target, TargetKind};
+use super::{AttributionOptions, Progress, feature_ids};
+use crate::error::Result;
+use crate::graph::{NodeId, NodeLayout, PartialRows, next_features, partial_influence};
+use crate::replacement::{LinearModel, Origin, Replacement, Sources, TargetBatch, TargetSite};
+
+/// Features chosen between two looks at the influence: this many times the batch size.
+const UPDATE_INTERVAL: usize = 4;
+
+/// The rows of a graph, in the order of its nodes: selected features, then targets.
+#[derive(Debug)]
+pub struct Rows {
+    /// Indices of the active features that have a row, ascending.
+    pub selected: Vec<usize>,
+    /// `[n_selected + n_targets, n_nodes]`
+    pub edge_rows: Vec<f32>,
+    /// `[n_selected + n_targets]`
+    pub bias_effect: Vec<f32>,
+    /// `[n_selected + n_targets]`
+    pub row_values: Vec<f32>,
+}
+
+/// Computes the rows of the targets and of the features that `options` allow.
+///
+/// # Errors
+/// Those of reading and of the tensor operations.
+pub fn compute(
+    linear: &LinearModel,
+    replacement: &Replacement,
+    targets: &[Target],
+    options: &AttributionOptions,
+    progress: Progress,
+) -> Result<Rows> {
+    let n_active = linear.features.len();
+    let limit = options.max_features.unwrap_or(n_active).min(n_active);
+    let active = feature_ids(linear);
+    let (n_layers, n_pos) = (linear.mlp_sources.len(), linear.tokens.len());
+    let layout = NodeLayout::new(active, n_layers, n_pos, targets.len())?;
+    let mut matrix = Matrix::new(&layout, limit + targets.len());
+    if limit == n_active {
+        // Every feature has a row, so each is written where it stays: feature i in row i, the targets last.
+        target_rows(linear, replacement, targets, n_active, &mut matrix)?;
+        let wanted: Vec<usize> = (0..n_active).collect();
+        feature_rows(linear, replacement, &wanted, &wanted, &mut matrix, progress)?;
+        let Matrix { edge_rows, bias_effect, row_values, .. } = matrix;
+        return Ok(Rows { selected: wanted, edge_rows, bias_effect, row_values });
+    }
+    // Partial attribution: targets first, then features in the order of their influence.
+    target_rows(linear, replacement, targets, 0, &mut matrix)?;
+    let weights: Vec<f32> = targets.iter().map(|t| t.weight).collect();
+    let mut visited: Vec<usize> = Vec::with_capacity(limit);
+    let mut is_visited = vec![false; n_active];
+    while visited.len() < limit {
+        let influence = partial_influence(&PartialRows {
+            values: &matrix.edge_rows,
+            stride: matrix.n_nodes,
+            n_columns: layout.targets().start,
+            n_active,
+            weights: &weights,
+            visited: &visited,
+        });
+        let count = (UPDATE_INTERVAL * options.batch_size).min(limit - visited.len());
+        let next = next_features(&influence, &is_visited, count);
+        let rows: Vec<usize> = (0..next.len()).map(|i| targets.len() + visited.len() + i).collect();
+        let done = visited.len();
+        feature_rows(linear, replacement, &next, &rows, &mut matrix, &mut |n, _| progress(done + n, limit))?;
+        next.iter().for_each(|&feature| is_visited[feature] = true);
+        visited.extend(next);
+    }
+    Ok(matrix.select(&layout, &visited, targets.len()))
+}
+
+/// Rows as they are computed: columns are all active features, errors, tokens and targets.
+struct Matrix<'a> {
+    layout: &'a NodeLayout,
+    n_nodes: usize,
+    edge_rows: Vec<f32>,
+    bias_effect: Vec<f32>,
+    row_values: Vec<f32>,
+}
+
+impl<'a> Matrix<'a> {
+    fn new(layout: &'a NodeLayout, n_rows: usize) -> Self {
+        let n_nodes = layout.n_nodes();
+        Self {
+            layout,
+            n_nodes,
+            edge_rows: vec![0.0; n_rows * n_nodes],
+            bias_effect: vec![0.0; n_rows],
+            row_values: vec![0.0; n_rows],
+        }
+    }
+
+    /// Adds the effects of one place's sources, `[n_targets, n_sources]`, to the rows of a batch.
+    fn add(&mut self, rows: &[usize], sources: &Sources, effects: &[f32]) {
+        let n_sources = sources.origins.len();
+        let layout = self.layout;
+        for (&row, effects) in rows.iter().zip(effects.chunks_exact(n_sources)) {
+            let columns = &mut self.edge_rows[row * self.n_nodes..][..self.n_nodes];
+            let bias = &mut self.bias_effect[row];
+            for (origin, effect) in sources.origins.iter().zip(effects) {
+                let node = match *origin {
+                    Origin::Feature(index) => {
+                        columns[index] += effect;
+                        continue;
+                    }
+                    Origin::Constant => {
+                        *bias += effect;
+                        continue;
+                    }
+                    Origin::Error { layer, pos } => NodeId::Error { layer: layer as u32, pos: pos as u32 },
+                    Origin::Token { pos } => NodeId::Token { pos: pos as u32 },
+                };
+                if let Some(column) = layout.index(node) {
+                    columns[column] += effect;
+                }
+            }
+        }
+    }
+
+    /// Keeps the columns of the visited features and puts their rows into ascending order, targets last; in place,
+    /// since the rows are the largest thing there is.
+    fn select(mut self, layout: &NodeLayout, visited: &[usize], n_targets: usize) -> Rows {
+        let mut selected = visited.to_vec();
+        selected.sort_unstable();
+        let n_rows = visited.len() + n_targets;
+        let rest = layout.errors().start..layout.n_nodes();
+        let n_columns = selected.len() + rest.len();
+        for row in 0..n_rows {
+            let (from, to) = (row * self.n_nodes, row * n_columns);
+            for (i, &column) in selected.iter().enumerate() {
+                self.edge_rows[to + i] = self.edge_rows[from + column];
+            }
+            self.edge_rows.copy_within(from + rest.start..from + rest.end, to + selected.len());
+        }
+        self.edge_rows.truncate(n_rows * n_columns);
+        // Row i of the result is row `source[i]` of what there is: cycles are turned one by one.
+        let mut source: Vec<usize> = (n_targets..n_rows).collect();
+        source.sort_unstable_by_key(|&row| visited[row - n_targets]);
+        source.extend(0..n_targets);
+        permute_rows(&mut self.edge_rows, n_columns, &source);
+        permute_rows(&mut self.bias_effect, 1, &source);
+        permute_rows(&mut self.row_values, 1, &source);
+        self.edge_rows.shrink_to_fit();
+        Rows { selected, edge_rows: self.edge_rows, bias_effect: self.bias_effect, row_values: self.row_values }
+    }
+}
+
+/// Moves rows so that row `i` is what row `source[i]` was. `values` `[source.len(), width]`
+fn permute_rows(values: &mut [f32], width: usize, source: &[usize]) {
+    let mut done = vec![false; source.len()];
+    let mut held = vec![0f32; width];
+    for first in 0..source.len() {
+        if done[first] || source[first] == first {
+            continue;
+        }
+        held.copy_from_slice(&values[first * width..][..width]);
+        let mut row = first;
+        loop {
+            done[row] = true;
+            let from = source[row];
+            if from == first {
+                values[row * width..][..width].copy_from_slice(&held);
+                break;
+            }
+            values.copy_within(from * width..(from + 1) * width, row * width);
+            row = from;
+        }
+    }
+}
+
+/// The rows of all targets, into rows `first_row..`.
+fn target_rows(
+    linear: &LinearModel,
+    replacement: &Replacement,
+    targets: &[Target],
+    first_row: usize,
+    matrix: &mut Matrix,
+) -> Result<()> {
+    let mut plans: Vec<BatchPlan> = Vec::new();
+    let directions = targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_)));
+    plans.extend(batches(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect()));
+    for (i, target) in targets.iter().enumerate() {
+        if let TargetKind::Feature { layer, .. } = target.kind {
+            plans.extend(batches(TargetSite::InputHook { layer }, vec![(i, target.pos)]));
+        }
+    }
+    for plan in plans {
+        let mut gradients = Vec::with_capacity(plan.members.len());
+        for &(i, pos) in &plan.members {
+            let (gradient, bias, value) = gradient_of(linear, replacement, &targets[i], pos)?;
+            gradients.push(gradient);
+            matrix.bias_effect[first_row + i] = bias;
+            matrix.row_values[first_row + i] = value;
+        }
+        let rows: Vec<usize> = plan.members.iter().map(|&(i, _)| first_row + i).collect();
+        run(linear, &plan, Tensor::stack(&gradients, 0)?, &rows, matrix)?;
+    }
+    Ok(())
+}
+
+/// A target's gradient at its site, the part of its value that is constant there, and its value.
+fn gradient_of(
+    linear: &LinearModel,
+    replacement: &Replacement,
+    target: &Target,
+    pos: usize,
+) -> Result<(Tensor, f32, f32)> {
+    match &target.kind {
+        TargetKind::Direction(direction) => {
+            let value = dot(direction, &linear.final_normed.get(pos)?)?;
+            let bias = linear.final_bias.as_ref().map_or(Ok(0.0), |bias| dot(direction, bias))?;
+            Ok((direction.clone(), bias, value))
+        }
+        &TargetKind::Feature { layer, feature } => {
+            let transcoder = &replacement.transcoders.layers[layer];
+            let row = transcoder.encoder_row(feature, linear.final_normed.device())?;
+            let b_enc = transcoder.b_enc(feature);
+            let value = dot(&row, &linear.hook_in[layer].get(pos)?)? + b_enc;
+            let bias = linear.input_bias(layer).map_or(Ok(0.0), |bias| dot(&row, bias))?;
+            Ok((row, bias + b_enc, value))
+        }
+    }
+}
+
+fn dot(a: &Tensor, b: &Tensor) -> Result<f32> {
+    Ok((a * b)?.sum_all()?.to_scalar()?)
+}
+
+/// The rows of active features: feature `wanted[i]` into row `rows[i]`.
+fn feature_rows(
+    linear: &LinearModel,
+    replacement: &Replacement,
+    wanted: &[usize],
+    rows: &[usize],
+    matrix: &mut Matrix,
+    progress: Progress,
+) -> Result<()> {
+    let features = &linear.features;
+    let mut row_of = std::collections::HashMap::with_capacity(wanted.len());
+    row_of.extend(wanted.iter().copied().zip(rows.iter().copied()));
+    let mut done = 0;
+    for plan in feature_batches(features, wanted) {
+        let TargetSite::InputHook { layer } = plan.site else { continue };
+        let rows: Vec<usize> = plan.members.iter().map(|(index, _)| row_of[index]).collect();
+        let local: Vec<u32> =
+            plan.members.iter().map(|&(index, _)| (index - features.layer_starts[layer]) as u32).collect();
+        let encoder_vecs = &features.encoder_vecs[layer];
+        let n = local.len();
+        let gradients = encoder_vecs.index_select(&Tensor::from_vec(local, n, encoder_vecs.device())?, 0)?;
+        let input_bias = match linear.input_bias(layer) {
+            Some(bias) => gradients.matmul(&bias.unsqueeze(1)?)?.squeeze(1)?.to_vec1::<f32>()?,
+            None => vec![0.0; n],
+        };
+        for (i, &(index, _)) in plan.members.iter().enumerate() {
+            let feature = &features.all[index];
+            let b_enc = replacement.transcoders.layers[layer].b_enc(feature.feature);
+            matrix.bias_effect[rows[i]] = b_enc + input_bias[i];
+            matrix.row_values[rows[i]] = feature.value;
+        }
+        run(linear, &plan, gradients, &rows, matrix)?;
+        done += n;
+        progress(done, wanted.len());
+    }
+    Ok(())
+}
+
+/// Pulls one batch back and adds its effects to the matrix.
+fn run(linear: &LinearModel, plan: &BatchPlan, gradients: Tensor, rows: &[usize], matrix: &mut Matrix) -> Result<()> {
+    let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
+    let batch = TargetBatch { site: plan.site, positions, gradients };
+    linear.pull_back(&batch, &mut |sources, effects| {
+        let (storage, tensor_layout) = effects.storage_and_layout();
+        match (&*storage, tensor_layout.contiguous_offsets()) {
+            (Storage::Cpu(storage), Some((from, to))) => {
+                matrix.add(rows, sources, &storage.as_slice::<f32>()?[from..to]);
+            }
+            _ => {
+                drop(storage);
+                matrix.add(rows, sources, &effects.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::permute_rows;
+
+    #[test]
+    fn permuted_rows_are_where_the_permutation_says() {
+        let source = [3, 0, 2, 4, 1, 5];
+        let before: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        let mut after = before.clone();
+        permute_rows(&mut after, 2, &source);
+        for (row, &from) in source.iter().enumerate() {
+            assert_eq!(after[row * 2..][..2], before[from * 2..][..2]);
+        }
+    }
+}

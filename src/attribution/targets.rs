@@ -1,0 +1,186 @@
+//! Targets: what the graph explains (definitions 4 and 5).
+
+use candle_core::Tensor;
+
+use super::AttributionOptions;
+use crate::error::{Error, Result};
+use crate::replacement::{LinearModel, Replacement};
+
+/// What a user can ask to have explained.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetRequest {
+    /// The most probable tokens.
+    SalientLogits,
+    /// One vocabulary token.
+    Token(u32),
+    /// The difference of two tokens' logits.
+    TokenDiff(u32, u32),
+    /// The pre-activation of a feature.
+    Feature { layer: usize, feature: usize, pos: usize },
+    /// Any direction that the unembedding's input can have, used as it is. `[d_model]`
+    Direction { vec: Vec<f32>, label: String },
+}
+
+/// Where a target's gradient is put, and which.
+#[derive(Clone, Debug)]
+pub enum TargetKind {
+    /// On the output of the final norm. `[d_model]`
+    Direction(Tensor),
+    /// The encoder row of a feature, on its layer's input hook.
+    Feature { layer: usize, feature: usize },
+}
+
+/// One target node.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub label: String,
+    pub token_id: Option<u32>,
+    pub pos: usize,
+    pub weight: f32,
+    pub kind: TargetKind,
+}
+
+/// Targets, and the model's own logits at the last position.
+#[derive(Debug)]
+pub struct Chosen {
+    pub targets: Vec<Target>,
+    /// `[d_vocab]`
+    pub logits: Vec<f32>,
+}
+
+/// Finds the targets that `options` ask for.
+///
+/// A token's direction is `W_U[v] − mean(W_U)`, its weight its raw probability. Other targets have weight 1.
+///
+/// # Errors
+/// [`Error::NoSuchPosition`], [`Error::NoSuchFeature`], [`Error::TokenOutOfRange`], a direction of a wrong length.
+pub fn choose_targets(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    options: &AttributionOptions,
+) -> Result<Chosen> {
+    let (n_pos, d_model) = linear.final_normed.dims2()?;
+    let check_pos = |pos: usize| if pos < n_pos { Ok(pos) } else { Err(Error::NoSuchPosition { pos, n_pos }) };
+    let pos = check_pos(options.position.unwrap_or(n_pos - 1))?;
+    let rows = Tensor::cat(&[linear.final_normed.narrow(0, n_pos - 1, 1)?, linear.final_normed.narrow(0, pos, 1)?], 0)?;
+    let (logits, mean_row) = replacement.model.logits_and_mean_row(&rows)?;
+    let mut logits = logits.to_vec2::<f32>()?;
+    let at_pos = logits.pop().unwrap_or_default();
+    let logits = logits.pop().unwrap_or_default();
+    let probabilities = softmax(&at_pos);
+
+    let salient = [TargetRequest::SalientLogits];
+    let requests = if options.targets.is_empty() { &salient[..] } else { &options.targets[..] };
+    let mut targets: Vec<Target> = Vec::new();
+    for request in requests {
+        match request {
+            TargetRequest::SalientLogits => {
+                let tokens = salient_tokens(&probabilities, options.max_logits, options.logit_prob);
+                targets.extend(token_targets(replacement, &mean_row, &tokens, &probabilities, pos)?);
+            }
+            TargetRequest::Token(token) => {
+                targets.extend(token_targets(replacement, &mean_row, &[*token], &probabilities, pos)?);
+            }
+            TargetRequest::TokenDiff(first, second) => {
+                let rows = replacement.model.unembedding_rows(&[*first, *second])?;
+                let direction = (rows.get(0)? - rows.get(1)?)?;
+                let text = |token: u32| replacement.tokenizer.token(token);
+                targets.push(Target {
+                    label: format!("{:?} - {:?}", text(*first), text(*second)),
+                    token_id: None,
+                    pos,
+                    weight: 1.0,
+                    kind: TargetKind::Direction(direction),
+                });
+            }
+            TargetRequest::Feature { layer, feature, pos } => {
+                replacement.transcoders.check_feature(*layer, *feature)?;
+                targets.push(Target {
+                    label: format!("feature {layer}_{feature}_{pos}"),
+                    token_id: None,
+                    pos: check_pos(*pos)?,
+                    weight: 1.0,
+                    kind: TargetKind::Feature { layer: *layer, feature: *feature },
+                });
+            }
+            TargetRequest::Direction { vec, label } => {
+                if vec.len() != d_model || vec.iter().any(|v| !v.is_finite()) {
+                    return Err(Error::Direction { label: label.clone(), n_values: vec.len(), d_model });
+                }
+                let direction = Tensor::from_slice(vec, d_model, linear.final_normed.device())?;
+                targets.push(Target {
+                    label: label.clone(),
+                    token_id: None,
+                    pos,
+                    weight: 1.0,
+                    kind: TargetKind::Direction(direction),
+                });
+            }
+        }
+    }
+    Ok(Chosen { targets, logits })
+}
+
+fn token_targets(
+    replacement: &Replacement,
+    mean_row: &Tensor,
+    tokens: &[u32],
+    probabilities: &[f32],
+    pos: usize,
+) -> Result<Vec<Target>> {
+    let directions = replacement.model.unembedding_rows(tokens)?.broadcast_sub(mean_row)?;
+    let target = |(i, &token): (usize, &u32)| -> Result<Target> {
+        Ok(Target {
+            label: replacement.tokenizer.token(token),
+            token_id: Some(token),
+            pos,
+            weight: probabilities[token as usize],
+            kind: TargetKind::Direction(directions.get(i)?),
+        })
+    };
+    tokens.iter().enumerate().map(target).collect()
+}
+
+/// Softmax in f64, rounded once.
+pub(crate) fn softmax(logits: &[f32]) -> Vec<f32> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = logits.iter().map(|&l| f64::from(l - top).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.into_iter().map(|e| (e / sum) as f32).collect()
+}
+
+/// The `max_logits` most probable tokens, cut after the first at which the probabilities add up to `logit_prob`.
+fn salient_tokens(probabilities: &[f32], max_logits: usize, logit_prob: f64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..probabilities.len() as u32).collect();
+    let by_probability = |a: &u32, b: &u32| {
+        probabilities[*b as usize].total_cmp(&probabilities[*a as usize]).then(a.cmp(b))
+    };
+    let n = max_logits.min(order.len());
+    if n < order.len() {
+        order.select_nth_unstable_by(n, by_probability);
+        order.truncate(n);
+    }
+    order.sort_unstable_by(by_probability);
+    let mut sum = 0f64;
+    let reached = order.iter().position(|&token| {
+        sum += f64::from(probabilities[token as usize]);
+        sum >= logit_prob
+    });
+    order.truncate(reached.map_or(n, |i| i + 1));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn salient_tokens_stop_once_the_probability_is_reached() {
+        let p = [0.1, 0.5, 0.05, 0.3, 0.05];
+        assert_eq!(salient_tokens(&p, 10, 0.8), [1, 3]);
+        assert_eq!(salient_tokens(&p, 10, 0.81), [1, 3, 0]);
+        assert_eq!(salient_tokens(&p, 2, 0.95), [1, 3]);
+        assert_eq!(salient_tokens(&p, 10, 1.0).len(), 5);
+        assert_eq!(salient_tokens(&p, 10, 0.0), [1]);
+    }
+}

@@ -1,0 +1,71 @@
+//! RMSNorm and LayerNorm, taken apart as attribution needs them: a scale per position that can be frozen, and a
+//! linear rest (centring, gain, bias).
+
+use candle_core::{D, Tensor};
+
+use super::config::NormKind;
+use crate::error::Result;
+
+/// One norm: `y = centre(x) · scale(x) ⊙ gain + bias`; only LayerNorm centres and has a bias.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    pub kind: NormKind,
+    pub eps: f64,
+    /// The whole factor, Gemma's `1 +` included. `[width]`
+    pub gain: Tensor,
+    /// `[width]`
+    pub bias: Option<Tensor>,
+}
+
+impl Norm {
+    /// The input without its mean (LayerNorm) or as it is (RMSNorm). `[.., width]` to `[.., width]`
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn centre(&self, x: &Tensor) -> Result<Tensor> {
+        match self.kind {
+            NormKind::Rms => Ok(x.clone()),
+            NormKind::Layer => Ok(x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?),
+        }
+    }
+
+    /// What the norm multiplies by: `1 / sqrt(mean(centred²) + eps)`. `[.., width]` to `[.., 1]`
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn scale(&self, x: &Tensor) -> Result<Tensor> {
+        let centred = self.centre(x)?;
+        Ok((centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?.recip()?)
+    }
+
+    /// The normalised input before the gain, with a given scale: `centre(x) · scale`.
+    ///
+    /// # Shapes
+    /// `x` `[.., width]`, `scale` `[.., 1]`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn normalize(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        Ok(self.centre(x)?.broadcast_mul(scale)?)
+    }
+
+    /// Gain and bias on an input that [`Norm::normalize`] returned.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn affine(&self, normalized: &Tensor) -> Result<Tensor> {
+        let y = normalized.broadcast_mul(&self.gain)?;
+        match &self.bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        }
+    }
+
+    /// The whole norm with a given scale.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn apply(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        self.affine(&self.normalize(x, scale)?)
+    }
+}

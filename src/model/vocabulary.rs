@@ -1,0 +1,119 @@
+//! The two vocabulary matrices: read in blocks of rows, never whole, since they are the largest tensors of most
+//! models.
+
+use candle_core::{D, Tensor};
+
+use super::Model;
+use super::config::Naming;
+use crate::error::{Error, Result};
+
+/// f32 values held at once while a vocabulary matrix is streamed: 32 MiB.
+const BLOCK_VALUES: usize = 8 << 20;
+
+impl Model {
+    fn embedding_name(&self) -> String {
+        match self.config.naming {
+            Naming::Llama => format!("{}embed_tokens.weight", self.prefix),
+            Naming::Gpt2 => format!("{}wte.weight", self.prefix),
+        }
+    }
+
+    fn unembedding_name(&self) -> String {
+        let untied = match self.prefix.strip_suffix("model.") {
+            Some(outer) => format!("{outer}lm_head.weight"),
+            None => "lm_head.weight".to_owned(),
+        };
+        // Some configs leave `tie_word_embeddings` out; what the checkpoint holds decides.
+        if !self.config.tied && self.checkpoint.contains(&untied) { untied } else { self.embedding_name() }
+    }
+
+    /// Token embeddings as they enter the residual stream (Gemma: times √d_model), without position embeddings.
+    ///
+    /// # Shapes
+    /// Returns `[tokens.len(), d_model]`.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`]; those of reading.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        let rows: Vec<usize> = tokens.iter().map(|&t| t as usize).collect();
+        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= self.config.d_vocab) {
+            return Err(Error::TokenOutOfRange { token, d_vocab: self.config.d_vocab });
+        }
+        let rows = self.checkpoint.gather_rows(&self.embedding_name(), &rows)?;
+        Ok((rows * self.config.embed_scale)?.to_device(&self.device)?)
+    }
+
+    /// Learned position embeddings of positions `start..start + n`, where the family has them. `[n, d_model]`
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn position_embeddings(&self, start: usize, n: usize) -> Result<Option<Tensor>> {
+        if !self.config.learned_positions {
+            return Ok(None);
+        }
+        let rows = self.checkpoint.rows(&format!("{}wpe.weight", self.prefix), start..start + n)?;
+        Ok(Some(rows.to_device(&self.device)?))
+    }
+
+    fn unembedding_blocks(&self) -> impl Iterator<Item = Result<Tensor>> {
+        let name = self.unembedding_name();
+        let (d_vocab, step) = (self.config.d_vocab, (BLOCK_VALUES / self.config.d_model).max(1));
+        (0..d_vocab).step_by(step).map(move |start| {
+            let rows = self.checkpoint.rows(&name, start..(start + step).min(d_vocab))?;
+            Ok(rows.to_device(&self.device)?)
+        })
+    }
+
+    /// Logits after the final softcap, from the output of the final norm. `[n, d_model]` to `[n, d_vocab]`
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations.
+    pub fn logits(&self, final_normed: &Tensor) -> Result<Tensor> {
+        let blocks: Vec<Tensor> =
+            self.unembedding_blocks().map(|block| Ok(final_normed.matmul(&block?.t()?)?)).collect::<Result<_>>()?;
+        self.softcap(Tensor::cat(&blocks, D::Minus1)?)
+    }
+
+    /// Logits as [`Model::logits`], and the mean row of the unembedding, in one pass over the vocabulary.
+    ///
+    /// # Shapes
+    /// Returns `[n, d_vocab]` and `[d_model]`.
+    ///
+    /// # Errors
+    /// Those of [`Model::logits`].
+    pub fn logits_and_mean_row(&self, final_normed: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut blocks = Vec::new();
+        let mut sum: Option<Tensor> = None;
+        for block in self.unembedding_blocks() {
+            let block = block?;
+            blocks.push(final_normed.matmul(&block.t()?)?);
+            let part = block.sum(0)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
+        let sum = sum.ok_or_else(|| Error::Config { key: "vocab_size".into(), problem: "is 0".into() })?;
+        let mean = (sum / self.config.d_vocab as f64)?;
+        Ok((self.softcap(Tensor::cat(&blocks, D::Minus1)?)?, mean))
+    }
+
+    /// Rows of the unembedding. `[tokens.len(), d_model]`
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`]; those of reading.
+    pub fn unembedding_rows(&self, tokens: &[u32]) -> Result<Tensor> {
+        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= self.config.d_vocab) {
+            return Err(Error::TokenOutOfRange { token, d_vocab: self.config.d_vocab });
+        }
+        let rows: Vec<usize> = tokens.iter().map(|&t| t as usize).collect();
+        Ok(self.checkpoint.gather_rows(&self.unembedding_name(), &rows)?.to_device(&self.device)?)
+    }
+
+    fn softcap(&self, logits: Tensor) -> Result<Tensor> {
+        Ok(match self.config.final_softcap {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! The transpose of a norm whose denominators are frozen, fused with the residual it is added to.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{TargetBlocks, f32_slice};
+
+/// Rows in one task of the CPU side.
+const TASK_ROWS: usize = 64;
+
+/// What a frozen norm multiplies by.
+#[derive(Clone, Debug)]
+pub struct NormFactors {
+    /// The gain, then one scale a position. `[width + n_pos]`
+    packed: Tensor,
+    /// LayerNorm subtracts the mean, before it scales.
+    centred: bool,
+    n_pos: usize,
+}
+
+impl NormFactors {
+    /// Packs the gain `[width]` and the frozen scales `[n_pos]`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn new(gain: &Tensor, scale: &Tensor, centred: bool) -> Result<Self> {
+        let n_pos = scale.elem_count();
+        let packed = Tensor::cat(&[&gain.flatten_all()?, &scale.flatten_all()?], 0)?;
+        Ok(Self { packed, centred, n_pos })
+    }
+}
+
+/// `residual + centre(grad ⊙ gain · scale[position of the row])`; without a residual, the second part alone.
+///
+/// Centring is symmetric, so it is its own transpose.
+///
+/// # Shapes
+/// `grad` and `residual` `[n_rows, width]` in the layout of `blocks`; returns the same shape. f32, contiguous.
+///
+/// # Errors
+/// Shapes that do not fit `blocks` and `factors`.
+pub fn norm_pullback(
+    grad: &Tensor,
+    residual: Option<&Tensor>,
+    factors: &NormFactors,
+    blocks: &TargetBlocks,
+) -> Result<Tensor> {
+    let op = NormPullback { centred: factors.centred, n_pos: factors.n_pos, blocks: blocks.clone() };
+    match residual {
+        Some(residual) => grad.apply_op3_no_bwd(&factors.packed, residual, &op),
+        None => grad.apply_op2_no_bwd(&factors.packed, &op),
+    }
+}
+
+struct NormPullback {
+    centred: bool,
+    n_pos: usize,
+    blocks: TargetBlocks,
+}
+
+const NAME: &str = "norm_pullback";
+
+impl NormPullback {
+    fn cpu(&self, grad: &[f32], shape: &Shape, packed: &[f32], residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (n_rows, width) = shape.dims2()?;
+        if n_rows != self.blocks.n_rows() || packed.len() != width + self.n_pos || self.n_pos < self.blocks.n_blocks() {
+            bail!(
+                "{NAME}: grad {shape:?} with {} factors of {} positions, expected {} rows of {} positions",
+                packed.len(),
+                self.n_pos,
+                self.blocks.n_rows(),
+                self.blocks.n_blocks()
+            );
+        }
+        if residual.is_some_and(|r| r.len() != grad.len()) {
+            bail!("{NAME}: residual and grad differ in size");
+        }
+        let (gain, scale) = packed.split_at(width);
+        let positions: Vec<usize> = self.blocks.row_positions().collect();
+        let mut out = vec![0f32; grad.len()];
+        let arch = pulp::Arch::new();
+        out.par_chunks_mut((TASK_ROWS * width).max(1)).enumerate().for_each(|(task, out)| {
+            arch.dispatch(|| {
+                for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                    let row = task * TASK_ROWS + i;
+                    let grad = &grad[row * width..][..width];
+                    pull_back_row(out, grad, gain, scale[positions[row]], self.centred);
+                    if let Some(residual) = residual {
+                        out.iter_mut().zip(&residual[row * width..][..width]).for_each(|(o, r)| *o += r);
+                    }
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), shape.clone()))
+    }
+}
+
+#[inline(always)]
+fn pull_back_row(out: &mut [f32], grad: &[f32], gain: &[f32], scale: f32, centred: bool) {
+    for ((out, grad), gain) in out.iter_mut().zip(grad).zip(gain) {
+        *out = grad * gain * scale;
+    }
+    if centred {
+        let mean = (out.iter().map(|&v| f64::from(v)).sum::<f64>() / out.len() as f64) as f32;
+        out.iter_mut().for_each(|v| *v -= mean);
+    }
+}
+
+impl CustomOp2 for NormPullback {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.cpu(f32_slice(NAME, s1, l1)?, l1.shape(), f32_slice(NAME, s2, l2)?, None)
+    }
+}
+
+impl CustomOp3 for NormPullback {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let residual = f32_slice(NAME, s3, l3)?;
+        self.cpu(f32_slice(NAME, s1, l1)?, l1.shape(), f32_slice(NAME, s2, l2)?, Some(residual))
+    }
+}

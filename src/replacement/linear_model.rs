@@ -1,0 +1,336 @@
+//! The frozen, linear model of one prompt (definitions 1 and 2): active features, the vectors of all sources, and
+//! what the pull-back multiplies by.
+
+use candle_core::{Device, Tensor};
+
+use super::forward::{ForwardOptions, Keep, LinearWeights, Pass, Unedited};
+use super::sources::{Origin, Sources, SourcesBuilder};
+use super::Replacement;
+use crate::error::{Doing, Result};
+use crate::model::{NormKind, split_heads};
+use crate::ops::NormFactors;
+use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
+
+/// One active feature.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ActiveFeature {
+    pub layer: usize,
+    pub pos: usize,
+    pub feature: usize,
+    /// Its activation, which for every activation function here equals its pre-activation.
+    pub value: f32,
+}
+
+/// The active features of a prompt, sorted by (layer, position, feature).
+#[derive(Clone, Debug, Default)]
+pub struct ActiveFeatures {
+    pub all: Vec<ActiveFeature>,
+    /// First feature of each layer, and their number. `[n_layers + 1]`
+    pub layer_starts: Vec<usize>,
+    /// Encoder rows of each layer's active features. `[n_layers]` of `[n_active_there, d_model]`
+    pub encoder_vecs: Vec<Tensor>,
+}
+
+impl ActiveFeatures {
+    /// Number of active features.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether no feature is active.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    fn of_layer(&self, layer: usize) -> impl Iterator<Item = (usize, &ActiveFeature)> {
+        let range = self.layer_starts[layer]..self.layer_starts[layer + 1];
+        range.clone().zip(&self.all[range])
+    }
+}
+
+/// What the pull-back through one layer multiplies by.
+#[derive(Debug)]
+pub(super) struct FrozenLayer {
+    /// `[n_heads, n_pos, n_pos]`
+    pub pattern: Tensor,
+    pub attn_norm: NormFactors,
+    /// `[n_kv_heads · d_head, d_model]`
+    pub w_v: Tensor,
+    /// `[d_model, n_heads · d_head]`
+    pub w_o: Tensor,
+    pub post_attn_norm: Option<NormFactors>,
+    /// From the input hook down to `resid_mid`; `None` where they are the same.
+    pub input_norm: Option<NormFactors>,
+    /// What the MLP's norm adds at the input hook, if that is behind it. `[d_model]`
+    pub input_bias: Option<Tensor>,
+    /// From the residual stream down to the output hook; `None` where they are the same.
+    pub output_norm: Option<NormFactors>,
+    /// `[d_model, d_model]`
+    pub w_skip: Option<Tensor>,
+}
+
+/// The frozen, linear model of one prompt.
+#[derive(Debug)]
+pub struct LinearModel {
+    pub tokens: Vec<u32>,
+    pub features: ActiveFeatures,
+    /// Features, errors and constants at each layer's output hook. `[n_layers]`
+    pub mlp_sources: Vec<Sources>,
+    /// What biases make attention write, before any post-norm. `[n_layers]`
+    pub attn_constants: Vec<Option<Sources>>,
+    /// Tokens and position embeddings.
+    pub embed_sources: Sources,
+    /// The tensors at the input hooks. `[n_layers]` of `[n_pos, d_model]`
+    pub hook_in: Vec<Tensor>,
+    /// The output of the final norm. `[n_pos, d_model]`
+    pub final_normed: Tensor,
+    /// What the final norm adds (LayerNorm). `[d_model]`
+    pub final_bias: Option<Tensor>,
+    pub(super) final_norm: NormFactors,
+    pub(super) layers: Vec<FrozenLayer>,
+    pub(super) n_kv_heads: usize,
+}
+
+impl LinearModel {
+    /// What the norm before the MLP adds at the input hook of a layer, if it does. `[d_model]`
+    pub fn input_bias(&self, layer: usize) -> Option<&Tensor> {
+        self.layers[layer].input_bias.as_ref()
+    }
+}
+
+fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_vec1()?)
+}
+
+impl Replacement {
+    /// Runs the model on a prompt and makes it linear: one forward pass, then encoders, active decoder rows, errors.
+    ///
+    /// # Errors
+    /// Those of [`Replacement::check_tokens`], of reading, and of the tensor operations.
+    pub fn linearize(&self, tokens: &[u32]) -> Result<LinearModel> {
+        self.check_tokens(tokens)?;
+        let keep = Keep { frozen: true, hooks: true, weights: true };
+        let options = ForwardOptions { keep, ..Default::default() };
+        let pass = self.forward(&[tokens.to_vec()], options, &mut Unedited)?;
+        self.linearize_pass(tokens, pass)
+    }
+
+    /// As [`Replacement::linearize`], from a pass over the same tokens that kept everything.
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations.
+    pub fn linearize_pass(&self, tokens: &[u32], pass: Pass) -> Result<LinearModel> {
+        let n_excluded = self.n_excluded(tokens);
+        let mut encoded = Vec::with_capacity(self.model.config.n_layers);
+        for (layer, input) in pass.hook_in.iter().enumerate() {
+            let input = input.squeeze(0)?;
+            let active = self.transcoders.layers[layer].encode(&input, n_excluded);
+            encoded.push(active.doing(|| format!("cannot encode layer {layer}"))?);
+        }
+        let features = collect(encoded);
+        let mlp_sources = self.mlp_sources(&features, &pass, n_excluded)?;
+        let layers: Vec<FrozenLayer> =
+            (0..pass.weights.len()).map(|layer| self.freeze(layer, &pass)).collect::<Result<_>>()?;
+        let attn_constants =
+            pass.weights.iter().zip(&layers).map(|(weights, layer)| self.attn_constant(weights, layer)).collect::<Result<_>>()?;
+        let final_norm = self.model.final_norm()?;
+        Ok(LinearModel {
+            tokens: tokens.to_vec(),
+            features,
+            mlp_sources,
+            attn_constants,
+            embed_sources: self.embed_sources(tokens)?,
+            hook_in: pass.hook_in.iter().map(|x| Ok(x.squeeze(0)?)).collect::<Result<_>>()?,
+            final_normed: pass.final_normed.squeeze(0)?,
+            final_norm: self.factors(&final_norm.gain, &pass.frozen.final_scale[0])?,
+            final_bias: final_norm.bias,
+            layers,
+            n_kv_heads: self.model.config.n_kv_heads,
+        })
+    }
+
+    fn factors(&self, gain: &Tensor, scale: &Tensor) -> Result<NormFactors> {
+        Ok(NormFactors::new(gain, scale, self.model.config.norm == NormKind::Layer)?)
+    }
+
+    fn freeze(&self, layer: usize, pass: &Pass) -> Result<FrozenLayer> {
+        let (weights, frozen) = (&pass.weights[layer], &pass.frozen);
+        let mlp_norm = &weights.mlp_norm;
+        let (input_norm, input_bias) = match self.transcoders.input_hook {
+            InputHook::ResidMid => (None, None),
+            InputHook::Normalized => {
+                (Some(self.factors(&mlp_norm.gain.ones_like()?, &frozen.mlp_scale[layer])?), None)
+            }
+            InputHook::MlpIn => {
+                (Some(self.factors(&mlp_norm.gain, &frozen.mlp_scale[layer])?), mlp_norm.bias.clone())
+            }
+        };
+        let post = |norm: &Option<crate::model::Norm>, scale: &Option<Tensor>| match (norm, scale) {
+            (Some(norm), Some(scale)) => self.factors(&norm.gain, scale).map(Some),
+            _ => Ok(None),
+        };
+        let output_norm = match self.transcoders.output_hook {
+            OutputHook::MlpOut => post(&weights.post_mlp_norm, &frozen.post_mlp_scale[layer])?,
+            OutputHook::HookMlpOut => None,
+        };
+        Ok(FrozenLayer {
+            pattern: frozen.pattern[layer].squeeze(0)?.contiguous()?,
+            attn_norm: self.factors(&weights.attn_norm.gain, &frozen.attn_scale[layer])?,
+            w_v: weights.vo.v.weight.clone(),
+            w_o: weights.vo.o.weight.clone(),
+            post_attn_norm: post(&weights.post_attn_norm, &frozen.post_attn_scale[layer])?,
+            input_norm,
+            input_bias,
+            output_norm,
+            w_skip: self.transcoders.layers[layer].w_skip().cloned(),
+        })
+    }
+
+    /// Features, errors and constants at every layer's output hook.
+    fn mlp_sources(&self, features: &ActiveFeatures, pass: &Pass, n_excluded: usize) -> Result<Vec<Sources>> {
+        let cpu = Device::Cpu;
+        let n_layers = self.model.config.n_layers;
+        // Decoder rows of the layers that still write, unscaled: `[n_active_there, n_written, d_model]` each.
+        let mut decoders: Vec<Vec<f32>> = Vec::new();
+        let mut all = Vec::with_capacity(n_layers);
+        for layer in 0..n_layers {
+            let wanted: Vec<usize> = features.of_layer(layer).map(|(_, f)| f.feature).collect();
+            let rows = self.transcoders.layers[layer].decoder_vecs(&wanted, &cpu);
+            decoders.push(to_vec(&rows.doing(|| format!("cannot read the decoder of layer {layer}"))?)?);
+            all.push(self.sources_of_layer(layer, features, &decoders, pass, n_excluded)?);
+            if self.transcoders.n_written(layer) == 1 {
+                decoders[layer] = Vec::new();
+            }
+        }
+        Ok(all)
+    }
+
+    fn sources_of_layer(
+        &self,
+        layer: usize,
+        features: &ActiveFeatures,
+        decoders: &[Vec<f32>],
+        pass: &Pass,
+        n_excluded: usize,
+    ) -> Result<Sources> {
+        let d = self.model.config.d_model;
+        let transcoder = &self.transcoders.layers[layer];
+        let input = pass.hook_in[layer].squeeze(0)?;
+        let n_pos = input.dim(0)?;
+        let output = to_vec(&pass.hook_out[layer])?;
+        let skip = transcoder.skip(&input)?.map(|skip| to_vec(&skip)).transpose()?;
+        // The skip connection's share of the norm's bias is constant; the rest of it carries gradient.
+        let input_bias = match self.transcoders.input_hook {
+            InputHook::MlpIn => pass.weights[layer].mlp_norm.bias.as_ref(),
+            InputHook::ResidMid | InputHook::Normalized => None,
+        };
+        let skip_constant = match input_bias {
+            Some(bias) => transcoder.skip(&bias.unsqueeze(0)?)?.map(|skip| to_vec(&skip)).transpose()?,
+            None => None,
+        };
+        let b_dec = to_vec(transcoder.b_dec())?;
+        // Features that write here: of this layer, or for a cross-layer transcoder of all layers up to it.
+        let mut at_pos: Vec<Vec<(usize, usize, usize)>> = vec![Vec::new(); n_pos];
+        for from in 0..=layer {
+            let n_written = self.transcoders.n_written(from);
+            if layer - from >= n_written {
+                continue;
+            }
+            for (i, (index, feature)) in features.of_layer(from).enumerate() {
+                at_pos[feature.pos].push((index, from, (i * n_written + layer - from) * d));
+            }
+        }
+        let n_sources = at_pos.iter().map(|at| at.len() + 2).sum();
+        let mut builder = SourcesBuilder::with_capacity(d, n_sources);
+        for (pos, at) in at_pos.iter().enumerate() {
+            let here = |values: &'_ [f32]| values[pos * d..(pos + 1) * d].to_vec();
+            let add = |sum: &mut [f32], other: &[f32], sign: f32| {
+                sum.iter_mut().zip(other).for_each(|(s, o)| *s += sign * o);
+            };
+            let mut constant;
+            if pos < n_excluded {
+                // All that the MLP writes here, but for what the skip connection passes on.
+                constant = here(&output);
+                if let Some(skip) = &skip {
+                    add(&mut constant, &here(skip), -1.0);
+                }
+            } else {
+                let mut reconstruction = vec![0f32; d];
+                for &(index, from, start) in at {
+                    let value = features.all[index].value;
+                    let vec = &decoders[from][start..start + d];
+                    builder.push_scaled(Origin::Feature(index), vec, value, &mut reconstruction);
+                }
+                add(&mut reconstruction, &b_dec, 1.0);
+                if let Some(skip) = &skip {
+                    add(&mut reconstruction, &here(skip), 1.0);
+                }
+                let mut error = here(&output);
+                add(&mut error, &reconstruction, -1.0);
+                builder.push(Origin::Error { layer, pos }, &error);
+                constant = b_dec.clone();
+            }
+            if let Some(skip_constant) = &skip_constant {
+                add(&mut constant, skip_constant, 1.0);
+            }
+            builder.push(Origin::Constant, &constant);
+            builder.end_position();
+        }
+        builder.build(self.model.device())
+    }
+
+    /// What biases alone make attention write: `W_O · (pattern · (W_V · b_norm + b_V)) + b_O` at every position.
+    fn attn_constant(&self, weights: &LinearWeights, layer: &FrozenLayer) -> Result<Option<Sources>> {
+        let (v, o) = (&weights.vo.v, &weights.vo.o);
+        if weights.attn_norm.bias.is_none() && v.bias.is_none() && o.bias.is_none() {
+            return Ok(None);
+        }
+        let (_, n_pos, _) = layer.pattern.dims3()?;
+        let (d, d_head) = (self.model.config.d_model, self.model.config.d_head);
+        let norm_bias = match &weights.attn_norm.bias {
+            Some(bias) => bias.clone(),
+            None => weights.attn_norm.gain.zeros_like()?,
+        };
+        let v_constant = v.forward(&norm_bias.reshape((1, 1, d))?)?;
+        let v_constant = v_constant.broadcast_as((1, n_pos, v_constant.dim(2)?))?.contiguous()?;
+        let out = weights.vo.mix(&layer.pattern.unsqueeze(0)?, &split_heads(&v_constant, d_head)?)?;
+        let mut builder = SourcesBuilder::new(d);
+        for vec in to_vec(&out)?.chunks_exact(d) {
+            builder.push(Origin::Constant, vec);
+            builder.end_position();
+        }
+        builder.build(self.model.device()).map(Some)
+    }
+
+    fn embed_sources(&self, tokens: &[u32]) -> Result<Sources> {
+        let d = self.model.config.d_model;
+        let embedded = to_vec(&self.model.embed(tokens)?)?;
+        let positions = self.model.position_embeddings(0, tokens.len())?.map(|p| to_vec(&p)).transpose()?;
+        let mut builder = SourcesBuilder::new(d);
+        for (pos, vec) in embedded.chunks_exact(d).enumerate() {
+            builder.push(Origin::Token { pos }, vec);
+            if let Some(positions) = &positions {
+                builder.push(Origin::Constant, &positions[pos * d..(pos + 1) * d]);
+            }
+            builder.end_position();
+        }
+        builder.build(self.model.device())
+    }
+}
+
+fn collect(encoded: Vec<EncodedLayer>) -> ActiveFeatures {
+    let mut features = ActiveFeatures { layer_starts: vec![0], ..Default::default() };
+    for (layer, EncodedLayer { active, encoder_vecs }) in encoded.into_iter().enumerate() {
+        for (pos, candidates) in active.iter().enumerate() {
+            features.all.extend(candidates.iter().map(|c| ActiveFeature {
+                layer,
+                pos,
+                feature: c.feature as usize,
+                value: c.value,
+            }));
+        }
+        features.layer_starts.push(features.all.len());
+        features.encoder_vecs.push(encoder_vecs);
+    }
+    features
+}

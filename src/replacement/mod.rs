@@ -1,0 +1,85 @@
+//! `replacement`: the host model with its MLPs cut out and transcoders put in. The one loop over layers
+//! ([`Replacement::forward`]), what it freezes ([`Frozen`]), and the linear model that is left for one prompt
+//! ([`LinearModel`], with its pull-back). Ameisen et al. 2025, "Building an Attribution Graph".
+
+mod forward;
+mod linear_model;
+mod pull_back;
+mod sources;
+
+pub use forward::{Edit, ForwardOptions, Frozen, Hold, Keep, Pass, Unedited};
+pub use linear_model::{ActiveFeatures, LinearModel};
+pub use pull_back::{TargetBatch, TargetSite};
+pub use sources::{Origin, Sources};
+
+use candle_core::{Device, Tensor};
+
+use crate::error::{Doing, Error, Result};
+use crate::model::{LayerConfig, Model};
+use crate::transcoder::{InputHook, TranscoderSet};
+use crate::weights::{Folder, HostFiles, Tokenizer};
+
+/// First tokens of a chat prompt of the gemma-3-it models; all of them are excluded (definitions 3).
+const GEMMA3_IT_START: [u32; 4] = [2, 105, 2364, 107];
+
+/// A host model and its transcoders.
+#[derive(Debug)]
+pub struct Replacement {
+    pub model: Model,
+    pub transcoders: TranscoderSet,
+    pub tokenizer: Tokenizer,
+    /// Where the host model came from, as the user named it.
+    pub source: String,
+}
+
+impl Replacement {
+    /// Opens transcoders for a host model; reads no large tensor yet.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`] and [`crate::transcoder::open`].
+    pub fn open(host: HostFiles, transcoders: &Folder, device: &Device) -> Result<Self> {
+        let model = Model::open(&host.config, host.checkpoint, device)?;
+        let (n_layers, d_model) = (model.config.n_layers, model.config.d_model);
+        let transcoders = crate::transcoder::open(transcoders, n_layers, d_model, device)
+            .doing(|| format!("cannot use the transcoders in `{}`", transcoders.spec()))?;
+        Ok(Self { model, transcoders, tokenizer: host.tokenizer, source: host.source })
+    }
+
+    /// Checks a prompt against the model.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::TokenOutOfRange`].
+    pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let config = &self.model.config;
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if tokens.len() > config.n_ctx {
+            return Err(Error::PromptTooLong { n_pos: tokens.len(), n_ctx: config.n_ctx });
+        }
+        match tokens.iter().find(|&&t| t as usize >= config.d_vocab) {
+            Some(&token) => Err(Error::TokenOutOfRange { token, d_vocab: config.d_vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// How many positions at the start have no features and no errors: the BOS token, or the whole preamble of a
+    /// gemma-3-it chat.
+    pub fn n_excluded(&self, tokens: &[u32]) -> usize {
+        let is_chat = self.transcoders.model_name.contains("gemma-3") && self.transcoders.model_name.ends_with("-it");
+        if is_chat && tokens.starts_with(&GEMMA3_IT_START) { GEMMA3_IT_START.len() } else { 1.min(tokens.len()) }
+    }
+
+    fn layer_config(&self, layer: usize) -> LayerConfig {
+        self.model.config.layers[layer]
+    }
+
+    /// The tensor at the input hook, out of the three that a layer has there.
+    fn at_input_hook(&self, resid_mid: &Tensor, normalized: &Tensor, mlp_in: &Tensor) -> Tensor {
+        match self.transcoders.input_hook {
+            InputHook::ResidMid => resid_mid.clone(),
+            InputHook::Normalized => normalized.clone(),
+            InputHook::MlpIn => mlp_in.clone(),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The pull-back: gradients of a batch of targets, from where they are put to every source below (definitions 4).
+//!
+//! The frozen model is linear, so this is its transpose, written out layer by layer:
+//! `grad_pre = grad_mid + norm1ᵀ(W_Vᵀ · patternᵀ · W_Oᵀ · postnormᵀ(grad_mid))`, and for skip transcoders
+//! `grad_mid = grad_post + hookᵀ(W_skipᵀ · outᵀ(grad_post))`.
+
+use candle_core::{DType, Tensor};
+
+use super::linear_model::{FrozenLayer, LinearModel};
+use super::sources::Sources;
+use crate::error::Result;
+use crate::ops::{TargetBlocks, edge_rows, frozen_attention, norm_pullback};
+
+/// Where the gradients of a batch are put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetSite {
+    /// On the input-hook tensor of a layer: targets are features of it.
+    InputHook { layer: usize },
+    /// On the output of the final norm: targets are directions that the unembedding reads.
+    FinalNorm,
+}
+
+/// Targets that are pulled back together.
+#[derive(Clone, Debug)]
+pub struct TargetBatch {
+    pub site: TargetSite,
+    /// Descending. `[n_targets]`
+    pub positions: Vec<usize>,
+    /// `[n_targets, d_model]`, f32.
+    pub gradients: Tensor,
+}
+
+impl LinearModel {
+    /// Pulls a batch back through the frozen layers. On the way, `read` gets every place's sources with the effects
+    /// of these on the targets, `[n_targets, n_sources]`; layers from the top down, then the embedding.
+    ///
+    /// Layers at or above the targets and positions behind them are never touched.
+    ///
+    /// # Cost
+    /// For a target at position c, per layer below it: `2 (c + 1)` times the sizes of `W_O` and `W_V`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations and of `read`.
+    pub fn pull_back(
+        &self,
+        batch: &TargetBatch,
+        read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let blocks = TargetBlocks::new(batch.positions.clone());
+        let (n_targets, d_model) = batch.gradients.dims2()?;
+        if n_targets == 0 {
+            return Ok(());
+        }
+        let own_rows: Vec<u32> = blocks.own_rows().into_iter().map(|row| row as u32).collect();
+        let own_rows = Tensor::from_vec(own_rows, n_targets, batch.gradients.device())?;
+        let at_site = Tensor::zeros((blocks.n_rows(), d_model), DType::F32, batch.gradients.device())?
+            .index_add(&own_rows, &batch.gradients, 0)?;
+
+        let (mut grad, top) = match batch.site {
+            TargetSite::FinalNorm => (norm_pullback(&at_site, None, &self.final_norm, &blocks)?, self.layers.len()),
+            TargetSite::InputHook { layer } => {
+                let resid_mid = self.layers[layer].pull_back_input(at_site, None, &blocks)?;
+                (self.pull_back_attention(layer, resid_mid, &blocks, read)?, layer)
+            }
+        };
+        for layer in (0..top).rev() {
+            let frozen = &self.layers[layer];
+            let at_output = match &frozen.output_norm {
+                Some(factors) => norm_pullback(&grad, None, factors, &blocks)?,
+                None => grad.clone(),
+            };
+            read_sources(&self.mlp_sources[layer], &at_output, &blocks, read)?;
+            if let Some(w_skip) = &frozen.w_skip {
+                grad = frozen.pull_back_input(at_output.matmul(w_skip)?, Some(&grad), &blocks)?;
+            }
+            grad = self.pull_back_attention(layer, grad, &blocks, read)?;
+        }
+        read_sources(&self.embed_sources, &grad, &blocks, read)
+    }
+
+    /// From `resid_mid` to `resid_pre` of one layer. `[n_rows, d_model]` to the same
+    fn pull_back_attention(
+        &self,
+        layer: usize,
+        resid_mid: Tensor,
+        blocks: &TargetBlocks,
+        read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let frozen = &self.layers[layer];
+        let attn_out = match &frozen.post_attn_norm {
+            Some(factors) => norm_pullback(&resid_mid, None, factors, blocks)?,
+            None => resid_mid.clone(),
+        };
+        if let Some(constants) = &self.attn_constants[layer] {
+            read_sources(constants, &attn_out, blocks, read)?;
+        }
+        let z = attn_out.matmul(&frozen.w_o)?;
+        let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, blocks)?;
+        let attn_in = v.matmul(&frozen.w_v)?;
+        Ok(norm_pullback(&attn_in, Some(&resid_mid), &frozen.attn_norm, blocks)?)
+    }
+}
+
+impl FrozenLayer {
+    /// From the input hook to `resid_mid`, added to a residual gradient. `[n_rows, d_model]` to the same
+    fn pull_back_input(&self, at_hook: Tensor, residual: Option<&Tensor>, blocks: &TargetBlocks) -> Result<Tensor> {
+        match (&self.input_norm, residual) {
+            (Some(factors), residual) => Ok(norm_pullback(&at_hook, residual, factors, blocks)?),
+            (None, Some(residual)) => Ok((at_hook + residual)?),
+            (None, None) => Ok(at_hook),
+        }
+    }
+}
+
+fn read_sources(
+    sources: &Sources,
+    grad: &Tensor,
+    blocks: &TargetBlocks,
+    read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>,
+) -> Result<()> {
+    if sources.origins.is_empty() {
+        return Ok(());
+    }
+    let effects = edge_rows(grad, &sources.vecs, blocks, &sources.starts)?;
+    read(sources, &effects)
+}

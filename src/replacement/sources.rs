@@ -1,0 +1,74 @@
+//! The sources of the linear model: what writes to the residual stream, as vectors at the place where it is added.
+
+use candle_core::{Device, Tensor};
+
+use crate::error::Result;
+use crate::ops::SourceStarts;
+
+/// What a source vector belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Index into [`super::ActiveFeatures`]. A cross-layer feature is a source at every layer it writes to.
+    Feature(usize),
+    Error { layer: usize, pos: usize },
+    Token { pos: usize },
+    /// Biases and everything else that no node stands for: it goes to the bias effect.
+    Constant,
+}
+
+/// Sources that are added to the residual stream at one place, sorted by position.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// `[n_sources, d_model]`, f32.
+    pub vecs: Tensor,
+    /// First source of each position. `[n_pos + 1]`
+    pub starts: SourceStarts,
+    /// `[n_sources]`
+    pub origins: Vec<Origin>,
+}
+
+/// Collects [`Sources`], position by position.
+pub(super) struct SourcesBuilder {
+    d_model: usize,
+    vecs: Vec<f32>,
+    starts: SourceStarts,
+    origins: Vec<Origin>,
+}
+
+impl SourcesBuilder {
+    pub fn new(d_model: usize) -> Self {
+        Self { d_model, vecs: Vec::new(), starts: vec![0], origins: Vec::new() }
+    }
+
+    /// As [`SourcesBuilder::new`], with room for `n_sources`.
+    pub fn with_capacity(d_model: usize, n_sources: usize) -> Self {
+        Self { vecs: Vec::with_capacity(d_model * n_sources), ..Self::new(d_model) }
+    }
+
+    /// Adds a source at the current position.
+    pub fn push(&mut self, origin: Origin, vec: &[f32]) {
+        debug_assert_eq!(vec.len(), self.d_model);
+        self.origins.push(origin);
+        self.vecs.extend_from_slice(vec);
+    }
+
+    /// Adds `scale · vec`, and adds the same to `sum`.
+    pub fn push_scaled(&mut self, origin: Origin, vec: &[f32], scale: f32, sum: &mut [f32]) {
+        self.origins.push(origin);
+        self.vecs.extend(vec.iter().zip(sum).map(|(v, sum)| {
+            let scaled = v * scale;
+            *sum += scaled;
+            scaled
+        }));
+    }
+
+    /// Ends the current position.
+    pub fn end_position(&mut self) {
+        self.starts.push(self.origins.len());
+    }
+
+    pub fn build(self, device: &Device) -> Result<Sources> {
+        let vecs = Tensor::from_vec(self.vecs, (self.origins.len(), self.d_model), device)?;
+        Ok(Sources { vecs, starts: self.starts, origins: self.origins })
+    }
+}

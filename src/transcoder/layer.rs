@@ -1,0 +1,213 @@
+//! The transcoder of one layer: streamed encoder, decoder rows on demand.
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::activation::{ActivationFunction, Candidate};
+use crate::error::Result;
+use crate::weights::Checkpoint;
+
+/// f32 values of the encoder held at once: 16 MiB.
+const BLOCK_VALUES: usize = 4 << 20;
+
+/// Where the encoder is, and which way round.
+#[derive(Clone, Debug)]
+pub(super) struct Encoder {
+    pub checkpoint: Checkpoint,
+    pub name: String,
+    /// Stored as `[d_model, d_transcoder]` (Gemma Scope).
+    pub transposed: bool,
+}
+
+/// Where the decoder is.
+#[derive(Clone, Debug)]
+pub(super) struct Decoder {
+    pub checkpoint: Checkpoint,
+    pub name: String,
+}
+
+/// The transcoder of one layer. Biases are in memory; encoder and decoder stay in the file.
+#[derive(Clone, Debug)]
+pub struct Transcoder {
+    pub(super) d_model: usize,
+    pub(super) activation: ActivationFunction,
+    /// `W_enc`, `[d_transcoder, d_model]`
+    pub(super) encoder: Encoder,
+    /// `W_dec`, `[d_transcoder, d_model]`, or `[d_transcoder, n_written, d_model]` for a cross-layer transcoder.
+    pub(super) decoder: Decoder,
+    /// `[d_transcoder]`
+    pub(super) b_enc: Vec<f32>,
+    /// `[d_model]`
+    pub(super) b_dec: Tensor,
+    /// `[d_model, d_model]`, applied as `x · W_skipᵀ`.
+    pub(super) w_skip: Option<Tensor>,
+}
+
+/// The active features of one layer.
+#[derive(Debug)]
+pub struct EncodedLayer {
+    /// Active features of each position, ascending by feature. `[n_pos][..]`
+    pub active: Vec<Vec<Candidate>>,
+    /// Encoder rows of the active features, position by position. `[n_active, d_model]`
+    pub encoder_vecs: Tensor,
+}
+
+impl Transcoder {
+    /// Number of features.
+    pub fn n_features(&self) -> usize {
+        self.b_enc.len()
+    }
+
+    /// The activation function.
+    pub fn activation(&self) -> &ActivationFunction {
+        &self.activation
+    }
+
+    /// Encoder bias of a feature.
+    pub fn b_enc(&self, feature: usize) -> f32 {
+        self.b_enc[feature]
+    }
+
+    /// Decoder bias. `[d_model]`
+    pub fn b_dec(&self) -> &Tensor {
+        &self.b_dec
+    }
+
+    /// The skip connection, applied as `x · W_skipᵀ`. `[d_model, d_model]`
+    pub fn w_skip(&self) -> Option<&Tensor> {
+        self.w_skip.as_ref()
+    }
+
+    /// The skip term `x · W_skipᵀ`, where there is one. `[.., d_model]` to `[.., d_model]`
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn skip(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some(w_skip) = &self.w_skip else { return Ok(None) };
+        let flat = x.reshape(((), self.d_model))?.matmul(&w_skip.t()?)?;
+        Ok(Some(flat.reshape(x.shape())?))
+    }
+
+    /// Encodes every position but the first `n_excluded`: `z = x · W_encᵀ + b_enc`, `a = act(z)`.
+    ///
+    /// The encoder is streamed in blocks, so that only active rows stay in memory.
+    ///
+    /// # Shapes
+    /// `x` `[n_pos, d_model]`, at the input hook of this layer.
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations.
+    pub fn encode(&self, x: &Tensor, n_excluded: usize) -> Result<EncodedLayer> {
+        let (n_pos, d_model) = x.dims2()?;
+        let device = x.device();
+        let mut active: Vec<Vec<Candidate>> = vec![Vec::new(); n_pos];
+        // Active rows of every block with their (position, feature); TopK may discard some again.
+        let mut kept: Vec<(u32, u32)> = Vec::new();
+        let mut kept_rows: Vec<Tensor> = Vec::new();
+        let x = x.narrow(0, n_excluded.min(n_pos), n_pos - n_excluded.min(n_pos))?;
+        let step = (BLOCK_VALUES / d_model).max(1);
+        let starts = if x.dim(0)? == 0 { 0..0 } else { 0..self.n_features() };
+        for start in starts.step_by(step) {
+            let end = (start + step).min(self.n_features());
+            let block = self.encoder_block(start..end, device)?;
+            let z = x.matmul(&block.t()?)?.to_vec2::<f32>()?;
+            let bias = &self.b_enc[start..end];
+            let found: Vec<Vec<Candidate>> = z
+                .into_par_iter()
+                .map(|mut z| {
+                    z.iter_mut().zip(bias).for_each(|(z, b)| *z += b);
+                    let mut candidates = Vec::new();
+                    self.activation.select(start, &z, &mut candidates);
+                    candidates
+                })
+                .collect();
+            let mut rows = Vec::new();
+            for (i, candidates) in found.into_iter().enumerate() {
+                for c in &candidates {
+                    kept.push(((n_excluded + i) as u32, c.feature));
+                    rows.push(c.feature - start as u32);
+                }
+                active[n_excluded + i].extend(candidates);
+            }
+            if !rows.is_empty() {
+                let n = rows.len();
+                kept_rows.push(block.index_select(&Tensor::from_vec(rows, n, device)?, 0)?);
+            }
+        }
+        active.iter_mut().for_each(|candidates| self.activation.finish(candidates));
+        let encoder_vecs = self.in_order(&active, &kept, &kept_rows, device)?;
+        Ok(EncodedLayer { active, encoder_vecs })
+    }
+
+    /// Sorts the rows that the blocks left behind by (position, feature), without those discarded since.
+    fn in_order(
+        &self,
+        active: &[Vec<Candidate>],
+        kept: &[(u32, u32)],
+        kept_rows: &[Tensor],
+        device: &Device,
+    ) -> Result<Tensor> {
+        let mut by_id: Vec<usize> = (0..kept.len()).collect();
+        by_id.sort_unstable_by_key(|&i| kept[i]);
+        let wanted = active.iter().enumerate().flat_map(|(p, a)| a.iter().map(move |c| (p as u32, c.feature)));
+        let mut index = Vec::new();
+        let mut at = by_id.into_iter();
+        for id in wanted {
+            index.extend(at.by_ref().find(|&i| kept[i] == id).map(|i| i as u32));
+        }
+        if index.is_empty() {
+            return Ok(Tensor::zeros((0, self.d_model), candle_core::DType::F32, device)?);
+        }
+        let n = index.len();
+        let all = Tensor::cat(kept_rows, 0)?;
+        Ok(all.index_select(&Tensor::from_vec(index, n, device)?, 0)?)
+    }
+
+    /// Rows of the encoder. `[rows.len(), d_model]`
+    fn encoder_block(&self, rows: std::ops::Range<usize>, device: &Device) -> Result<Tensor> {
+        let Encoder { checkpoint, name, transposed } = &self.encoder;
+        let block = if *transposed { checkpoint.columns(name, rows)? } else { checkpoint.rows(name, rows)? };
+        Ok(block.to_device(device)?)
+    }
+
+    /// One encoder row. `[d_model]`
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn encoder_row(&self, feature: usize, device: &Device) -> Result<Tensor> {
+        Ok(self.encoder_block(feature..feature + 1, device)?.squeeze(0)?)
+    }
+
+    /// Pre-activations of all features. `[n, d_model]` to `[n, d_transcoder]`: for small sets and tests.
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations.
+    pub fn pre_activations(&self, x: &Tensor) -> Result<Tensor> {
+        let step = (BLOCK_VALUES / self.d_model).max(1);
+        let blocks = (0..self.n_features())
+            .step_by(step)
+            .map(|start| {
+                let block = self.encoder_block(start..(start + step).min(self.n_features()), x.device())?;
+                Ok(x.matmul(&block.t()?)?)
+            })
+            .collect::<Result<Vec<Tensor>>>()?;
+        let bias = Tensor::from_slice(&self.b_enc, self.n_features(), x.device())?;
+        Ok(Tensor::cat(&blocks, 1)?.broadcast_add(&bias)?)
+    }
+
+    /// Decoder vectors of chosen features, not scaled by their activations.
+    ///
+    /// # Shapes
+    /// Returns `[features.len(), n_written, d_model]`; `n_written` is 1 for a per-layer transcoder.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn decoder_vecs(&self, features: &[usize], device: &Device) -> Result<Tensor> {
+        if features.is_empty() {
+            return Ok(Tensor::zeros((0, 1, self.d_model), candle_core::DType::F32, device)?);
+        }
+        let Decoder { checkpoint, name } = &self.decoder;
+        let rows = checkpoint.gather_rows(name, features)?;
+        Ok(rows.reshape((features.len(), (), self.d_model))?.to_device(device)?)
+    }
+}

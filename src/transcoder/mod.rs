@@ -1,0 +1,131 @@
+//! `transcoder`: sparse, readable features in place of an MLP (definitions 2; Dunefsky et al. 2024). It knows
+//! nothing of the host model beyond its sizes.
+//!
+//! In: a folder of transcoders. Out: the active features of a tensor of inputs ([`Transcoder::encode`]) and the
+//! decoder rows of chosen features.
+
+mod activation;
+mod layer;
+mod open;
+
+pub use activation::{ActivationFunction, Candidate};
+pub use layer::{EncodedLayer, Transcoder};
+pub use open::open;
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+
+/// Where the transcoder reads the residual stream (`feature_input_hook`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputHook {
+    /// `hook_resid_mid`: before the MLP's norm.
+    ResidMid,
+    /// `ln2.hook_normalized`: divided by the norm's denominator, before the gain.
+    Normalized,
+    /// `mlp.hook_in`: the MLP's input.
+    MlpIn,
+}
+
+/// Where the transcoder's output is compared and added (`feature_output_hook`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputHook {
+    /// `mlp.hook_out`: the MLP's output, before any post-norm.
+    MlpOut,
+    /// `hook_mlp_out`: what is added to the residual stream.
+    HookMlpOut,
+}
+
+impl InputHook {
+    /// The names in `config.yaml`.
+    pub const NAMES: [&str; 3] = ["hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"];
+
+    /// # Errors
+    /// [`Error::UnknownHook`]
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "hook_resid_mid" => Ok(Self::ResidMid),
+            "ln2.hook_normalized" => Ok(Self::Normalized),
+            "mlp.hook_in" => Ok(Self::MlpIn),
+            _ => Err(Error::UnknownHook {
+                key: "feature_input_hook",
+                name: name.into(),
+                known: Self::NAMES.to_vec(),
+            }),
+        }
+    }
+
+    /// The name in `config.yaml`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
+impl OutputHook {
+    /// The names in `config.yaml`.
+    pub const NAMES: [&str; 2] = ["mlp.hook_out", "hook_mlp_out"];
+
+    /// # Errors
+    /// [`Error::UnknownHook`]
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "mlp.hook_out" => Ok(Self::MlpOut),
+            "hook_mlp_out" => Ok(Self::HookMlpOut),
+            _ => Err(Error::UnknownHook {
+                key: "feature_output_hook",
+                name: name.into(),
+                known: Self::NAMES.to_vec(),
+            }),
+        }
+    }
+
+    /// The name in `config.yaml`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
+/// Whether a feature writes to its own layer's MLP output, or to that of every later layer too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    PerLayer,
+    CrossLayer,
+}
+
+/// Transcoders for every layer of one host model.
+#[derive(Debug)]
+pub struct TranscoderSet {
+    pub kind: Kind,
+    /// The model these were trained on, as `config.yaml` names it.
+    pub model_name: String,
+    /// Names the set in viewers.
+    pub scan: String,
+    pub input_hook: InputHook,
+    pub output_hook: OutputHook,
+    /// One a layer.
+    pub layers: Vec<Transcoder>,
+    /// Readable names of features, by (layer, feature); empty when there is no label file.
+    pub labels: BTreeMap<(u32, u32), String>,
+}
+
+impl TranscoderSet {
+    /// How many layers a feature of `layer` writes to: 1, or all from its own upwards.
+    pub fn n_written(&self, layer: usize) -> usize {
+        match self.kind {
+            Kind::PerLayer => 1,
+            Kind::CrossLayer => self.layers.len() - layer,
+        }
+    }
+
+    /// Checks that a feature exists.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFeature`]
+    pub fn check_feature(&self, layer: usize, feature: usize) -> Result<()> {
+        let n_features = self.layers.get(layer).map_or(0, Transcoder::n_features);
+        if feature < n_features {
+            return Ok(());
+        }
+        Err(Error::NoSuchFeature { layer, feature, n_layers: self.layers.len(), n_features })
+    }
+}
