@@ -29,6 +29,78 @@ pub enum Error {
     /// A tensor operation failed: out of memory, a device error, or a bug of ours.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
+
+    // weights
+    /// A file does not have the structure of its format: truncated, a length that lies, an unknown version.
+    #[error("`{file}` is not a valid {format} file: {reason}")]
+    Damaged { file: String, format: &'static str, reason: String },
+
+    /// A file that must be there is not.
+    #[error("`{file}` is missing from `{folder}`")]
+    MissingFile { file: String, folder: String },
+
+    /// A tensor that must be there is not.
+    #[error("`{file}` has no tensor `{name}`")]
+    MissingTensor { name: String, file: String },
+
+    /// Two files of one checkpoint hold a tensor of the same name.
+    #[error("tensor `{name}` is both in `{first}` and in `{second}`")]
+    DuplicateTensor { name: String, first: String, second: String },
+
+    /// A tensor has another shape than its use needs.
+    #[error("`{tensor}` in `{file}` has shape {actual:?}, expected {expected:?}")]
+    Shape { tensor: String, file: String, actual: Vec<usize>, expected: Vec<usize> },
+
+    /// A tensor's elements have a type that is not read.
+    #[error("`{tensor}` in `{file}` has dtype {dtype}, expected {expected}")]
+    Dtype { tensor: String, file: String, dtype: String, expected: &'static str },
+
+    /// A weight is NaN or infinite.
+    #[error("`{tensor}` in `{file}` is {value} at {index:?}")]
+    NotFinite { tensor: String, file: String, index: Vec<usize>, value: f32 },
+
+    /// Rows or columns were asked for that the tensor does not have.
+    #[error("`{tensor}` in `{file}` has {len} along dimension {dim}, asked for index {index}")]
+    OutOfRange { tensor: String, file: String, dim: usize, index: usize, len: usize },
+
+    /// A GGUF file lacks a metadata key, or the key has another type.
+    #[error("`{file}` has no usable metadata key `{key}`: {reason}")]
+    Metadata { file: String, key: String, reason: String },
+
+    /// A GGUF file of an architecture that is not read.
+    #[error("`{file}` holds a model of architecture `{architecture}`, expected one of {expected}")]
+    Architecture { file: String, architecture: String, expected: &'static str },
+
+    /// A tokenizer could not be built.
+    #[error("cannot build the tokenizer from `{file}`: {reason}")]
+    Tokenizer { file: String, reason: String },
+
+    /// A prompt without any token.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+
+    /// A text that must be one token is several, or none.
+    #[error("{text:?} is not one token; it is encoded as {}", quoted(tokens))]
+    NotOneToken { text: String, tokens: Vec<String>, near: Vec<String> },
+
+    /// A model or transcoder name that is neither a path nor a Hub id.
+    #[error("`{spec}` is neither a folder, nor a .gguf file, nor a Hub id `org/name[@revision]`")]
+    UnknownSource { spec: String },
+
+    /// A file of a Hub repository is not in the local cache, and the network may not be used.
+    #[error(
+        "`{file}` of `{repo}` (revision `{revision}`) is not in the local cache `{cache}`, and HF_HUB_OFFLINE is set"
+    )]
+    NotCached { repo: String, revision: String, file: String, cache: String },
+
+    /// The Hub did not give a file.
+    #[error("cannot fetch `{file}` of `{repo}` (revision `{revision}`): {reason}")]
+    Hub { repo: String, revision: String, file: String, reason: String },
+}
+
+/// Texts as they are shown in messages: quoted, comma-separated.
+fn quoted(texts: &[String]) -> String {
+    texts.iter().map(|t| format!("{t:?}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The result of every fallible function of this library.
@@ -39,6 +111,21 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Context { source, .. } => source.hint(),
+            // weights
+            Error::Damaged { .. } => Some("the file may be an incomplete download; fetch it again".into()),
+            Error::NotFinite { .. } => Some("the file is damaged or was written from a failed training run".into()),
+            Error::NotOneToken { near, .. } if !near.is_empty() => {
+                Some(format!("these are single tokens: {}; leading spaces count", quoted(near)))
+            }
+            Error::UnknownSource { spec } => {
+                Some(format!("check the path; `{spec}` does not exist here, and Hub ids have exactly one `/`"))
+            }
+            Error::NotCached { repo, revision, file, cache } => Some(format!(
+                "with network: `hf download {repo} --revision {revision}` or run again without HF_HUB_OFFLINE; \
+                 without: put `{file}` and the repository's other files into a folder and give its path, \
+                 or copy the repository's folder from another machine's cache into `{cache}`"
+            )),
+            Error::Hub { .. } => Some("gated repositories need HF_TOKEN; a downloaded folder works as well".into()),
             _ => None,
         }
     }

@@ -1,1 +1,24 @@
 //! `weights`: files of tensors, opened, checked and memory-mapped; the tokenizer.
+//!
+//! In: a path, a Hub id, or bytes in the program. Out: f32 tensors on the CPU, converted when used, under the names and
+//! in the layouts of Hugging Face checkpoints whatever the file was. This room knows neither models nor features.
+
+mod checkpoint;
+mod encoding;
+mod folder;
+mod gguf;
+mod gguf_config;
+mod gguf_header;
+mod gguf_tokenizer;
+mod host;
+mod hub;
+mod npz;
+mod safetensors_file;
+mod source;
+mod stored;
+mod tokenizer;
+
+pub use checkpoint::Checkpoint;
+pub use folder::Folder;
+pub use host::HostFiles;
+pub use tokenizer::{SpecialIds, Tokenizer};

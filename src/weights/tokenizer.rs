@@ -1,0 +1,193 @@
+//! Text to tokens and back.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, OnceLock};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// A model's tokenizer. Cheap to clone.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    special: BTreeSet<u32>,
+    /// Token strings to the smallest id that has them; built when first needed.
+    id_from_string: OnceLock<HashMap<String, u32>>,
+}
+
+/// Ids with a role, where they are known.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SpecialIds {
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub pad: Option<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.vocab_size())
+    }
+}
+
+impl Tokenizer {
+    /// From the text of `tokenizer.json`, with the special tokens that `tokenizer_config.json` names, or else the ids
+    /// of `config.json`. `file` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn from_json(file: &str, json: &[u8], tokenizer_config: Option<&Value>, config: &Value) -> Result<Self> {
+        let tokenizer = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|e| Error::Tokenizer { file: file.to_string(), reason: e.to_string() })?;
+        let id = |role: &str| {
+            let named = tokenizer_config.and_then(|c| c.get(format!("{role}_token")));
+            let named = named.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+            named.and_then(|t| tokenizer.token_to_id(t)).or_else(|| {
+                let id = config.get(format!("{role}_token_id"))?;
+                let id = id.as_array().and_then(|ids| ids.first()).unwrap_or(id);
+                u32::try_from(id.as_u64()?).ok()
+            })
+        };
+        let ids = SpecialIds { bos: id("bos"), eos: id("eos"), pad: id("pad") };
+        Self::new(file, tokenizer, ids)
+    }
+
+    pub(super) fn new(file: &str, mut tokenizer: tokenizers::Tokenizer, ids: SpecialIds) -> Result<Self> {
+        // Files written by training scripts may still cut or fill texts to the training length.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| Error::Tokenizer { file: file.to_string(), reason: e.to_string() })?;
+        let added = tokenizer.get_added_tokens_decoder();
+        let added = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id);
+        let special = added.chain([ids.bos, ids.eos, ids.pad].into_iter().flatten()).collect();
+        let SpecialIds { bos, eos, pad } = ids;
+        Ok(Self(Arc::new(Inner { tokenizer, bos, eos, pad, special, id_from_string: OnceLock::new() })))
+    }
+
+    /// A prompt's tokens: tokenised without special tokens; if the first is not a special token, BOS (else PAD, else
+    /// EOS) is put before it.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`]; [`Error::Tokenizer`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode_plain(text)?;
+        let Some(&first) = ids.first() else { return Err(Error::EmptyPrompt) };
+        let start = self.0.bos.or(self.0.pad).or(self.0.eos);
+        Ok(match start {
+            Some(start) if !self.is_special(first) => std::iter::once(start).chain(ids).collect(),
+            _ => ids,
+        })
+    }
+
+    /// A text's tokens, without special tokens around them.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let encoding = self.0.tokenizer.encode_fast(text, false);
+        let encoding =
+            encoding.map_err(|e| Error::Tokenizer { file: "tokenizer".to_string(), reason: e.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of some tokens; special tokens are shown.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.0.tokenizer.decode(ids, false).unwrap_or_default()
+    }
+
+    /// The text of one token, leading space included; `\u{fffd}` where its bytes are no whole character.
+    pub fn token(&self, id: u32) -> String {
+        self.decode(&[id])
+    }
+
+    /// The token whose text is exactly `text`.
+    ///
+    /// # Errors
+    /// [`Error::NotOneToken`] with the tokens of the text and near misses.
+    pub fn single_token(&self, text: &str) -> Result<u32> {
+        if let Some(id) = self.exact_token(text) {
+            return Ok(id);
+        }
+        let ids = self.encode_plain(text)?;
+        let first = ids.first().map(|&id| self.token(id)).unwrap_or_default();
+        let bare = text.trim_start();
+        let capital: String = match bare.chars().next() {
+            Some(c) => c.to_uppercase().chain(bare.chars().skip(1)).collect(),
+            None => String::new(),
+        };
+        let candidates = [bare.to_string(), bare.to_lowercase(), capital];
+        let candidates = candidates.into_iter().flat_map(|word| [format!(" {word}"), word]).chain([first]);
+        let mut near: Vec<String> = Vec::new();
+        for candidate in candidates {
+            if candidate != text && !near.contains(&candidate) && self.exact_token(&candidate).is_some() {
+                near.push(candidate);
+            }
+        }
+        let tokens = ids.iter().map(|&id| self.token(id)).collect();
+        Err(Error::NotOneToken { text: text.to_string(), tokens, near })
+    }
+
+    fn exact_token(&self, text: &str) -> Option<u32> {
+        if text.is_empty() {
+            return None;
+        }
+        if let Ok(ids) = self.encode_plain(text)
+            && let [id] = ids[..]
+            && self.token(id) == text
+        {
+            return Some(id);
+        }
+        // Tokenizers that put a space before every text cannot encode the tokens without one.
+        let strings = self.0.id_from_string.get_or_init(|| {
+            let mut id_from_string = HashMap::new();
+            for id in (0..self.vocab_size() as u32).rev() {
+                id_from_string.insert(self.token(id), id);
+            }
+            id_from_string
+        });
+        strings.get(text).copied()
+    }
+
+    /// Whether a token stands for something other than text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.special.contains(&id)
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.0.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.0.eos
+    }
+
+    /// The token that fills up batches.
+    pub fn pad(&self) -> Option<u32> {
+        self.0.pad
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.0.tokenizer.get_vocab_size(true)
+    }
+
+    /// The text of `tokenizer.json` for this tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn to_json(&self) -> Result<String> {
+        let json = self.0.tokenizer.to_string(false);
+        json.map_err(|e| Error::Tokenizer { file: "tokenizer".to_string(), reason: e.to_string() })
+    }
+}
