@@ -47,6 +47,18 @@ pub enum Error {
     #[error("`{name}` of the graph holds a negative value at {index}")]
     GraphNegative { name: &'static str, index: usize },
 
+    /// A node is in a circuit twice.
+    #[error("the graph holds {node} twice")]
+    CircuitDuplicate { node: String },
+
+    /// The edges of a circuit go round in a circle.
+    #[error("the graph has a cycle through {node}")]
+    CircuitCycle { node: String },
+
+    /// A pruning threshold is no share.
+    #[error("{name} is {value}, must be in 0..=1")]
+    Threshold { name: &'static str, value: f64 },
+
     /// A tensor operation failed: out of memory, a device error, or a bug of ours.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),

@@ -1,5 +1,6 @@
 //! The attribution graph of one prompt before pruning.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use rayon::prelude::*;
@@ -65,6 +66,9 @@ pub struct GraphMeta {
     pub completeness_score: f64,
     /// The version of the program that computed the graph.
     pub program_version: String,
+    /// Labels of selected features by `<layer>_<feature>`, where a label file was at hand.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub feature_labels: BTreeMap<String, String>,
 }
 
 /// The settings that a graph was computed with.
