@@ -26,6 +26,39 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    // Graphs: `graph`, `prune`, `export`.
+    /// Two parts of a graph disagree about their size.
+    #[error("`{name}` of the graph has shape {actual:?}, expected {expected:?}")]
+    GraphShape { name: &'static str, expected: Vec<usize>, actual: Vec<usize> },
+
+    /// An index in a graph points outside of what it indexes.
+    #[error("{name} {index} of the graph is {value}, must be below {limit}")]
+    GraphIndex { name: &'static str, index: usize, value: usize, limit: usize },
+
+    /// A list of a graph is not strictly ascending at `index`.
+    #[error("{name} of the graph are not in ascending order at entry {index}")]
+    GraphOrder { name: &'static str, index: usize },
+
+    /// A number of a graph is NaN or infinite.
+    #[error("`{name}` of the graph holds a value at {index} that is not finite")]
+    GraphNotFinite { name: &'static str, index: usize },
+
+    /// A number of a graph is negative that must not be.
+    #[error("`{name}` of the graph holds a negative value at {index}")]
+    GraphNegative { name: &'static str, index: usize },
+
+    /// A node is in a circuit twice.
+    #[error("the graph holds {node} twice")]
+    CircuitDuplicate { node: String },
+
+    /// The edges of a circuit go round in a circle.
+    #[error("the graph has a cycle through {node}")]
+    CircuitCycle { node: String },
+
+    /// A pruning threshold is no share.
+    #[error("{name} is {value}, must be in 0..=1")]
+    Threshold { name: &'static str, value: f64 },
+
     /// A tensor operation failed: out of memory, a device error, or a bug of ours.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),

@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod graph;
+pub mod prune;
 pub mod weights;
 
 pub use error::{Error, Result};

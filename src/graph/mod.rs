@@ -1,1 +1,23 @@
-//! `graph`: nodes, edges, influence, scores and the pruned circuit. Plain data: no tensors library in here.
+//! `graph`: nodes, edges, influence and scores of an attribution graph. Plain data, no candle in here.
+//!
+//! The edge rows come in ([`AttributionGraph`], from `attribution` or from a file); [`influence()`] and the scores are
+//! computed over them in one sweep, and what survives pruning becomes a [`Circuit`]. Meanings: definitions 3 to 8;
+//! Ameisen et al. 2025, "Circuit Tracing".
+
+mod attribution_graph;
+mod circuit;
+mod edge_rows;
+pub mod influence;
+mod layout;
+mod paths;
+mod scores;
+
+pub use attribution_graph::{
+    AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION, ROW_IDENTITY_FLOOR,
+};
+pub use circuit::{Circuit, CircuitMeta, Edge, Link, Neighbor, Node};
+pub use edge_rows::EdgeRows;
+pub use influence::{Influence, PartialRows, influence, next_features, partial_influence};
+pub use layout::{FeatureId, NodeId, NodeLayout};
+pub use paths::{Path, StrongestPaths, strongest_paths};
+pub use scores::{Scores, scores, subgraph_scores};

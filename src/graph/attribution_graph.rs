@@ -1,0 +1,210 @@
+//! The attribution graph of one prompt before pruning.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{EdgeRows, FeatureId, NodeLayout};
+use crate::{Error, Result};
+
+/// The version of the raw file that this program writes and reads.
+pub const RAW_FORMAT_VERSION: u32 = 1;
+
+/// The scale below which a row counts as empty in [`AttributionGraph::row_identity_error`].
+pub const ROW_IDENTITY_FLOOR: f64 = 1e-6;
+
+/// What an attribution graph consists of. Checked by [`AttributionGraph::new`], read-only after.
+#[derive(Debug)]
+pub struct GraphData {
+    /// Token ids, BOS included. [n_pos].
+    pub input_tokens: Vec<i64>,
+    /// Every active feature, strictly ascending. [n_active].
+    pub active_features: Vec<FeatureId>,
+    /// Activations of the active features. [n_active].
+    pub activation_values: Vec<f32>,
+    /// Indices into `active_features` of the features that are nodes, strictly ascending. [n_selected].
+    pub selected_features: Vec<usize>,
+    /// Direct effects. [n_selected + n_targets, n_nodes].
+    pub edge_rows: EdgeRows,
+    /// The part of each row's value that comes from biases (definitions 4). [n_selected + n_targets].
+    pub bias_effect: Vec<f32>,
+    /// The pre-activation or target value that a row and its bias effect must add up to. [n_selected + n_targets].
+    pub row_values: Vec<f32>,
+    /// Vocabulary ids, -1 for a direction that is no token. [n_targets].
+    pub target_ids: Vec<i64>,
+    /// Weights of the targets. [n_targets].
+    pub target_probabilities: Vec<f32>,
+    /// The model's own logits at the last position. [d_vocab].
+    pub logits: Vec<f32>,
+    pub meta: GraphMeta,
+}
+
+/// What the metadata of a raw file says about a graph (formats.md).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GraphMeta {
+    pub format_version: u32,
+    pub prompt: String,
+    /// The text of every input token. [n_pos].
+    pub prompt_tokens: Vec<String>,
+    /// The text of every target: a token's own text, or a name such as `" Austin" - " Sacramento"`. [n_targets].
+    pub target_labels: Vec<String>,
+    /// [n_targets].
+    pub target_positions: Vec<u32>,
+    /// What `--model` said.
+    pub model: String,
+    /// The transcoder set's own name.
+    pub scan: String,
+    pub feature_input_hook: String,
+    pub feature_output_hook: String,
+    pub n_layers: usize,
+    pub settings: GraphSettings,
+    /// The largest relative error of the row identity.
+    pub row_identity_error: f64,
+    pub replacement_score: f64,
+    pub completeness_score: f64,
+    /// The version of the program that computed the graph.
+    pub program_version: String,
+    /// Labels of selected features by `<layer>_<feature>`, where a label file was at hand.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub feature_labels: BTreeMap<String, String>,
+}
+
+/// The settings that a graph was computed with.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GraphSettings {
+    pub max_logits: usize,
+    pub logit_prob: f64,
+    /// `None`: all active features.
+    pub max_features: Option<usize>,
+    pub batch_size: usize,
+}
+
+/// The attribution graph of one prompt: every direct effect between its nodes.
+///
+/// Reads like [`GraphData`]; that its parts agree was checked when it was built.
+#[derive(Debug)]
+pub struct AttributionGraph {
+    data: GraphData,
+    layout: NodeLayout,
+}
+
+impl Deref for AttributionGraph {
+    type Target = GraphData;
+
+    fn deref(&self) -> &GraphData {
+        &self.data
+    }
+}
+
+impl AttributionGraph {
+    /// Checks that the parts agree, once for all that is done with them later.
+    ///
+    /// # Errors
+    /// Lengths that disagree, unsorted or foreign features, values that are not finite (the edge rows apart: they may
+    /// be a memory map that nobody wants to read twice; a NaN in them shows in the influence).
+    pub fn new(data: GraphData) -> Result<AttributionGraph> {
+        let (n_pos, n_active) = (data.input_tokens.len(), data.active_features.len());
+        let (n_selected, n_targets) = (data.selected_features.len(), data.target_ids.len());
+        let n_rows = n_selected + n_targets;
+        let check = |name, expected: usize, actual: usize| {
+            if expected == actual {
+                Ok(())
+            } else {
+                Err(Error::GraphShape { name, expected: vec![expected], actual: vec![actual] })
+            }
+        };
+        check("activation_values", n_active, data.activation_values.len())?;
+        check("bias_effect", n_rows, data.bias_effect.len())?;
+        check("row_values", n_rows, data.row_values.len())?;
+        check("target_probabilities", n_targets, data.target_probabilities.len())?;
+        check("prompt_tokens", n_pos, data.meta.prompt_tokens.len())?;
+        check("target_labels", n_targets, data.meta.target_labels.len())?;
+        check("target_positions", n_targets, data.meta.target_positions.len())?;
+        check_finite("activation_values", &data.activation_values)?;
+        check_finite("bias_effect", &data.bias_effect)?;
+        check_finite("row_values", &data.row_values)?;
+        check_finite("target_probabilities", &data.target_probabilities)?;
+        check_finite("logits", &data.logits)?;
+        if let Some(index) = data.target_probabilities.iter().position(|&p| p < 0.0) {
+            return Err(Error::GraphNegative { name: "target_probabilities", index });
+        }
+        if let Some(index) = data.meta.target_positions.iter().position(|&pos| pos as usize >= n_pos) {
+            let value = data.meta.target_positions[index] as usize;
+            return Err(Error::GraphIndex { name: "position of a target", index, value, limit: n_pos });
+        }
+
+        // The active features get the same checks as the nodes: a layout of them is made and let go.
+        NodeLayout::new(data.active_features.clone(), data.meta.n_layers, n_pos, 0)?;
+        let mut features = Vec::with_capacity(n_selected);
+        for (index, &active) in data.selected_features.iter().enumerate() {
+            let Some(&feature) = data.active_features.get(active) else {
+                return Err(Error::GraphIndex { name: "selected feature", index, value: active, limit: n_active });
+            };
+            features.push(feature);
+        }
+        let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
+        let shape = [data.edge_rows.n_rows(), data.edge_rows.n_nodes()];
+        if shape != [n_rows, layout.n_nodes()] {
+            let expected = vec![n_rows, layout.n_nodes()];
+            return Err(Error::GraphShape { name: "edge_rows", expected, actual: shape.to_vec() });
+        }
+        Ok(AttributionGraph { data, layout })
+    }
+
+    pub fn layout(&self) -> &NodeLayout {
+        &self.layout
+    }
+
+    /// The metadata, for the figures that are known only after the graph is built.
+    pub fn meta_mut(&mut self) -> &mut GraphMeta {
+        &mut self.data.meta
+    }
+
+    /// The direct effects on one feature or target. [n_nodes].
+    ///
+    /// # Panics
+    /// Past the last row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        self.edge_rows.row(row)
+    }
+
+    /// The activation of the selected feature at node `index`.
+    pub fn activation(&self, index: usize) -> Option<f32> {
+        self.selected_features.get(index).map(|&active| self.activation_values[active])
+    }
+
+    /// How far the rows are from adding up (definitions 4): the largest
+    /// `|Σ_s A[t,s] + bias_effect[t] - value[t]| / max(|value[t]|, |bias_effect[t]|, Σ_s |A[t,s]|, floor)` of all rows `t`.
+    ///
+    /// The scale is what was summed, not what came out: a value near zero may be the difference of large effects.
+    ///
+    /// # Cost
+    /// One pass over the edge rows, in f64.
+    pub fn row_identity_error(&self) -> f64 {
+        let error_of = |row: usize| {
+            let effects = self.row(row);
+            let (mut sum, mut abs_sum) = (0.0f64, 0.0f64);
+            for range in self.layout.source_ranges(row) {
+                for &effect in &effects[range] {
+                    sum += f64::from(effect);
+                    abs_sum += f64::from(effect.abs());
+                }
+            }
+            let (bias, value) = (f64::from(self.bias_effect[row]), f64::from(self.row_values[row]));
+            let scale = abs_sum.max(value.abs()).max(bias.abs()).max(ROW_IDENTITY_FLOOR);
+            (sum + bias - value).abs() / scale
+        };
+        // A NaN must not be lost, as `f64::max` would; the largest is the same in any order.
+        let larger = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };
+        (0..self.layout.n_rows()).into_par_iter().map(error_of).reduce(|| 0.0, larger)
+    }
+}
+
+fn check_finite(name: &'static str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(Error::GraphNotFinite { name, index }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,232 @@
+//! The circuit: what is left of a graph after pruning, as a petgraph `DiGraph`.
+
+use std::collections::HashMap;
+
+use petgraph::Direction;
+use petgraph::algo::toposort;
+use petgraph::graph::{DiGraph, EdgeIndex, NodeIndex};
+use petgraph::visit::EdgeRef;
+
+use super::{GraphSettings, NodeId};
+use crate::{Error, Result};
+
+/// A node of a circuit and what is shown of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub id: NodeId,
+    /// Position in the prompt; that of the logit, for a target.
+    pub pos: u32,
+    /// Vocabulary id of a token or target, -1 for a direction that is no token.
+    pub token_id: Option<i64>,
+    /// The text of a token or the label of a target; empty for features and errors.
+    pub text: String,
+    /// What the label file says about a feature.
+    pub label: Option<String>,
+    /// Activation of a feature.
+    pub activation: Option<f32>,
+    /// Cumulative share of influence (definitions 7.5): small is important.
+    pub influence: Option<f64>,
+    /// Weight of a target.
+    pub probability: Option<f32>,
+}
+
+/// A direct effect between two nodes of a circuit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Edge {
+    /// The direct effect.
+    pub weight: f32,
+    /// `|weight|` over the sum of `|weight|` of all edges of the circuit into the same node.
+    pub share: f64,
+}
+
+/// An edge on its way into a [`Circuit`], its ends as indices into the list of nodes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Link {
+    pub source: usize,
+    pub target: usize,
+    pub weight: f32,
+}
+
+/// Where a circuit comes from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CircuitMeta {
+    pub prompt: String,
+    /// [n_pos].
+    pub prompt_tokens: Vec<String>,
+    pub scan: String,
+    pub model: String,
+    pub n_layers: usize,
+    pub node_threshold: Option<f64>,
+    pub edge_threshold: Option<f64>,
+    pub settings: Option<GraphSettings>,
+    /// Scores of the graph before pruning.
+    pub replacement_score: Option<f64>,
+    pub completeness_score: Option<f64>,
+    pub row_identity_error: Option<f64>,
+}
+
+/// What one node gives another, seen from one of them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Neighbor {
+    /// The node at the other end.
+    pub node: NodeIndex,
+    pub edge: Edge,
+}
+
+/// A pruned graph: acyclic, every node once, every edge between two of its nodes.
+#[derive(Debug, Clone)]
+pub struct Circuit {
+    pub meta: CircuitMeta,
+    graph: DiGraph<Node, Edge>,
+    by_id: HashMap<NodeId, NodeIndex>,
+    /// Sources before what they feed.
+    order: Vec<NodeIndex>,
+}
+
+impl Circuit {
+    /// Builds the circuit; node i becomes `NodeIndex` i.
+    ///
+    /// # Errors
+    /// A node that is there twice, a link past the last node, a weight that is not finite, a cycle.
+    ///
+    /// # Cost
+    /// Linear in nodes and links.
+    pub fn new(meta: CircuitMeta, nodes: Vec<Node>, links: Vec<Link>) -> Result<Circuit> {
+        let mut graph = DiGraph::with_capacity(nodes.len(), links.len());
+        let mut by_id = HashMap::with_capacity(nodes.len());
+        for node in nodes {
+            let id = node.id;
+            let index = graph.add_node(node);
+            if by_id.insert(id, index).is_some() {
+                return Err(Error::CircuitDuplicate { node: format!("{id:?}") });
+            }
+        }
+        let n_nodes = graph.node_count();
+        let mut abs_sums = vec![0.0f64; n_nodes];
+        for (index, link) in links.iter().enumerate() {
+            let end = link.source.max(link.target);
+            if end >= n_nodes {
+                return Err(Error::GraphIndex { name: "end of link", index, value: end, limit: n_nodes });
+            }
+            if !link.weight.is_finite() {
+                return Err(Error::GraphNotFinite { name: "links", index });
+            }
+            abs_sums[link.target] += f64::from(link.weight.abs());
+        }
+        for link in links {
+            let abs_sum = abs_sums[link.target];
+            let share = if abs_sum > 0.0 { f64::from(link.weight.abs()) / abs_sum } else { 0.0 };
+            let (source, target) = (NodeIndex::new(link.source), NodeIndex::new(link.target));
+            graph.add_edge(source, target, Edge { weight: link.weight, share });
+        }
+        let order = toposort(&graph, None)
+            .map_err(|cycle| Error::CircuitCycle { node: format!("{:?}", graph[cycle.node_id()].id) })?;
+        Ok(Circuit { meta, graph, by_id, order })
+    }
+
+    /// The graph itself, for petgraph's algorithms.
+    pub fn graph(&self) -> &DiGraph<Node, Edge> {
+        &self.graph
+    }
+
+    pub fn node(&self, index: NodeIndex) -> &Node {
+        &self.graph[index]
+    }
+
+    /// Where the node with this id is.
+    pub fn find(&self, id: NodeId) -> Option<NodeIndex> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// All nodes, sources before what they feed.
+    pub fn order(&self) -> &[NodeIndex] {
+        &self.order
+    }
+
+    /// The targets, in their own order.
+    pub fn targets(&self) -> Vec<NodeIndex> {
+        let is_target = |index: &NodeIndex| matches!(self.graph[*index].id, NodeId::Target { .. });
+        let mut targets: Vec<NodeIndex> = self.graph.node_indices().filter(is_target).collect();
+        targets.sort_by_key(|&index| self.graph[index].id);
+        targets
+    }
+
+    /// The tokens, by position.
+    pub fn tokens(&self) -> Vec<NodeIndex> {
+        let is_token = |index: &NodeIndex| matches!(self.graph[*index].id, NodeId::Token { .. });
+        let mut tokens: Vec<NodeIndex> = self.graph.node_indices().filter(is_token).collect();
+        tokens.sort_by_key(|&index| self.graph[index].id);
+        tokens
+    }
+
+    /// Gives every feature the label that `label_of(layer, feature)` knows for it.
+    pub fn set_labels(&mut self, label_of: impl Fn(u32, u32) -> Option<String>) {
+        for node in self.graph.node_weights_mut() {
+            if let NodeId::Feature { layer, feature, .. } = node.id
+                && let Some(label) = label_of(layer, feature)
+            {
+                node.label = Some(label);
+            }
+        }
+    }
+
+    /// What feeds `index`, largest share first.
+    pub fn inputs(&self, index: NodeIndex) -> Vec<Neighbor> {
+        self.neighbors(index, Direction::Incoming)
+    }
+
+    /// What `index` feeds, largest share of the other node's input first.
+    pub fn outputs(&self, index: NodeIndex) -> Vec<Neighbor> {
+        self.neighbors(index, Direction::Outgoing)
+    }
+
+    fn neighbors(&self, index: NodeIndex, direction: Direction) -> Vec<Neighbor> {
+        let mut neighbors: Vec<Neighbor> = self
+            .graph
+            .edges_directed(index, direction)
+            .map(|edge| {
+                let node = if direction == Direction::Incoming { edge.source() } else { edge.target() };
+                Neighbor { node, edge: *edge.weight() }
+            })
+            .collect();
+        neighbors.sort_by(|a, b| b.edge.share.total_cmp(&a.edge.share).then(a.node.cmp(&b.node)));
+        neighbors
+    }
+
+    /// The part of the targets' weight that passes through every node along the edges of this circuit:
+    /// definitions 6 with the circuit's own shares, targets included. By `NodeIndex`. [n_nodes].
+    ///
+    /// A target without a probability weighs 1.
+    ///
+    /// # Cost
+    /// Linear in nodes and edges.
+    pub fn node_influence(&self) -> Vec<f64> {
+        let mut influence = vec![0.0f64; self.graph.node_count()];
+        for target in self.targets() {
+            influence[target.index()] = self.graph[target].probability.map_or(1.0, f64::from);
+        }
+        for &index in self.order.iter().rev() {
+            let passed_on = influence[index.index()];
+            for edge in self.graph.edges_directed(index, Direction::Incoming) {
+                influence[edge.source().index()] += passed_on * edge.weight().share;
+            }
+        }
+        influence
+    }
+
+    /// Features and errors with the most [`Circuit::node_influence`], strongest first.
+    pub fn strongest_nodes(&self, count: usize) -> Vec<(NodeIndex, f64)> {
+        let influence = self.node_influence();
+        let mut nodes: Vec<NodeIndex> =
+            self.graph.node_indices().filter(|&index| self.graph[index].id.layer().is_some()).collect();
+        nodes.sort_by(|a, b| influence[b.index()].total_cmp(&influence[a.index()]).then(a.cmp(b)));
+        nodes.truncate(count);
+        nodes.into_iter().map(|index| (index, influence[index.index()])).collect()
+    }
+
+    /// The edge at `index` with its ends.
+    pub(super) fn edge_parts(&self, index: EdgeIndex) -> (NodeIndex, NodeIndex, Edge) {
+        let (source, target) = self.graph.edge_endpoints(index).expect("edge indices come from this graph");
+        (source, target, self.graph[index])
+    }
+}

@@ -1,0 +1,338 @@
+//! Where every node sits in a matrix: the one place for index arithmetic.
+//!
+//! Order (definitions 3): selected features by (layer, position, feature), error nodes layer-major, token nodes, targets.
+//! Rows exist for features and targets only: feature i is row i, target k is row `n_features + k`.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// One transcoder feature at one position. The derived order is the order of the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FeatureId {
+    pub layer: u32,
+    pub pos: u32,
+    pub feature: u32,
+}
+
+/// A node of an attribution graph. The derived order is the order of the nodes in a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeId {
+    /// An active transcoder feature.
+    Feature { layer: u32, pos: u32, feature: u32 },
+    /// What the transcoder of `layer` misses at `pos`.
+    Error { layer: u32, pos: u32 },
+    /// The embedding of the token at `pos`.
+    Token { pos: u32 },
+    /// A target of the attribution, by its place in the list of targets.
+    Target { index: u32 },
+}
+
+impl From<FeatureId> for NodeId {
+    fn from(FeatureId { layer, pos, feature }: FeatureId) -> NodeId {
+        NodeId::Feature { layer, pos, feature }
+    }
+}
+
+impl NodeId {
+    /// The layer of a feature or an error; tokens and targets have none.
+    pub fn layer(self) -> Option<u32> {
+        match self {
+            NodeId::Feature { layer, .. } | NodeId::Error { layer, .. } => Some(layer),
+            NodeId::Token { .. } | NodeId::Target { .. } => None,
+        }
+    }
+
+    /// The position of the node in the prompt; where a target sits is known to the graph, not to the id.
+    pub fn pos(self) -> Option<u32> {
+        match self {
+            NodeId::Feature { pos, .. } | NodeId::Error { pos, .. } | NodeId::Token { pos } => Some(pos),
+            NodeId::Target { .. } => None,
+        }
+    }
+}
+
+/// The order of the nodes of one graph: index <-> [`NodeId`], both ways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeLayout {
+    features: Vec<FeatureId>,
+    n_layers: usize,
+    n_pos: usize,
+    n_targets: usize,
+    /// Index of the first feature at or after (layer, position), layer-major, closed by `n_features`. [n_layers * n_pos + 1].
+    cell_starts: Vec<usize>,
+}
+
+impl NodeLayout {
+    /// Lays out `features` (selected, sorted, distinct) with the errors, tokens and targets of a graph.
+    ///
+    /// # Errors
+    /// A feature outside `n_layers` and `n_pos`, or features that are not strictly ascending.
+    pub fn new(features: Vec<FeatureId>, n_layers: usize, n_pos: usize, n_targets: usize) -> Result<NodeLayout> {
+        let mut cell_starts = Vec::with_capacity(n_layers * n_pos + 1);
+        for (index, feature) in features.iter().enumerate() {
+            let (layer, pos) = (feature.layer as usize, feature.pos as usize);
+            if layer >= n_layers {
+                return Err(Error::GraphIndex { name: "layer of a feature", index, value: layer, limit: n_layers });
+            }
+            if pos >= n_pos {
+                return Err(Error::GraphIndex { name: "position of a feature", index, value: pos, limit: n_pos });
+            }
+            if index > 0 && features[index - 1] >= *feature {
+                return Err(Error::GraphOrder { name: "features", index });
+            }
+            while cell_starts.len() <= layer * n_pos + pos {
+                cell_starts.push(index);
+            }
+        }
+        cell_starts.resize(n_layers * n_pos + 1, features.len());
+        Ok(NodeLayout { features, n_layers, n_pos, n_targets, cell_starts })
+    }
+
+    pub fn n_features(&self) -> usize {
+        self.features.len()
+    }
+
+    pub fn n_layers(&self) -> usize {
+        self.n_layers
+    }
+
+    pub fn n_pos(&self) -> usize {
+        self.n_pos
+    }
+
+    pub fn n_targets(&self) -> usize {
+        self.n_targets
+    }
+
+    /// All nodes: the columns of the edge rows.
+    pub fn n_nodes(&self) -> usize {
+        self.targets().end
+    }
+
+    /// The edge rows: one for each feature and target.
+    pub fn n_rows(&self) -> usize {
+        self.n_features() + self.n_targets
+    }
+
+    /// The selected features, in node order. [n_features].
+    pub fn feature_ids(&self) -> &[FeatureId] {
+        &self.features
+    }
+
+    /// Indices of the feature nodes.
+    pub fn features(&self) -> Range<usize> {
+        0..self.n_features()
+    }
+
+    /// Indices of the error nodes.
+    pub fn errors(&self) -> Range<usize> {
+        let start = self.n_features();
+        start..start + self.n_layers * self.n_pos
+    }
+
+    /// Indices of the token nodes.
+    pub fn tokens(&self) -> Range<usize> {
+        let start = self.errors().end;
+        start..start + self.n_pos
+    }
+
+    /// Indices of the target nodes.
+    pub fn targets(&self) -> Range<usize> {
+        let start = self.tokens().end;
+        start..start + self.n_targets
+    }
+
+    /// The node at `index`, or `None` past the last one.
+    pub fn node(&self, index: usize) -> Option<NodeId> {
+        if index < self.n_features() {
+            Some(self.features[index].into())
+        } else if self.errors().contains(&index) {
+            let cell = index - self.errors().start;
+            Some(NodeId::Error { layer: (cell / self.n_pos) as u32, pos: (cell % self.n_pos) as u32 })
+        } else if self.tokens().contains(&index) {
+            Some(NodeId::Token { pos: (index - self.tokens().start) as u32 })
+        } else if self.targets().contains(&index) {
+            Some(NodeId::Target { index: (index - self.targets().start) as u32 })
+        } else {
+            None
+        }
+    }
+
+    /// The index of `node`, or `None` where this graph does not have it.
+    ///
+    /// # Cost
+    /// A binary search among the features of one layer and position.
+    pub fn index(&self, node: NodeId) -> Option<usize> {
+        match node {
+            NodeId::Feature { layer, pos, feature } => {
+                let range = self.features_at(layer as usize, pos as usize)?;
+                let found = self.features[range.clone()].binary_search(&FeatureId { layer, pos, feature }).ok()?;
+                Some(range.start + found)
+            }
+            NodeId::Error { layer, pos } => {
+                let (layer, pos) = (layer as usize, pos as usize);
+                (layer < self.n_layers && pos < self.n_pos).then(|| self.errors().start + layer * self.n_pos + pos)
+            }
+            NodeId::Token { pos } => ((pos as usize) < self.n_pos).then(|| self.tokens().start + pos as usize),
+            NodeId::Target { index } => {
+                ((index as usize) < self.n_targets).then(|| self.targets().start + index as usize)
+            }
+        }
+    }
+
+    /// The layer of the node at `index`; `None` for tokens, targets and indices past the end.
+    pub fn layer_of(&self, index: usize) -> Option<u32> {
+        self.node(index)?.layer()
+    }
+
+    /// The position of the node at `index`; `None` for targets and indices past the end.
+    pub fn pos_of(&self, index: usize) -> Option<u32> {
+        self.node(index)?.pos()
+    }
+
+    /// Indices of the features of one layer at one position, or `None` outside the graph.
+    pub fn features_at(&self, layer: usize, pos: usize) -> Option<Range<usize>> {
+        if layer >= self.n_layers || pos >= self.n_pos {
+            return None;
+        }
+        let cell = layer * self.n_pos + pos;
+        Some(self.cell_starts[cell]..self.cell_starts[cell + 1])
+    }
+
+    /// Indices (and rows) of the features of one layer; empty outside the graph.
+    pub fn features_of_layer(&self, layer: usize) -> Range<usize> {
+        if layer >= self.n_layers {
+            return self.n_features()..self.n_features();
+        }
+        self.cell_starts[layer * self.n_pos]..self.cell_starts[(layer + 1) * self.n_pos]
+    }
+
+    /// The row of the node at `index`; errors and tokens have none.
+    pub fn row_of_node(&self, index: usize) -> Option<usize> {
+        if index < self.n_features() {
+            Some(index)
+        } else if self.targets().contains(&index) {
+            Some(self.n_features() + index - self.targets().start)
+        } else {
+            None
+        }
+    }
+
+    /// The node whose incoming edges are row `row`, or `None` past the last row.
+    pub fn node_of_row(&self, row: usize) -> Option<usize> {
+        if row < self.n_features() {
+            Some(row)
+        } else {
+            (row < self.n_rows()).then(|| self.targets().start + row - self.n_features())
+        }
+    }
+
+    /// The columns of `row` that can be other than zero, as ascending ranges: layers below the row's own, positions up
+    /// to its own (definitions 4). A target may see every feature, error and token.
+    ///
+    /// Everything that goes over edges goes over these ranges: it skips more than half of the matrix.
+    pub fn source_ranges(&self, row: usize) -> SourceRanges<'_> {
+        match self.features.get(row) {
+            Some(feature) => SourceRanges {
+                layout: self,
+                n_layers: feature.layer as usize,
+                n_pos: feature.pos as usize + 1,
+                step: 0,
+            },
+            None => SourceRanges { layout: self, n_layers: self.n_layers, n_pos: self.n_pos, step: 0 },
+        }
+    }
+}
+
+/// The iterator of [`NodeLayout::source_ranges`].
+#[derive(Debug, Clone)]
+pub struct SourceRanges<'a> {
+    layout: &'a NodeLayout,
+    /// Layers that the row may see: all below this one.
+    n_layers: usize,
+    /// Positions that the row may see.
+    n_pos: usize,
+    step: usize,
+}
+
+impl Iterator for SourceRanges<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let layout = self.layout;
+        // Whole layers lie side by side, so a row that sees every position needs one range for all of them.
+        let sees_all = self.n_pos == layout.n_pos;
+        let (n_blocks, layers_per_block) = if sees_all { (1, self.n_layers) } else { (self.n_layers, 1) };
+        let step = self.step;
+        self.step += 1;
+        if step < n_blocks {
+            let first = step * layout.n_pos;
+            let end = if sees_all { layers_per_block * layout.n_pos } else { first + self.n_pos };
+            Some(layout.cell_starts[first]..layout.cell_starts[end])
+        } else if step < 2 * n_blocks {
+            let first = layout.errors().start + (step - n_blocks) * layout.n_pos;
+            Some(first..first + if sees_all { layers_per_block * layout.n_pos } else { self.n_pos })
+        } else if step == 2 * n_blocks {
+            let first = layout.tokens().start;
+            Some(first..first + self.n_pos)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> NodeLayout {
+        let features = [(0, 1, 5), (0, 2, 0), (0, 2, 9), (2, 1, 3), (2, 2, 3)];
+        let features = features.map(|(layer, pos, feature)| FeatureId { layer, pos, feature }).to_vec();
+        NodeLayout::new(features, 3, 4, 2).unwrap()
+    }
+
+    #[test]
+    fn every_index_comes_back_from_its_node() {
+        let layout = layout();
+        assert_eq!(layout.n_nodes(), 5 + 12 + 4 + 2);
+        for index in 0..layout.n_nodes() {
+            assert_eq!(layout.index(layout.node(index).unwrap()), Some(index));
+        }
+        assert_eq!(layout.node(layout.n_nodes()), None);
+        assert_eq!(layout.index(NodeId::Feature { layer: 1, pos: 1, feature: 3 }), None);
+        assert_eq!(layout.index(NodeId::Error { layer: 3, pos: 0 }), None);
+        for row in 0..layout.n_rows() {
+            assert_eq!(layout.row_of_node(layout.node_of_row(row).unwrap()), Some(row));
+        }
+    }
+
+    #[test]
+    fn source_ranges_hold_lower_layers_and_earlier_positions_only() {
+        let layout = layout();
+        for row in 0..layout.n_rows() {
+            let seen: Vec<usize> = layout.source_ranges(row).flatten().collect();
+            let target = layout.node(layout.node_of_row(row).unwrap()).unwrap();
+            let expected: Vec<usize> = (0..layout.targets().start)
+                .filter(|&s| {
+                    let source = layout.node(s).unwrap();
+                    let below = target.layer().is_none_or(|l| source.layer().is_none_or(|s| s < l));
+                    below && target.pos().is_none_or(|c| source.pos().unwrap() <= c)
+                })
+                .collect();
+            assert_eq!(seen, expected, "row {row}");
+        }
+    }
+
+    #[test]
+    fn unsorted_and_foreign_features_are_refused() {
+        let f = |layer, pos, feature| FeatureId { layer, pos, feature };
+        assert!(NodeLayout::new(vec![f(0, 0, 1), f(0, 0, 1)], 1, 1, 0).is_err());
+        assert!(NodeLayout::new(vec![f(0, 1, 1), f(0, 0, 1)], 1, 2, 0).is_err());
+        assert!(NodeLayout::new(vec![f(1, 0, 1)], 1, 1, 0).is_err());
+        assert!(NodeLayout::new(vec![f(0, 1, 1)], 1, 1, 0).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! How much of the model a graph explains (definitions 8).
+
+use super::influence::{ROW_SUM_CLAMP, sum_of_abs};
+use super::{EdgeRows, Influence, NodeLayout};
+
+/// The two scores of a graph or of a subgraph, both in 0..=1, higher is better.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// `T / (T + E)`: the part of all influence that starts at tokens and not at errors. 0 where there is none.
+    pub replacement: f64,
+    /// The part of the nodes' inputs that does not come from errors, weighted by the nodes' influence. 1 where there is none.
+    pub completeness: f64,
+}
+
+/// The scores of the whole graph, from its influence.
+///
+/// `weights` are the targets' weights. [n_targets].
+///
+/// # Cost
+/// Linear in the number of nodes: the sweep has kept what is needed of the rows.
+pub fn scores(layout: &NodeLayout, influence: &Influence, weights: &[f32]) -> Scores {
+    let from_tokens: f64 = influence.nodes[layout.tokens()].iter().sum();
+    let from_errors: f64 = influence.nodes[layout.errors()].iter().sum();
+    let (mut explained, mut total) = (from_tokens + from_errors, from_tokens + from_errors);
+    for row in 0..layout.n_rows() {
+        let weight = match row.checked_sub(layout.n_features()) {
+            Some(target) => f64::from(weights[target]),
+            None => influence.nodes[row],
+        };
+        let error_share = influence.error_abs_sums[row] / influence.row_abs_sums[row].max(ROW_SUM_CLAMP);
+        explained += weight * (1.0 - error_share);
+        total += weight;
+    }
+    Scores {
+        replacement: ratio_or(from_tokens, from_tokens + from_errors, 0.0),
+        completeness: ratio_or(explained, total, 1.0),
+    }
+}
+
+/// The scores of the subgraph in which only the features with `pinned` remain. `pinned`: [n_features].
+///
+/// The column of every other feature is added to the error node of its layer and position, its row is dropped.
+///
+/// # Cost
+/// One pass over the rows of targets and pinned features; memory for one row in f64.
+pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32], pinned: &[bool]) -> Scores {
+    let n_pos = layout.n_pos();
+    let errors = layout.errors();
+    let mut swept = Influence {
+        nodes: vec![0.0; layout.n_nodes()],
+        row_abs_sums: vec![0.0; layout.n_rows()],
+        error_abs_sums: vec![0.0; layout.n_rows()],
+    };
+    let mut merged_errors = vec![0.0f64; errors.len()];
+    // Targets first, then features downwards: whatever a row adds to is visited after it.
+    let rows = (layout.n_features()..layout.n_rows()).chain(layout.features().rev().filter(|&row| pinned[row]));
+    for row in rows {
+        let effects = edge_rows.row(row);
+        for (merged, &effect) in merged_errors.iter_mut().zip(&effects[errors.clone()]) {
+            *merged = f64::from(effect);
+        }
+        let mut pinned_abs_sum = 0.0;
+        for (source, feature) in layout.feature_ids().iter().enumerate() {
+            if pinned[source] {
+                pinned_abs_sum += f64::from(effects[source].abs());
+            } else {
+                merged_errors[feature.layer as usize * n_pos + feature.pos as usize] += f64::from(effects[source]);
+            }
+        }
+        let error_abs_sum: f64 = merged_errors.iter().map(|e| e.abs()).sum();
+        let abs_sum = pinned_abs_sum + error_abs_sum + sum_of_abs(&effects[layout.tokens()]);
+        swept.row_abs_sums[row] = abs_sum;
+        swept.error_abs_sums[row] = error_abs_sum;
+
+        let row_influence = match row.checked_sub(layout.n_features()) {
+            Some(target) => f64::from(weights[target]),
+            None => swept.nodes[row],
+        };
+        let share = row_influence / abs_sum.max(ROW_SUM_CLAMP);
+        for source in layout.features().filter(|&source| pinned[source]).chain(layout.tokens()) {
+            swept.nodes[source] += share * f64::from(effects[source].abs());
+        }
+        for (node, merged) in errors.clone().zip(&merged_errors) {
+            swept.nodes[node] += share * merged.abs();
+        }
+    }
+    scores(layout, &swept, weights)
+}
+
+fn ratio_or(part: f64, whole: f64, otherwise: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { otherwise }
+}

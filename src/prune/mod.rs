@@ -1,0 +1,258 @@
+//! `prune`: two thresholds turn an attribution graph into a circuit (definitions 7).
+//!
+//! In go an [`AttributionGraph`] and its influence, out comes which nodes and edges stay ([`Pruned`]) and, from that, a
+//! [`Circuit`]. No pair of nodes is sorted and no copy of the edge rows is made.
+
+mod threshold;
+
+use rayon::prelude::*;
+
+use crate::graph::influence::{ROW_SUM_CLAMP, sweep};
+use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeLayout};
+use crate::{Error, Result};
+use threshold::{ScoreHistogram, node_threshold};
+
+/// The share of influence that nodes and edges have to add up to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PruneSettings {
+    pub node_threshold: f64,
+    pub edge_threshold: f64,
+}
+
+impl Default for PruneSettings {
+    fn default() -> PruneSettings {
+        PruneSettings { node_threshold: 0.8, edge_threshold: 0.98 }
+    }
+}
+
+impl PruneSettings {
+    /// # Errors
+    /// A threshold outside 0..=1.
+    pub fn check(&self) -> Result<()> {
+        for (name, value) in [("node-threshold", self.node_threshold), ("edge-threshold", self.edge_threshold)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(Error::Threshold { name, value });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What pruning keeps, by node index of the graph's layout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pruned {
+    /// [n_nodes].
+    pub node_mask: Vec<bool>,
+    /// Kept edges, by target and then source. The ends are node indices.
+    pub edges: Vec<Link>,
+    /// Cumulative share of influence at the node's rank. [n_nodes].
+    pub cumulative_influence: Vec<f64>,
+    pub settings: PruneSettings,
+}
+
+/// Rows that one task handles; fixed, so that sums do not depend on the number of threads.
+const BLOCK_ROWS: usize = 512;
+
+/// Keeps the nodes and edges that carry the given shares of influence.
+///
+/// At threshold 1 everything with a score above zero stays: the last index that a cumulative share can need is that of
+/// the smallest positive score. (In float32 the share may reach 1 some 3e-7 of the total earlier, or never.)
+///
+/// # Errors
+/// A threshold outside 0..=1, edge rows with NaN or infinity in them.
+///
+/// # Cost
+/// Four passes over the rows of kept nodes; memory for the kept edges and some histograms.
+pub fn prune(graph: &AttributionGraph, influence: &Influence, settings: &PruneSettings) -> Result<Pruned> {
+    settings.check()?;
+    let layout = graph.layout();
+    if let Some(row) = influence.row_abs_sums.iter().position(|sum| !sum.is_finite()) {
+        return Err(Error::GraphNotFinite { name: "edge_rows", index: row });
+    }
+
+    let (smallest, cumulative_influence) = node_threshold(&influence.nodes, settings.node_threshold);
+    let mut node_mask: Vec<bool> = influence.nodes.iter().map(|&score| score >= smallest).collect();
+    node_mask[layout.tokens().start..].fill(true);
+
+    let edges = strongest_edges(graph, &node_mask, settings.edge_threshold);
+    let edges = drop_dead_ends(layout, &mut node_mask, edges);
+    Ok(Pruned { node_mask, edges, cumulative_influence, settings: *settings })
+}
+
+/// The edges between kept nodes whose scores make up the share `threshold` (definitions 7.2 and 7.3).
+fn strongest_edges(graph: &AttributionGraph, node_mask: &[bool], threshold: f64) -> Vec<Link> {
+    let layout = graph.layout();
+    let column_mask: Vec<f32> = node_mask.iter().map(|&kept| f32::from(kept)).collect();
+    let keep_row = |row: usize| row >= layout.n_features() || node_mask[row];
+    let weights = &graph.target_probabilities;
+    let kept = sweep(&graph.edge_rows, layout, weights, keep_row, Some(&column_mask));
+    let rows: Vec<usize> = (0..layout.n_rows()).filter(|&row| keep_row(row)).collect();
+
+    // Edge score N'[t,s]·(influence' + w)[t] = |A[t,s]| · scale of the row.
+    let scale_of = |row: usize| {
+        let influence = match row.checked_sub(layout.n_features()) {
+            Some(target) => f64::from(weights[target]),
+            None => kept.nodes[row],
+        };
+        influence / kept.row_abs_sums[row].max(ROW_SUM_CLAMP)
+    };
+    // Calls `visit` with source, weight and score of every edge of a row that scores above zero.
+    let for_each_edge = |row: usize, visit: &mut dyn FnMut(usize, f32, f64)| {
+        let scale = scale_of(row);
+        let effects = graph.row(row);
+        for range in layout.source_ranges(row) {
+            for source in range {
+                let score = f64::from(effects[source].abs() * column_mask[source]) * scale;
+                if score > 0.0 {
+                    visit(source, effects[source], score);
+                }
+            }
+        }
+    };
+
+    let blocks: Vec<ScoreHistogram> = rows
+        .par_chunks(BLOCK_ROWS)
+        .map(|block| {
+            let mut histogram = ScoreHistogram::new();
+            block.iter().for_each(|&row| for_each_edge(row, &mut |_, _, score| histogram.add(score)));
+            histogram
+        })
+        .collect();
+    let Some(bin) = ScoreHistogram::merge(blocks).bin_at(threshold) else {
+        return Vec::new();
+    };
+    let in_bin: Vec<Vec<f64>> = rows
+        .par_chunks(BLOCK_ROWS)
+        .map(|block| {
+            let mut scores = Vec::new();
+            let mut visit = |_, _, score| {
+                if bin.contains(score) {
+                    scores.push(score);
+                }
+            };
+            block.iter().for_each(|&row| for_each_edge(row, &mut visit));
+            scores
+        })
+        .collect();
+    let smallest = bin.threshold(in_bin.concat());
+    let edges: Vec<Vec<Link>> = rows
+        .par_chunks(BLOCK_ROWS)
+        .map(|block| {
+            let mut edges = Vec::new();
+            for &row in block {
+                let target =
+                    if row < layout.n_features() { row } else { layout.targets().start + row - layout.n_features() };
+                for_each_edge(row, &mut |source, weight, score| {
+                    if score >= smallest {
+                        edges.push(Link { source, target, weight });
+                    }
+                });
+            }
+            edges
+        })
+        .collect();
+    edges.concat()
+}
+
+/// Drops features and errors that lead nowhere and features that nothing leads to, with their edges (definitions 7.4).
+///
+/// Repeating the rule until nothing changes keeps exactly the features with a path from a token or error and a path to a
+/// target, so two sweeps do. `edges` are sorted by target.
+fn drop_dead_ends(layout: &NodeLayout, node_mask: &mut [bool], mut edges: Vec<Link>) -> Vec<Link> {
+    let n_features = layout.n_features();
+    let is_feature = |node: usize| node < n_features;
+    // Targets come after all features and features are sorted by layer, so ascending targets are upwards.
+    let mut is_fed = vec![false; n_features];
+    for edge in &edges {
+        if is_feature(edge.target) && (!is_feature(edge.source) || is_fed[edge.source]) {
+            is_fed[edge.target] = true;
+        }
+    }
+    let mut leads_on = vec![false; layout.n_nodes()];
+    leads_on[layout.targets()].fill(true);
+    for edge in edges.iter().rev() {
+        let target_stays = leads_on[edge.target] && (!is_feature(edge.target) || is_fed[edge.target]);
+        if target_stays {
+            leads_on[edge.source] = true;
+        }
+    }
+    for node in 0..layout.tokens().start {
+        node_mask[node] &= leads_on[node] && (!is_feature(node) || is_fed[node]);
+    }
+    edges.retain(|edge| node_mask[edge.source] && node_mask[edge.target]);
+    edges
+}
+
+impl Pruned {
+    pub fn n_nodes(&self) -> usize {
+        self.node_mask.iter().filter(|&&kept| kept).count()
+    }
+
+    /// The kept part of `graph` as a circuit, labelled with the labels that the graph carries.
+    ///
+    /// # Errors
+    /// None for what [`prune`] returned for the same graph.
+    pub fn circuit(&self, graph: &AttributionGraph) -> Result<Circuit> {
+        let mut place = vec![usize::MAX; self.node_mask.len()];
+        let mut nodes = Vec::new();
+        for index in (0..self.node_mask.len()).filter(|&index| self.node_mask[index]) {
+            place[index] = nodes.len();
+            nodes.push(self.node(graph, index));
+        }
+        let links = self.edges.iter().map(|link| Link {
+            source: place[link.source],
+            target: place[link.target],
+            weight: link.weight,
+        });
+        let meta = &graph.meta;
+        let meta = CircuitMeta {
+            prompt: meta.prompt.clone(),
+            prompt_tokens: meta.prompt_tokens.clone(),
+            scan: meta.scan.clone(),
+            model: meta.model.clone(),
+            n_layers: meta.n_layers,
+            node_threshold: Some(self.settings.node_threshold),
+            edge_threshold: Some(self.settings.edge_threshold),
+            settings: Some(meta.settings.clone()),
+            replacement_score: Some(meta.replacement_score),
+            completeness_score: Some(meta.completeness_score),
+            row_identity_error: Some(meta.row_identity_error),
+        };
+        let mut circuit = Circuit::new(meta, nodes, links.collect())?;
+        let labels = &graph.meta.feature_labels;
+        if !labels.is_empty() {
+            circuit.set_labels(|layer, feature| labels.get(&format!("{layer}_{feature}")).cloned());
+        }
+        Ok(circuit)
+    }
+
+    fn node(&self, graph: &AttributionGraph, index: usize) -> Node {
+        let id = graph.layout().node(index).expect("masks have the length of the layout");
+        let mut node = Node {
+            id,
+            pos: id.pos().unwrap_or_default(),
+            token_id: None,
+            text: String::new(),
+            label: None,
+            activation: graph.activation(index),
+            influence: Some(self.cumulative_influence[index]),
+            probability: None,
+        };
+        match id {
+            NodeId::Token { pos } => {
+                node.token_id = Some(graph.input_tokens[pos as usize]);
+                node.text = graph.meta.prompt_tokens[pos as usize].clone();
+            }
+            NodeId::Target { index } => {
+                let index = index as usize;
+                node.pos = graph.meta.target_positions[index];
+                node.token_id = Some(graph.target_ids[index]);
+                node.text = graph.meta.target_labels[index].clone();
+                node.probability = Some(graph.target_probabilities[index]);
+                node.influence = None;
+            }
+            NodeId::Feature { .. } | NodeId::Error { .. } => {}
+        }
+        node
+    }
+}

@@ -1,0 +1,187 @@
+//! Pruning: against the reference's masks, and against the rules of definitions 7 taken literally.
+
+use circuitscope::Error;
+use circuitscope::graph::{AttributionGraph, influence};
+use circuitscope::prune::{PruneSettings, Pruned, prune};
+use proptest::prelude::*;
+
+use crate::graph::any_graph;
+use crate::reference::{cases, close};
+
+/// Float32 sums decide which scores in the last part of the total circuit-tracer still counts at threshold 1.
+const TAIL: f64 = 1e-6;
+
+fn pruned(graph: &AttributionGraph, node_threshold: f64, edge_threshold: f64) -> Pruned {
+    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    prune(graph, &influence, &PruneSettings { node_threshold, edge_threshold }).unwrap()
+}
+
+/// [n_nodes * n_nodes], target-major.
+fn edge_mask(pruned: &Pruned) -> Vec<bool> {
+    let n_nodes = pruned.node_mask.len();
+    let mut mask = vec![false; n_nodes * n_nodes];
+    for edge in &pruned.edges {
+        mask[edge.target * n_nodes + edge.source] = true;
+    }
+    mask
+}
+
+#[test]
+fn masks_and_cumulative_influence_equal_the_reference() {
+    for case in cases() {
+        let graph = case.graph();
+        for (name, node_threshold, edge_threshold) in [("0.8_0.98", 0.8, 0.98), ("0.6_0.9", 0.6, 0.9)] {
+            let pruned = pruned(&graph, node_threshold, edge_threshold);
+            let what = format!("{} {name}", case.name);
+            assert_eq!(pruned.node_mask, case.bools(&format!("prune_{name}.node_mask")), "{what}");
+            assert_eq!(edge_mask(&pruned), case.bools(&format!("prune_{name}.edge_mask")), "{what}");
+            let cumulative = case.f32s(&format!("prune_{name}.cumulative_influence"));
+            for ((index, &actual), expected) in pruned.cumulative_influence.iter().enumerate().zip(cumulative) {
+                if pruned.node_mask[index] && index < graph.layout().targets().start {
+                    close(actual, f64::from(expected), 2e-6, 0.0, &format!("{what} node {index}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn thresholds_of_one_differ_from_the_reference_in_the_last_millionth_only() {
+    for case in cases() {
+        let graph = case.graph();
+        let layout = graph.layout();
+        let influence = influence(&graph.edge_rows, layout, &graph.target_probabilities);
+        let pruned = pruned(&graph, 1.0, 1.0);
+        let expected = case.bools("prune_1.0_1.0.node_mask");
+        let total: f64 = influence.nodes.iter().sum();
+        let differing = (0..layout.n_nodes()).filter(|&node| pruned.node_mask[node] != expected[node]);
+        let difference: f64 = differing.map(|node| influence.nodes[node]).sum();
+        assert!(difference <= TAIL * total, "{}: nodes differ by {difference:e} of {total}", case.name);
+
+        let expected = case.bools("prune_1.0_1.0.edge_mask");
+        let mask = edge_mask(&pruned);
+        let (mut difference, mut total) = (0.0, 0.0);
+        for row in 0..layout.n_rows() {
+            let target = layout.node_of_row(row).unwrap();
+            let passed_on = match row.checked_sub(layout.n_features()) {
+                Some(target) => f64::from(graph.target_probabilities[target]),
+                None => influence.nodes[row],
+            };
+            for source in 0..layout.n_nodes() {
+                let weight = f64::from(graph.row(row)[source].abs());
+                let score = weight * passed_on / influence.row_abs_sums[row].max(1e-10);
+                total += score;
+                let place = target * layout.n_nodes() + source;
+                if mask[place] != expected[place] {
+                    difference += score;
+                }
+            }
+        }
+        assert!(difference <= TAIL * total, "{}: edges differ by {difference:e} of {total}", case.name);
+    }
+}
+
+#[test]
+fn thresholds_outside_of_the_unit_interval_are_refused() {
+    for (node_threshold, edge_threshold) in [(-0.1, 0.9), (1.1, 0.9), (0.8, f64::NAN), (0.8, 2.0)] {
+        let error = PruneSettings { node_threshold, edge_threshold }.check().unwrap_err();
+        assert!(matches!(error, Error::Threshold { .. }), "{error}");
+    }
+}
+
+#[test]
+fn zero_thresholds_keep_tokens_and_targets() {
+    let graph = cases()[0].graph();
+    let pruned = pruned(&graph, 0.0, 0.0);
+    assert!(pruned.node_mask[graph.layout().tokens().start..].iter().all(|&kept| kept));
+    pruned.circuit(&graph).unwrap();
+}
+
+/// Definitions 7 with a sort of all pairs, dense matrices and repetition until nothing changes.
+fn prune_slowly(graph: &AttributionGraph, node_threshold: f64, edge_threshold: f64) -> (Vec<bool>, Vec<bool>) {
+    let layout = graph.layout();
+    let n = layout.n_nodes();
+    let mut adjacency = vec![0.0f64; n * n];
+    for row in 0..layout.n_rows() {
+        let target = layout.node_of_row(row).unwrap();
+        for source in 0..n {
+            adjacency[target * n + source] = f64::from(graph.row(row)[source].abs());
+        }
+    }
+    let normalise = |adjacency: &[f64]| -> Vec<f64> {
+        let rows = adjacency.chunks_exact(n);
+        rows.flat_map(|row| row.iter().map(|v| v / row.iter().sum::<f64>().max(1e-10)).collect::<Vec<_>>()).collect()
+    };
+    let mut weights = vec![0.0; n];
+    for (weight, &p) in weights[layout.targets()].iter_mut().zip(&graph.target_probabilities) {
+        *weight = f64::from(p);
+    }
+    let series = |normalised: &[f64]| {
+        let (mut power, mut total) = (weights.clone(), vec![0.0; n]);
+        while power.iter().any(|&p| p != 0.0) {
+            power = (0..n).map(|s| (0..n).map(|t| power[t] * normalised[t * n + s]).sum()).collect();
+            total.iter_mut().zip(&power).for_each(|(total, power)| *total += power);
+        }
+        total
+    };
+    let smallest = |scores: &[f64], threshold: f64| {
+        let mut sorted = scores.to_vec();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let total: f64 = sorted.iter().sum();
+        let mut sum = 0.0;
+        for &score in &sorted {
+            sum += score;
+            // A little less than the threshold, since the sums of the two programs run in different orders.
+            if sum / total >= threshold - 1e-12 {
+                return score;
+            }
+        }
+        f64::MIN_POSITIVE
+    };
+    let influence = series(&normalise(&adjacency));
+    let cut = smallest(&influence, node_threshold);
+    let always = layout.tokens().start;
+    let mut nodes: Vec<bool> = (0..n).map(|i| i >= always || (influence[i] >= cut && influence[i] > 0.0)).collect();
+    for target in 0..n {
+        for source in 0..n {
+            if !nodes[target] || !nodes[source] {
+                adjacency[target * n + source] = 0.0;
+            }
+        }
+    }
+    let normalised = normalise(&adjacency);
+    let influence = series(&normalised);
+    let scores: Vec<f64> = (0..n * n).map(|e| normalised[e] * (influence[e / n] + weights[e / n])).collect();
+    let cut = smallest(&scores, edge_threshold);
+    let mut edges: Vec<bool> = scores.iter().map(|&score| score >= cut && score > 0.0).collect();
+    loop {
+        let before = (nodes.clone(), edges.clone());
+        for node in 0..always {
+            let leads_on = (0..n).any(|target| edges[target * n + node]);
+            let is_fed = (0..n).any(|source| edges[node * n + source]);
+            nodes[node] &= leads_on && (is_fed || node >= layout.n_features());
+        }
+        for edge in 0..n * n {
+            edges[edge] &= nodes[edge / n] && nodes[edge % n];
+        }
+        if before == (nodes.clone(), edges.clone()) {
+            return (nodes, edges);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn pruning_equals_the_rules_taken_literally(
+        graph in any_graph(),
+        node_threshold in 0.05f64..0.999,
+        edge_threshold in 0.05f64..0.999,
+    ) {
+        let pruned = pruned(&graph, node_threshold, edge_threshold);
+        let (nodes, edges) = prune_slowly(&graph, node_threshold, edge_threshold);
+        prop_assert_eq!(&pruned.node_mask, &nodes);
+        prop_assert_eq!(edge_mask(&pruned), edges);
+        let circuit = pruned.circuit(&graph).unwrap();
+        prop_assert_eq!(circuit.graph().node_count(), pruned.n_nodes());
+    }
+}
