@@ -129,6 +129,51 @@ pub enum Error {
     /// The Hub did not give a file.
     #[error("cannot fetch `{file}` of `{repo}` (revision `{revision}`): {reason}")]
     Hub { repo: String, revision: String, file: String, reason: String },
+
+    // model, transcoder, replacement, attribution
+    /// A `model_type` that no description exists for.
+    #[error("model family `{model_type}` is not known; known families: {}", known.join(", "))]
+    UnknownFamily { model_type: String, known: Vec<&'static str> },
+
+    /// A key of a `config.json` is missing or asks for something that is not supported.
+    #[error("`{key}` in the model's config {problem}")]
+    Config { key: String, problem: String },
+
+    /// A token id past the end of the vocabulary.
+    #[error("token id {token} is outside the vocabulary of {d_vocab} tokens")]
+    TokenOutOfRange { token: u32, d_vocab: usize },
+
+    /// A prompt longer than the model's context.
+    #[error("the prompt has {n_pos} tokens, but the model's context is {n_ctx}")]
+    PromptTooLong { n_pos: usize, n_ctx: usize },
+
+    /// A position that the prompt does not have.
+    #[error("position {pos} does not exist: the prompt has {n_pos} positions, 0..={}", n_pos - 1)]
+    NoSuchPosition { pos: usize, n_pos: usize },
+
+    /// A feature that the transcoders do not have.
+    #[error("feature {layer}_{feature} does not exist: there are {n_layers} layers of {n_features} features")]
+    NoSuchFeature { layer: usize, feature: usize, n_layers: usize, n_features: usize },
+
+    /// A folder of transcoders that cannot be understood.
+    #[error("the transcoders in `{folder}`: {problem}")]
+    Transcoders { folder: String, problem: String },
+
+    /// A hook that a transcoder cannot be attached to.
+    #[error("`{key}` is `{name}`; known hooks: {}", known.join(", "))]
+    UnknownHook { key: &'static str, name: String, known: Vec<&'static str> },
+
+    /// Transcoders for another number of layers.
+    #[error("`{folder}` has transcoders for {transcoders} layers, but the model has {model}")]
+    LayerCount { folder: String, transcoders: usize, model: usize },
+
+    /// A target direction that is not a finite vector of the model's width.
+    #[error("direction `{label}` has {n_values} values, expected {d_model} finite ones")]
+    Direction { label: String, n_values: usize, d_model: usize },
+
+    /// A setting outside its range.
+    #[error("`--{name}` is {value}, expected {range}")]
+    Setting { name: &'static str, value: f64, range: &'static str },
 }
 
 /// Texts as they are shown in messages: quoted, comma-separated.
@@ -159,6 +204,11 @@ impl Error {
                  or copy the repository's folder from another machine's cache into `{cache}`"
             )),
             Error::Hub { .. } => Some("gated repositories need HF_TOKEN; a downloaded folder works as well".into()),
+            // model, transcoder, replacement, attribution
+            Error::LayerCount { transcoders, .. } => {
+                Some(format!("this transcoder set was trained for a model of {transcoders} layers"))
+            }
+            Error::PromptTooLong { .. } => Some("shorten the prompt, or choose a model with a longer context".into()),
             _ => None,
         }
     }

@@ -1,8 +1,13 @@
 //! circuitscope: attribution graphs of language models, on one machine, in one binary.
 
+pub mod attribution;
 pub mod error;
 pub mod graph;
+pub mod model;
+pub mod ops;
 pub mod prune;
+pub mod replacement;
+pub mod transcoder;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout};
-use crate::graph::{RAW_FORMAT_VERSION, completeness_score, influence, replacement_score};
-use crate::replacement::{LinearModel, Replacement};
+use crate::graph::{RAW_FORMAT_VERSION, influence, scores};
+use crate::replacement::{ActiveFeature, LinearModel, Replacement};
 
 /// What to attribute, and how much of it.
 #[derive(Clone, Debug)]
@@ -46,9 +46,9 @@ impl Default for AttributionOptions {
 
 impl AttributionOptions {
     /// # Errors
-    /// [`Error::OutOfRange`] with the option's name.
+    /// [`Error::Setting`] with the option's name.
     pub fn check(&self) -> Result<()> {
-        let out_of_range = |name: &'static str, value: f64, range: &'static str| Error::OutOfRange { name, value, range };
+        let out_of_range = |name: &'static str, value: f64, range: &'static str| Error::Setting { name, value, range };
         if !(0.0..=1.0).contains(&self.logit_prob) {
             return Err(out_of_range("logit-prob", self.logit_prob, "0..=1"));
         }
@@ -151,22 +151,17 @@ pub fn attribute(
     })?;
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
     let identity = graph.row_identity_error();
-    let replacement_score = replacement_score(&influence, graph.layout());
-    let completeness_score = completeness_score(&influence, graph.layout(), &graph.target_probabilities);
+    let scores = scores(graph.layout(), &influence, &graph.target_probabilities);
     let meta = graph.meta_mut();
     meta.row_identity_error = identity;
-    meta.replacement_score = replacement_score;
-    meta.completeness_score = completeness_score;
+    meta.replacement_score = scores.replacement;
+    meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
     Ok(Attribution { graph, targets: chosen.targets, n_rows, elapsed_secs })
 }
 
 /// Ids of all active features, in order.
 fn feature_ids(linear: &LinearModel) -> Vec<FeatureId> {
-    let id = |f: &crate::replacement::ActiveFeature| FeatureId {
-        layer: f.layer as u32,
-        pos: f.pos as u32,
-        feature: f.feature as u32,
-    };
+    let id = |f: &ActiveFeature| FeatureId { layer: f.layer as u32, pos: f.pos as u32, feature: f.feature as u32 };
     linear.features.all.iter().map(id).collect()
 }

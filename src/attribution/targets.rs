@@ -54,11 +54,7 @@ pub struct Chosen {
 ///
 /// # Errors
 /// [`Error::NoSuchPosition`], [`Error::NoSuchFeature`], [`Error::TokenOutOfRange`], a direction of a wrong length.
-pub fn choose_targets(
-    replacement: &Replacement,
-    linear: &LinearModel,
-    options: &AttributionOptions,
-) -> Result<Chosen> {
+pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: &AttributionOptions) -> Result<Chosen> {
     let (n_pos, d_model) = linear.final_normed.dims2()?;
     let check_pos = |pos: usize| if pos < n_pos { Ok(pos) } else { Err(Error::NoSuchPosition { pos, n_pos }) };
     let pos = check_pos(options.position.unwrap_or(n_pos - 1))?;
@@ -152,9 +148,8 @@ pub(crate) fn softmax(logits: &[f32]) -> Vec<f32> {
 /// The `max_logits` most probable tokens, cut after the first at which the probabilities add up to `logit_prob`.
 fn salient_tokens(probabilities: &[f32], max_logits: usize, logit_prob: f64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..probabilities.len() as u32).collect();
-    let by_probability = |a: &u32, b: &u32| {
-        probabilities[*b as usize].total_cmp(&probabilities[*a as usize]).then(a.cmp(b))
-    };
+    let by_probability =
+        |a: &u32, b: &u32| probabilities[*b as usize].total_cmp(&probabilities[*a as usize]).then(a.cmp(b));
     let n = max_logits.min(order.len());
     if n < order.len() {
         order.select_nth_unstable_by(n, by_probability);

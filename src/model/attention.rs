@@ -95,7 +95,13 @@ impl QueryKey {
     ///
     /// # Errors
     /// Those of the tensor operations.
-    pub fn project(&self, x: &Tensor, config: &HostConfig, layer: LayerConfig, start: usize) -> Result<(Tensor, Tensor)> {
+    pub fn project(
+        &self,
+        x: &Tensor,
+        config: &HostConfig,
+        layer: LayerConfig,
+        start: usize,
+    ) -> Result<(Tensor, Tensor)> {
         let mut q = split_heads(&self.q.forward(x)?, config.d_head)?;
         let mut k = split_heads(&self.k.forward(x)?, config.d_head)?;
         if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
@@ -131,7 +137,7 @@ impl QueryKey {
             None => Ok(candle_nn::ops::softmax_last_dim(&scores)?),
             Some(sinks) => {
                 let sinks = sinks.reshape((1, n_heads, 1, 1))?.expand((batch, n_heads, n_q, 1))?;
-                let with_sink = Tensor::cat(&[&scores, &sinks], D::Minus1)?;
+                let with_sink = Tensor::cat(&[&scores, &sinks], D::Minus1)?.contiguous()?;
                 Ok(candle_nn::ops::softmax_last_dim(&with_sink)?.narrow(D::Minus1, 0, n_k)?.contiguous()?)
             }
         }

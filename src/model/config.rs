@@ -342,7 +342,10 @@ fn gemma(keys: &Keys) -> Result<HostConfig> {
     let bias = keys.bool_or("attention_bias", false)?;
     (config.qkv_bias, config.o_bias) = (bias, bias);
     if keys.bool_or("use_bidirectional_attention", false)? {
-        return Err(Error::Config { key: "use_bidirectional_attention".into(), problem: "true is not supported".into() });
+        return Err(Error::Config {
+            key: "use_bidirectional_attention".into(),
+            problem: "true is not supported".into(),
+        });
     }
     Ok(config)
 }

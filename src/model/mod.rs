@@ -82,7 +82,9 @@ impl Model {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner)[layer].clone();
         match kept {
             Some(kept) => Ok(kept),
-            None => Ok(Arc::new(self.read_layer(layer).doing(|| format!("cannot load layer {layer} of the host model"))?)),
+            None => {
+                Ok(Arc::new(self.read_layer(layer).doing(|| format!("cannot load layer {layer} of the host model"))?))
+            }
         }
     }
 

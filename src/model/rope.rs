@@ -21,8 +21,7 @@ impl Rope {
     /// # Errors
     /// [`Error::Config`] for another kind of scaling, or a missing parameter.
     pub fn new(theta: f64, d_head: usize, n_ctx: usize, scaling: Option<&Value>) -> Result<Self> {
-        let inv_freq: Vec<f64> =
-            (0..d_head / 2).map(|i| theta.powf(-((2 * i) as f64) / d_head as f64)).collect();
+        let inv_freq: Vec<f64> = (0..d_head / 2).map(|i| theta.powf(-((2 * i) as f64) / d_head as f64)).collect();
         let plain = Self { inv_freq, attention_factor: 1.0 };
         let Some(scaling) = scaling else { return Ok(plain) };
         let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
@@ -53,9 +52,8 @@ impl Rope {
                 let original_ctx = number("original_max_position_embeddings").unwrap_or(n_ctx as f64);
                 let or = |key: &str, default: f64| scaling.get(key).and_then(Value::as_f64).unwrap_or(default);
                 let dim = d_head as f64;
-                let dim_of = |turns: f64| {
-                    dim * (original_ctx / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
-                };
+                let dim_of =
+                    |turns: f64| dim * (original_ctx / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
                 let (mut low, mut high) = (dim_of(or("beta_fast", 32.0)), dim_of(or("beta_slow", 1.0)));
                 if scaling.get("truncate").and_then(Value::as_bool).unwrap_or(true) {
                     (low, high) = (low.floor(), high.ceil());

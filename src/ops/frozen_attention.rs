@@ -134,12 +134,11 @@ impl CustomOp2 for FrozenAttention {
         for key in 0..blocks.n_blocks() {
             let (block, after) = rest.split_at_mut(blocks.count(key) * out_width);
             rest = after;
-            tasks.extend(
-                block
-                    .chunks_mut(TASK_TARGETS * out_width)
-                    .enumerate()
-                    .map(|(i, out)| Task { key, first_target: i * TASK_TARGETS, out }),
-            );
+            tasks.extend(block.chunks_mut(TASK_TARGETS * out_width).enumerate().map(|(i, out)| Task {
+                key,
+                first_target: i * TASK_TARGETS,
+                out,
+            }));
         }
         // All keys of a few targets after each other: their gradients stay in the cache.
         tasks.sort_by_key(|task| task.first_target);

@@ -61,7 +61,13 @@ struct NormPullback {
 const NAME: &str = "norm_pullback";
 
 impl NormPullback {
-    fn cpu(&self, grad: &[f32], shape: &Shape, packed: &[f32], residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+    fn cpu(
+        &self,
+        grad: &[f32],
+        shape: &Shape,
+        packed: &[f32],
+        residual: Option<&[f32]>,
+    ) -> Result<(CpuStorage, Shape)> {
         let (n_rows, width) = shape.dims2()?;
         if n_rows != self.blocks.n_rows() || packed.len() != width + self.n_pos || self.n_pos < self.blocks.n_blocks() {
             bail!(

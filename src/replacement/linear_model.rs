@@ -3,9 +3,9 @@
 
 use candle_core::{Device, Tensor};
 
+use super::Replacement;
 use super::forward::{ForwardOptions, Keep, LinearWeights, Pass, Unedited};
 use super::sources::{Origin, Sources, SourcesBuilder};
-use super::Replacement;
 use crate::error::{Doing, Result};
 use crate::model::{NormKind, split_heads};
 use crate::ops::NormFactors;
@@ -131,8 +131,12 @@ impl Replacement {
         let mlp_sources = self.mlp_sources(&features, &pass, n_excluded)?;
         let layers: Vec<FrozenLayer> =
             (0..pass.weights.len()).map(|layer| self.freeze(layer, &pass)).collect::<Result<_>>()?;
-        let attn_constants =
-            pass.weights.iter().zip(&layers).map(|(weights, layer)| self.attn_constant(weights, layer)).collect::<Result<_>>()?;
+        let attn_constants = pass
+            .weights
+            .iter()
+            .zip(&layers)
+            .map(|(weights, layer)| self.attn_constant(weights, layer))
+            .collect::<Result<_>>()?;
         let final_norm = self.model.final_norm()?;
         Ok(LinearModel {
             tokens: tokens.to_vec(),
@@ -158,12 +162,8 @@ impl Replacement {
         let mlp_norm = &weights.mlp_norm;
         let (input_norm, input_bias) = match self.transcoders.input_hook {
             InputHook::ResidMid => (None, None),
-            InputHook::Normalized => {
-                (Some(self.factors(&mlp_norm.gain.ones_like()?, &frozen.mlp_scale[layer])?), None)
-            }
-            InputHook::MlpIn => {
-                (Some(self.factors(&mlp_norm.gain, &frozen.mlp_scale[layer])?), mlp_norm.bias.clone())
-            }
+            InputHook::Normalized => (Some(self.factors(&mlp_norm.gain.ones_like()?, &frozen.mlp_scale[layer])?), None),
+            InputHook::MlpIn => (Some(self.factors(&mlp_norm.gain, &frozen.mlp_scale[layer])?), mlp_norm.bias.clone()),
         };
         let post = |norm: &Option<crate::model::Norm>, scale: &Option<Tensor>| match (norm, scale) {
             (Some(norm), Some(scale)) => self.factors(&norm.gain, scale).map(Some),

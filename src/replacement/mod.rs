@@ -8,7 +8,7 @@ mod pull_back;
 mod sources;
 
 pub use forward::{Edit, ForwardOptions, Frozen, Hold, Keep, Pass, Unedited};
-pub use linear_model::{ActiveFeatures, LinearModel};
+pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
 pub use pull_back::{TargetBatch, TargetSite};
 pub use sources::{Origin, Sources};
 

@@ -41,11 +41,7 @@ impl LinearModel {
     ///
     /// # Errors
     /// Those of the tensor operations and of `read`.
-    pub fn pull_back(
-        &self,
-        batch: &TargetBatch,
-        read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>,
-    ) -> Result<()> {
+    pub fn pull_back(&self, batch: &TargetBatch, read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>) -> Result<()> {
         let blocks = TargetBlocks::new(batch.positions.clone());
         let (n_targets, d_model) = batch.gradients.dims2()?;
         if n_targets == 0 {
@@ -53,8 +49,11 @@ impl LinearModel {
         }
         let own_rows: Vec<u32> = blocks.own_rows().into_iter().map(|row| row as u32).collect();
         let own_rows = Tensor::from_vec(own_rows, n_targets, batch.gradients.device())?;
-        let at_site = Tensor::zeros((blocks.n_rows(), d_model), DType::F32, batch.gradients.device())?
-            .index_add(&own_rows, &batch.gradients, 0)?;
+        let at_site = Tensor::zeros((blocks.n_rows(), d_model), DType::F32, batch.gradients.device())?.index_add(
+            &own_rows,
+            &batch.gradients,
+            0,
+        )?;
 
         let (mut grad, top) = match batch.site {
             TargetSite::FinalNorm => (norm_pullback(&at_site, None, &self.final_norm, &blocks)?, self.layers.len()),

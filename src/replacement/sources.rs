@@ -10,8 +10,13 @@ use crate::ops::SourceStarts;
 pub enum Origin {
     /// Index into [`super::ActiveFeatures`]. A cross-layer feature is a source at every layer it writes to.
     Feature(usize),
-    Error { layer: usize, pos: usize },
-    Token { pos: usize },
+    Error {
+        layer: usize,
+        pos: usize,
+    },
+    Token {
+        pos: usize,
+    },
     /// Biases and everything else that no node stands for: it goes to the bias effect.
     Constant,
 }

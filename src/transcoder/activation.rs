@@ -5,9 +5,13 @@
 pub enum ActivationFunction {
     Relu,
     /// z where z > θ (strictly), else 0. `[d_transcoder]`
-    JumpRelu { threshold: Vec<f32> },
+    JumpRelu {
+        threshold: Vec<f32>,
+    },
     /// The k largest z of the position are kept as they are.
-    TopK { k: usize },
+    TopK {
+        k: usize,
+    },
 }
 
 /// One feature that may be active at a position. Its value is its pre-activation.

@@ -47,11 +47,7 @@ impl InputHook {
             "hook_resid_mid" => Ok(Self::ResidMid),
             "ln2.hook_normalized" => Ok(Self::Normalized),
             "mlp.hook_in" => Ok(Self::MlpIn),
-            _ => Err(Error::UnknownHook {
-                key: "feature_input_hook",
-                name: name.into(),
-                known: Self::NAMES.to_vec(),
-            }),
+            _ => Err(Error::UnknownHook { key: "feature_input_hook", name: name.into(), known: Self::NAMES.to_vec() }),
         }
     }
 
@@ -71,11 +67,7 @@ impl OutputHook {
         match name {
             "mlp.hook_out" => Ok(Self::MlpOut),
             "hook_mlp_out" => Ok(Self::HookMlpOut),
-            _ => Err(Error::UnknownHook {
-                key: "feature_output_hook",
-                name: name.into(),
-                known: Self::NAMES.to_vec(),
-            }),
+            _ => Err(Error::UnknownHook { key: "feature_output_hook", name: name.into(), known: Self::NAMES.to_vec() }),
         }
     }
 

@@ -181,9 +181,7 @@ fn cross_layer(folder: &Folder, expected: &Expected) -> Result<Vec<Transcoder>> 
             decoder: Decoder { checkpoint: decoder, name: named("W_dec") },
         })
     };
-    (0..n_layers)
-        .map(|layer| open(layer).doing(|| format!("cannot load the transcoder of layer {layer}")))
-        .collect()
+    (0..n_layers).map(|layer| open(layer).doing(|| format!("cannot load the transcoder of layer {layer}"))).collect()
 }
 
 fn check_shape(checkpoint: &Checkpoint, name: &str, expected: Vec<usize>) -> Result<()> {
@@ -241,13 +239,14 @@ fn activation(
 fn labels(folder: &Folder) -> Result<BTreeMap<(u32, u32), String>> {
     let Some(text) = folder.read_text("feature_labels.json")? else { return Ok(BTreeMap::new()) };
     let problem = |problem: String| Error::Transcoders { folder: folder.spec().to_owned(), problem };
-    let by_name: BTreeMap<String, String> = serde_json::from_str(&text)
-        .map_err(|e| problem(format!("`feature_labels.json` cannot be read: {e}")))?;
+    let by_name: BTreeMap<String, String> =
+        serde_json::from_str(&text).map_err(|e| problem(format!("`feature_labels.json` cannot be read: {e}")))?;
     by_name
         .into_iter()
         .map(|(name, label)| {
             let id = name.split_once('_').and_then(|(l, f)| Some((l.parse().ok()?, f.parse().ok()?)));
-            let id = id.ok_or_else(|| problem(format!("`feature_labels.json` has the key `{name}`, not layer_feature")))?;
+            let id =
+                id.ok_or_else(|| problem(format!("`feature_labels.json` has the key `{name}`, not layer_feature")))?;
             Ok((id, label))
         })
         .collect()

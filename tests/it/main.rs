@@ -1,5 +1,6 @@
 //! One integration binary for all rooms.
 
+mod attribution;
 mod export;
 mod graph;
 mod prune;

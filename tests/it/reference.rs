@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+use circuitscope::attribution::{AttributionOptions, TargetRequest};
 use circuitscope::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings};
+use circuitscope::replacement::Replacement;
+use circuitscope::weights::{Folder, HostFiles};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -73,6 +77,45 @@ impl Case {
 
     pub fn number(&self, name: &str) -> f64 {
         self.json[name].as_f64().unwrap()
+    }
+
+    /// The folder of the case's model: `model/` and `transcoders/` are in it.
+    pub fn root(&self) -> &Path {
+        self.folder.parent().unwrap()
+    }
+
+    /// Whether the model and its transcoders are at hand; fixtures may hold the expected values only.
+    pub fn has_model(&self) -> bool {
+        self.root().join("model").is_dir()
+    }
+
+    /// The host model with its transcoders.
+    pub fn replacement(&self) -> Replacement {
+        let host = HostFiles::open(self.root().join("model").to_str().unwrap()).unwrap();
+        let transcoders = Folder::open(self.root().join("transcoders").to_str().unwrap()).unwrap();
+        Replacement::open(host, &transcoders, &Device::Cpu).unwrap()
+    }
+
+    /// The options that the reference was computed with.
+    pub fn options(&self) -> AttributionOptions {
+        let parameters = &self.json["parameters"];
+        let number = |key: &str| parameters[key].as_u64().unwrap() as usize;
+        AttributionOptions {
+            targets: match self.json["requested_targets"].is_null() {
+                true => Vec::new(),
+                false => self.json["targets"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|t| TargetRequest::Token(t["id"].as_u64().unwrap() as u32))
+                    .collect(),
+            },
+            max_logits: number("max_n_logits"),
+            logit_prob: parameters["desired_logit_prob"].as_f64().unwrap(),
+            max_features: parameters["max_feature_nodes"].as_u64().map(|n| n as usize),
+            batch_size: number("batch_size"),
+            ..AttributionOptions::default()
+        }
     }
 
     /// Where the pruned graph is that circuit-tracer wrote for this prompt.

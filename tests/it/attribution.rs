@@ -1,0 +1,72 @@
+//! Attribution against circuit-tracer: every case's logits, features, targets, rows and scores.
+
+use circuitscope::attribution::{Attribution, attribute};
+use circuitscope::graph::FeatureId;
+use circuitscope::replacement::{LinearModel, Replacement};
+
+use crate::reference::{Case, cases, close};
+
+fn trace(case: &Case) -> (Replacement, LinearModel, Attribution) {
+    let replacement = case.replacement();
+    let prompt = case.json["prompt"].as_str().unwrap();
+    let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
+    let linear = replacement.linearize(&tokens).unwrap();
+    let found = attribute(&replacement, &linear, prompt, &case.options(), &mut |_, _| ()).unwrap();
+    (replacement, linear, found)
+}
+
+#[test]
+fn graphs_agree_with_the_reference() {
+    for case in cases().iter().filter(|case| case.has_model()) {
+        let name = &case.name;
+        let (_, _, found) = trace(case);
+        let graph = &found.graph;
+        assert_eq!(graph.input_tokens, case.i64s("input_tokens"), "{name}: tokens");
+        for (i, (a, e)) in graph.logits.iter().zip(case.f32s("logits")).enumerate() {
+            close(f64::from(*a), f64::from(e), 1e-4, 1e-4, &format!("{name}: logit {i}"));
+        }
+        let active: Vec<FeatureId> = case
+            .i64s("active_features")
+            .chunks_exact(3)
+            .map(|f| FeatureId { layer: f[0] as u32, pos: f[1] as u32, feature: f[2] as u32 })
+            .collect();
+        assert_eq!(graph.active_features, active, "{name}: active features");
+        for (i, (a, e)) in graph.activation_values.iter().zip(case.f32s("activation_values")).enumerate() {
+            close(f64::from(*a), f64::from(e), 1e-4, 1e-4, &format!("{name}: activation {i}"));
+        }
+        let expected_targets: Vec<i64> =
+            case.json["targets"].as_array().unwrap().iter().map(|t| t["id"].as_i64().unwrap()).collect();
+        assert_eq!(graph.target_ids, expected_targets, "{name}: targets");
+        let labels: Vec<&str> =
+            case.json["targets"].as_array().unwrap().iter().map(|t| t["token"].as_str().unwrap()).collect();
+        assert_eq!(graph.meta.target_labels, labels, "{name}: target labels");
+        for (a, e) in graph.target_probabilities.iter().zip(case.f32s("target_probabilities")) {
+            close(f64::from(*a), f64::from(e), 1e-5, 1e-4, &format!("{name}: target probability"));
+        }
+        let selected: Vec<usize> = case.i64s("selected_features").iter().map(|&i| i as usize).collect();
+        assert_eq!(graph.selected_features, selected, "{name}: selected features");
+
+        let expected = case.graph();
+        let largest = expected.edge_rows.values().iter().fold(0f32, |m, v| m.max(v.abs()));
+        for row in 0..graph.layout().n_rows() {
+            for (column, (a, e)) in graph.row(row).iter().zip(expected.row(row)).enumerate() {
+                let atol = 1e-5 * f64::from(largest);
+                close(f64::from(*a), f64::from(*e), atol, 1e-4, &format!("{name}: edge {row} <- {column}"));
+            }
+        }
+        close(graph.meta.replacement_score, case.number("replacement_score"), 1e-4, 0.0, name);
+        close(graph.meta.completeness_score, case.number("completeness_score"), 1e-4, 0.0, name);
+    }
+}
+
+#[test]
+fn every_row_and_its_bias_effect_add_up_to_the_pre_activation() {
+    for case in cases().iter().filter(|case| case.has_model()) {
+        let (_, _, found) = trace(case);
+        let error = found.graph.meta.row_identity_error;
+        // Rows of capped graphs leave out unselected features, so only complete graphs add up.
+        if found.graph.selected_features.len() == found.graph.active_features.len() {
+            assert!(error < 1e-5, "{}: row identity is off by {error:e}", case.name);
+        }
+    }
+}
