@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::Checkpoint;
-use super::hub::{self, Repo};
+use super::hub::{Hub, Repo};
 use crate::error::{Error, Result};
 
 /// A set of files: a folder on disk, a Hub repository (files are fetched when asked for), or files in the program.
 #[derive(Clone)]
 pub struct Folder {
     spec: String,
+    hub: Hub,
     place: Place,
 }
 
@@ -26,20 +27,28 @@ impl Folder {
     /// # Errors
     /// [`Error::UnknownSource`]; [`Error::MissingFile`] is left to reading.
     pub fn open(spec: &str) -> Result<Self> {
+        Self::open_with(spec, Hub::from_env())
+    }
+
+    /// As [`Folder::open`], with a given cache of the Hub.
+    ///
+    /// # Errors
+    /// As [`Folder::open`].
+    pub fn open_with(spec: &str, hub: Hub) -> Result<Self> {
         let path = Path::new(spec);
         let place = if path.is_dir() {
             Place::Disk(path.to_path_buf())
-        } else if let (false, Some(repo)) = (path.exists(), Repo::parse(spec)) {
+        } else if let (false, Some(repo)) = (path.exists(), Repo::parse(spec, &hub)) {
             Place::Hub(repo)
         } else {
             return Err(Error::UnknownSource { spec: spec.to_string() });
         };
-        Ok(Self { spec: spec.to_string(), place })
+        Ok(Self { spec: spec.to_string(), hub, place })
     }
 
     /// Files that are part of the program: (name, bytes).
     pub fn from_static(spec: &str, files: &'static [(&'static str, &'static [u8])]) -> Self {
-        Self { spec: spec.to_string(), place: Place::Static(files) }
+        Self { spec: spec.to_string(), hub: Hub::from_env(), place: Place::Static(files) }
     }
 
     /// How the folder was named when it was opened.
@@ -120,7 +129,10 @@ impl Folder {
 
     /// The error for a file that must be there.
     pub fn missing(&self, name: &str) -> Error {
-        Error::MissingFile { file: name.to_string(), folder: self.spec.clone() }
+        match &self.place {
+            Place::Hub(repo) if repo.is_offline() => repo.not_cached(name),
+            _ => Error::MissingFile { file: name.to_string(), folder: self.spec.clone() },
+        }
     }
 
     /// A file's path on disk, fetched if need be. `hf://org/name/path` names a file of another repository, as published
@@ -133,7 +145,7 @@ impl Folder {
     }
 
     fn optional_file(&self, name: &str) -> Result<Option<PathBuf>> {
-        if let Some((repo, file)) = hub::parse_url(name) {
+        if let Some((repo, file)) = Repo::parse_url(name, &self.hub) {
             return repo.file(&file);
         }
         match &self.place {

@@ -1,47 +1,118 @@
 //! Repositories of the Hugging Face Hub, through its ordinary cache.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use hf_hub::{HFClient, HFError};
+
+use crate::error::{Error, Result};
+
+/// Where the Hub's cache is and whether the network may be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hub {
+    pub cache: PathBuf,
+    pub offline: bool,
+}
+
+impl Hub {
+    /// As the environment says: `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`; `HF_HUB_OFFLINE`.
+    pub fn from_env() -> Self {
+        let offline = std::env::var("HF_HUB_OFFLINE").unwrap_or_default().to_ascii_lowercase();
+        Self { cache: hf_hub::resolve_cache_dir(), offline: matches!(offline.as_str(), "1" | "true" | "yes" | "on") }
+    }
+}
 
 /// A repository at a revision.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Repo {
+    hub: Hub,
     owner: String,
     name: String,
     revision: String,
 }
 
 impl Repo {
-    /// `org/name[@revision]`.
-    pub fn parse(spec: &str) -> Option<Self> {
+    /// `org/name[@revision]`; `None` for anything else.
+    pub fn parse(spec: &str, hub: &Hub) -> Option<Self> {
         let (id, revision) = spec.split_once('@').unwrap_or((spec, "main"));
         let (owner, name) = id.split_once('/')?;
+        // Words that cannot lead out of the cache folder.
         let word = |s: &str| {
             !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
         };
-        let revision_is_sane = !revision.is_empty() && revision.split('/').all(word);
-        (word(owner) && word(name) && revision_is_sane).then(|| Self {
-            owner: owner.to_string(),
-            name: name.to_string(),
-            revision: revision.to_string(),
-        })
+        let is_repo = word(owner) && word(name) && revision.split('/').all(word);
+        let [owner, name, revision] = [owner, name, revision].map(str::to_string);
+        is_repo.then(|| Self { hub: hub.clone(), owner, name, revision })
     }
 
+    /// `hf://org/name/path[@revision]`, and the path.
+    pub fn parse_url(url: &str, hub: &Hub) -> Option<(Self, String)> {
+        let (rest, revision) = url.strip_prefix("hf://")?.split_once('@').unwrap_or((&url[5..], "main"));
+        let mut words = rest.splitn(3, '/');
+        let (owner, name, file) = (words.next()?, words.next()?, words.next()?);
+        Some((Self::parse(&format!("{owner}/{name}@{revision}"), hub)?, file.to_string()))
+    }
+
+    /// The folder of this revision's files, when there is one in the cache.
     pub fn snapshot(&self) -> Option<PathBuf> {
-        None
+        let repo = self.hub.cache.join(format!("models--{}--{}", self.owner, self.name));
+        let is_commit = self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit());
+        let commit = if is_commit {
+            self.revision.clone()
+        } else {
+            std::fs::read_to_string(repo.join("refs").join(&self.revision)).ok()?.trim().to_string()
+        };
+        let snapshot = repo.join("snapshots").join(commit);
+        snapshot.is_dir().then_some(snapshot)
     }
 
-    pub fn file(&self, _name: &str) -> Result<Option<PathBuf>> {
-        Ok(None)
+    /// Whether the network may be used.
+    pub fn is_offline(&self) -> bool {
+        self.hub.offline
     }
-}
 
-/// `hf://org/name/path[@revision]`.
-pub(super) fn parse_url(url: &str) -> Option<(Repo, String)> {
-    let rest = url.strip_prefix("hf://")?;
-    let (rest, revision) = rest.split_once('@').unwrap_or((rest, "main"));
-    let mut words = rest.splitn(3, '/');
-    let (owner, name, file) = (words.next()?, words.next()?, words.next()?);
-    Some((Repo::parse(&format!("{owner}/{name}@{revision}"))?, file.to_string()))
+    /// A file's path in the cache, where it is fetched to if need be; `None` when the repository has no such file.
+    /// Offline, a file that is not in the cached snapshot counts as none.
+    ///
+    /// # Errors
+    /// [`Error::NotCached`] offline, when nothing of this revision is cached; [`Error::Hub`].
+    pub fn file(&self, file: &str) -> Result<Option<PathBuf>> {
+        let snapshot = self.snapshot();
+        if let Some(path) = snapshot.as_deref().map(|s| s.join(file)).filter(|p| p.is_file()) {
+            return Ok(Some(path));
+        }
+        match (self.hub.offline, snapshot) {
+            (true, Some(_)) => Ok(None),
+            (true, None) => Err(self.not_cached(file)),
+            (false, snapshot) => self.fetch(file, snapshot.as_deref()),
+        }
+    }
+
+    /// The error for a file that must be there, when the network may not be used.
+    pub fn not_cached(&self, file: &str) -> Error {
+        Error::NotCached {
+            repo: format!("{}/{}", self.owner, self.name),
+            revision: self.revision.clone(),
+            file: file.to_string(),
+            cache: self.hub.cache.display().to_string(),
+        }
+    }
+
+    fn fetch(&self, file: &str, snapshot: Option<&Path>) -> Result<Option<PathBuf>> {
+        let failed = |e: HFError| Error::Hub {
+            repo: format!("{}/{}", self.owner, self.name),
+            revision: self.revision.clone(),
+            file: file.to_string(),
+            reason: e.to_string(),
+        };
+        // Files of one model must come from one commit: once a snapshot is there, the rest is fetched from it.
+        let commit = snapshot.and_then(|s| s.file_name()).and_then(|s| s.to_str());
+        let revision = commit.unwrap_or(&self.revision).to_string();
+        let client = HFClient::builder().cache_dir(self.hub.cache.clone()).build_sync().map_err(failed)?;
+        let repo = client.model(self.owner.clone(), self.name.clone());
+        match repo.download_file().filename(file).revision(revision).send() {
+            Ok(path) => Ok(Some(path)),
+            Err(HFError::EntryNotFound { .. }) => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
+    }
 }

@@ -21,4 +21,5 @@ mod tokenizer;
 pub use checkpoint::Checkpoint;
 pub use folder::Folder;
 pub use host::HostFiles;
+pub use hub::Hub;
 pub use tokenizer::{SpecialIds, Tokenizer};
