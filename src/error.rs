@@ -26,7 +26,24 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    // Graphs: `graph`, `prune`, `export`.
+    // weights
+    /// A file does not have the structure of its format: truncated, a length that lies, an unknown version.
+    #[error("`{file}` is not a valid {format} file: {reason}")]
+    Damaged { file: String, format: &'static str, reason: String },
+
+    /// A tensor that must be there is not.
+    #[error("`{file}` has no tensor `{name}`")]
+    MissingTensor { name: String, file: String },
+
+    /// A tensor has another shape than its use needs.
+    #[error("`{tensor}` in `{file}` has shape {actual:?}, expected {expected:?}")]
+    Shape { tensor: String, file: String, actual: Vec<usize>, expected: Vec<usize> },
+
+    /// A tensor's elements have a type that is not read.
+    #[error("`{tensor}` in `{file}` has dtype {dtype}, expected {expected}")]
+    Dtype { tensor: String, file: String, dtype: String, expected: &'static str },
+
+    // graph, prune, export
     /// Two parts of a graph disagree about their size.
     #[error("`{name}` of the graph has shape {actual:?}, expected {expected:?}")]
     GraphShape { name: &'static str, expected: Vec<usize>, actual: Vec<usize> },
@@ -55,6 +72,22 @@ pub enum Error {
     #[error("the graph has a cycle through {node}")]
     CircuitCycle { node: String },
 
+    /// A node of a JSON graph whose id or layer makes no sense.
+    #[error("node `{id}` of the graph cannot be read: {reason}")]
+    WireNode { id: String, reason: String },
+
+    /// A link of a JSON graph names a node that is not there.
+    #[error("the link from `{source_id}` to `{target_id}` names node `{missing}`, which is not in the graph")]
+    LinkToNowhere { source_id: String, target_id: String, missing: String },
+
+    /// A node was asked for that is not in the circuit.
+    #[error("there is no node `{id}` in the graph")]
+    UnknownNode { id: String, near: Vec<String> },
+
+    /// A raw graph of another format version.
+    #[error("`{}` has format version {actual}, expected {expected}", path.display())]
+    GraphVersion { path: PathBuf, actual: u32, expected: u32 },
+
     /// A pruning threshold is no share.
     #[error("{name} is {value}, must be in 0..=1")]
     Threshold { name: &'static str, value: f64 },
@@ -72,6 +105,14 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Context { source, .. } => source.hint(),
+            // graph, prune, export
+            Error::GraphVersion { .. } => {
+                Some("trace the prompt again, or read the file with the version of the program that wrote it".into())
+            }
+            Error::UnknownNode { near, .. } if !near.is_empty() => {
+                Some(format!("there are {}; `inspect` lists the strongest nodes", near.join(", ")))
+            }
+            Error::Threshold { .. } => Some("0.8 for nodes and 0.98 for edges are usual".into()),
             _ => None,
         }
     }

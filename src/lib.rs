@@ -1,6 +1,8 @@
 //! circuitscope: attribution graphs of language models, on one machine, in one binary.
 
+pub mod cli;
 pub mod error;
+pub mod export;
 pub mod graph;
 pub mod prune;
 pub mod weights;
