@@ -26,7 +26,7 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    // Graphs: `graph`, `prune`, `export`.
+    // graph, prune, export
     /// Two parts of a graph disagree about their size.
     #[error("`{name}` of the graph has shape {actual:?}, expected {expected:?}")]
     GraphShape { name: &'static str, expected: Vec<usize>, actual: Vec<usize> },
@@ -54,6 +54,22 @@ pub enum Error {
     /// The edges of a circuit go round in a circle.
     #[error("the graph has a cycle through {node}")]
     CircuitCycle { node: String },
+
+    /// A node of a JSON graph whose id or layer makes no sense.
+    #[error("node `{id}` of the graph cannot be read: {reason}")]
+    WireNode { id: String, reason: String },
+
+    /// A link of a JSON graph names a node that is not there.
+    #[error("the link from `{source_id}` to `{target_id}` names node `{missing}`, which is not in the graph")]
+    LinkToNowhere { source_id: String, target_id: String, missing: String },
+
+    /// A node was asked for that is not in the circuit.
+    #[error("there is no node `{id}` in the graph")]
+    UnknownNode { id: String, near: Vec<String> },
+
+    /// A raw graph of another format version.
+    #[error("`{}` has format version {actual}, expected {expected}", path.display())]
+    GraphVersion { path: PathBuf, actual: u32, expected: u32 },
 
     /// A pruning threshold is no share.
     #[error("{name} is {value}, must be in 0..=1")]
@@ -171,6 +187,18 @@ pub enum Error {
     #[error("direction `{label}` has {n_values} values, expected {d_model} finite ones")]
     Direction { label: String, n_values: usize, d_model: usize },
 
+    /// A text that is not of the form that an option needs.
+    #[error("`--{option}` is {text:?}, expected {expected}")]
+    OptionForm { option: &'static str, text: String, expected: &'static str },
+
+    /// A host model without transcoders for it.
+    #[error("`--model {model}` needs `--transcoders`")]
+    NeedsTranscoders { model: String },
+
+    /// A device that cannot be used.
+    #[error("cannot use `--device {name}`: {reason}")]
+    Device { name: String, reason: String },
+
     /// A setting outside its range.
     #[error("`--{name}` is {value}, expected {range}")]
     Setting { name: &'static str, value: f64, range: &'static str },
@@ -208,7 +236,18 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 Some(format!("this transcoder set was trained for a model of {transcoders} layers"))
             }
+            Error::NeedsTranscoders { .. } => {
+                Some("name a folder or Hub id of transcoders that were trained on this model".into())
+            }
             Error::PromptTooLong { .. } => Some("shorten the prompt, or choose a model with a longer context".into()),
+            // graph, prune, export
+            Error::GraphVersion { .. } => {
+                Some("trace the prompt again, or read the file with the version of the program that wrote it".into())
+            }
+            Error::UnknownNode { near, .. } if !near.is_empty() => {
+                Some(format!("there are {}; `inspect` lists the strongest nodes", near.join(", ")))
+            }
+            Error::Threshold { .. } => Some("0.8 for nodes and 0.98 for edges are usual".into()),
             _ => None,
         }
     }

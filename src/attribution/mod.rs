@@ -110,12 +110,7 @@ pub fn attribute(
     let features: Vec<FeatureId> = rows.selected.iter().map(|&i| active[i]).collect();
     let layout = NodeLayout::new(features, config.n_layers, linear.tokens.len(), chosen.targets.len())?;
     let n_rows = layout.n_rows();
-    let labels = &replacement.transcoders.labels;
-    let feature_labels = layout
-        .feature_ids()
-        .iter()
-        .filter_map(|f| Some((format!("{}_{}", f.layer, f.feature), labels.get(&(f.layer, f.feature))?.clone())))
-        .collect();
+    let feature_labels = replacement.transcoders.labels.of(layout.feature_ids().iter().map(|f| (f.layer, f.feature)));
     let mut graph = AttributionGraph::new(GraphData {
         input_tokens: linear.tokens.iter().map(|&t| i64::from(t)).collect(),
         activation_values: linear.features.all.iter().map(|f| f.value).collect(),

@@ -115,6 +115,9 @@ impl AttributionGraph {
                 Err(Error::GraphShape { name, expected: vec![expected], actual: vec![actual] })
             }
         };
+        // A graph of nothing has sizes that nothing checks.
+        check("input_tokens", n_pos.max(1), n_pos)?;
+        check("target_ids", n_targets.max(1), n_targets)?;
         check("activation_values", n_active, data.activation_values.len())?;
         check("bias_effect", n_rows, data.bias_effect.len())?;
         check("row_values", n_rows, data.row_values.len())?;
@@ -135,6 +138,17 @@ impl AttributionGraph {
             return Err(Error::GraphIndex { name: "position of a target", index, value, limit: n_pos });
         }
 
+        // Before anything is made of that size: the number of layers is what a file says.
+        let n_nodes = data.meta.n_layers.saturating_mul(n_pos).saturating_add(n_rows + n_pos);
+        let shape = [data.edge_rows.n_rows(), data.edge_rows.n_nodes()];
+        if shape != [n_rows, n_nodes] {
+            return Err(Error::GraphShape {
+                name: "edge_rows",
+                expected: vec![n_rows, n_nodes],
+                actual: shape.to_vec(),
+            });
+        }
+
         // The active features get the same checks as the nodes: a layout of them is made and let go.
         NodeLayout::new(data.active_features.clone(), data.meta.n_layers, n_pos, 0)?;
         let mut features = Vec::with_capacity(n_selected);
@@ -145,11 +159,6 @@ impl AttributionGraph {
             features.push(feature);
         }
         let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
-        let shape = [data.edge_rows.n_rows(), data.edge_rows.n_nodes()];
-        if shape != [n_rows, layout.n_nodes()] {
-            let expected = vec![n_rows, layout.n_nodes()];
-            return Err(Error::GraphShape { name: "edge_rows", expected, actual: shape.to_vec() });
-        }
         Ok(AttributionGraph { data, layout })
     }
 

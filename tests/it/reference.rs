@@ -170,11 +170,6 @@ impl Case {
         })
         .unwrap()
     }
-
-    /// The row of the reference's adjacency that is row `row` of the graph.
-    pub fn adjacency_row(&self, graph: &AttributionGraph, row: usize) -> usize {
-        graph.layout().node_of_row(row).unwrap()
-    }
 }
 
 /// Asserts `|actual - expected| <= atol + rtol·|expected|`.
