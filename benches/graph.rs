@@ -45,6 +45,7 @@ fn synthetic(n_features: usize) -> AttributionGraph {
         active_features: features,
         edge_rows: EdgeRows::from_vec(values, n_rows, n_nodes).unwrap(),
         bias_effect: vec![0.0; n_rows],
+        unselected_effect: Vec::new(),
         row_values: vec![0.0; n_rows],
         target_ids: (0..N_TARGETS as i64).collect(),
         target_probabilities: vec![0.1; N_TARGETS],

@@ -118,6 +118,7 @@ pub fn attribute(
         selected_features: rows.selected,
         edge_rows: EdgeRows::from_vec(rows.edge_rows, n_rows, layout.n_nodes())?,
         bias_effect: rows.bias_effect,
+        unselected_effect: rows.unselected_effect,
         row_values: rows.row_values,
         target_ids: chosen.targets.iter().map(|t| t.token_id.map_or(-1, i64::from)).collect(),
         target_probabilities: chosen.targets.iter().map(|t| t.weight).collect(),

@@ -43,7 +43,7 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         ("selected_features", vec![selected.len()], i64s(&selected)),
         ("target_ids", vec![n_targets], i64s(&graph.target_ids)),
     ];
-    let floats: [(&str, Vec<usize>, &[f32]); 6] = [
+    let mut floats: Vec<(&str, Vec<usize>, &[f32])> = vec![
         ("activation_values", vec![graph.activation_values.len()], &graph.activation_values),
         ("bias_effect", vec![n_rows], &graph.bias_effect),
         ("row_values", vec![n_rows], &graph.row_values),
@@ -51,6 +51,9 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         ("logits", vec![graph.logits.len()], &graph.logits),
         ("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()),
     ];
+    if !graph.unselected_effect.is_empty() {
+        floats.insert(2, ("unselected_effect", vec![n_rows], &graph.unselected_effect));
+    }
 
     let mut offset = 0;
     let mut info = |dtype, shape: &[usize], len: usize| {
@@ -118,6 +121,10 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     let (activation_values, bias_effect) = (reader.f32s("activation_values")?, reader.f32s("bias_effect")?);
     let (row_values, logits) = (reader.f32s("row_values")?, reader.f32s("logits")?);
     let target_probabilities = reader.f32s("target_probabilities")?;
+    let unselected_effect = match metadata.info("unselected_effect") {
+        Some(_) => reader.f32s("unselected_effect")?,
+        None => Vec::new(),
+    };
     AttributionGraph::new(GraphData {
         input_tokens,
         active_features,
@@ -125,6 +132,7 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         selected_features,
         edge_rows: EdgeRows::from_map(map, edge_bytes, edge_shape[0], edge_shape[1])?,
         bias_effect,
+        unselected_effect,
         row_values,
         target_ids,
         target_probabilities,

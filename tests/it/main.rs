@@ -5,3 +5,4 @@ mod export;
 mod graph;
 mod prune;
 mod reference;
+mod rooms;
