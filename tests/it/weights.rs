@@ -156,6 +156,38 @@ fn errors_name_tensor_file_and_both_sides() {
 }
 
 #[test]
+fn experts_in_two_byte_tensors_are_read_as_one() {
+    let folder = TempDir::new().unwrap();
+    // Two experts, three rows, two blocks of 32: element i of a row has code i % 16, exponents differ.
+    let (n_experts, n_rows, n_blocks) = (2, 3, 2);
+    let nibbles: Vec<u8> =
+        (0..n_experts * n_rows * n_blocks * 16).map(|i| ((2 * i % 16) | (((2 * i + 1) % 16) << 4)) as u8).collect();
+    let exponents: Vec<u8> = (0..n_experts * n_rows * n_blocks).map(|i| 120 + i as u8).collect();
+    let checkpoint = open(
+        &folder,
+        &[
+            ("experts.down_proj_blocks", (Dtype::U8, vec![n_experts, n_rows, n_blocks, 16], nibbles)),
+            ("experts.down_proj_scales", (Dtype::U8, vec![n_experts, n_rows, n_blocks], exponents)),
+        ],
+    );
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["experts.down_proj"]);
+    let levels = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+    let shape = [n_experts, n_blocks * 32, n_rows];
+    let mut expected = Vec::new();
+    for expert in 0..n_experts {
+        for i in 0..n_blocks * 32 {
+            for row in 0..n_rows {
+                let exponent = 120 + (expert * n_rows + row) * n_blocks + i / 32;
+                expected.push(levels[i % 16] * 2f32.powi(exponent as i32 - 127));
+            }
+        }
+    }
+    assert_eq!(flat(checkpoint.tensor("experts.down_proj", &shape).unwrap()), expected);
+    assert_eq!(flat(checkpoint.rows("experts.down_proj", 1..2).unwrap()), expected[expected.len() / 2..]);
+    assert_eq!(flat(checkpoint.gather_rows("experts.down_proj", &[1]).unwrap()), expected[expected.len() / 2..]);
+}
+
+#[test]
 fn truncated_safetensors_are_refused() {
     let folder = TempDir::new().unwrap();
     let bytes = safetensors(&[("w", f32s(&[2, 3], &ramp(6)))]);
@@ -269,6 +301,13 @@ fn a_hub_model_is_read_from_the_cache_on_disk() {
     let other = Folder::open_with("org/tiny.model", hub.clone()).unwrap();
     assert!(other.checkpoint("hf://org/tiny.model/1.safetensors").unwrap().contains("x"));
     assert!(other.read_text("README.md").unwrap().is_none());
+
+    // What the Hub was asked for before and does not have is not asked for again, offline or not.
+    let mark = repo.join(".no_exist").join(commit).join("generation_config.json");
+    std::fs::create_dir_all(mark.parent().unwrap()).unwrap();
+    std::fs::write(mark, "").unwrap();
+    let online = Folder::open_with("org/tiny.model", Hub { offline: false, ..hub.clone() }).unwrap();
+    assert!(online.read_json("generation_config.json").unwrap().is_none());
 
     // Another revision, another repository, a file that the snapshot lacks.
     for (spec, file) in
@@ -423,6 +462,9 @@ fn a_prompt_gets_one_special_token_first_and_none_is_refused() {
     assert_eq!(tokenizer.decode(&ids[1..]), "the man");
     assert!(tokenizer.is_special(2) && !tokenizer.is_special(ids[1]));
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(2), Some(1), 512));
+    let config = json!({ "bos_token_id": [2], "eos_token_id": 1 });
+    let again = Tokenizer::from_json("again", tokenizer.to_json().unwrap().as_bytes(), None, &config).unwrap();
+    assert_eq!(again.encode_prompt("the man").unwrap(), ids);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use circuitscope::weights::HostFiles;
+use circuitscope::weights::{HostFiles, Tokenizer};
 use circuitscope::{Error, Result};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -479,6 +479,11 @@ fn smollm2_opens_and_tokenises_as_recorded() {
         "In 1984, it's  two\n"
     );
     assert_eq!(host.config["num_key_value_heads"], 3);
+    let json = host.tokenizer.to_json().unwrap();
+    let again = Tokenizer::from_json("again", json.as_bytes(), None, &host.config).unwrap();
+    for text in ["The capital of France is", "x = 1234567;\n\t\treturn x", "it's\u{a0}naïve <|im_end|> 日本語"] {
+        assert_eq!(again.encode_prompt(text).unwrap(), host.tokenizer.encode_prompt(text).unwrap());
+    }
     let shape = host.checkpoint.shape("model.embed_tokens.weight").unwrap();
     assert_eq!(shape, [49_152, 576]);
     for name in host.checkpoint.names() {
