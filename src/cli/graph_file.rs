@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::error::Doing;
 use crate::export::{Summary, raw, read_raw, read_wire};
-use crate::labels::Labels;
 use crate::graph::{AttributionGraph, Circuit, influence};
+use crate::labels::Labels;
 use crate::prune::{PruneSettings, prune};
 use crate::{Error, Result};
 

@@ -228,8 +228,11 @@ fn prompt(args: &TraceArgs, replacement: &Replacement) -> Result<(Vec<u32>, Stri
 }
 
 fn read_prompt(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+        doing: "cannot read",
+        path: path.to_owned(),
+        source,
+    })?;
     // Editors end files with a newline that is not meant.
     Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
@@ -242,9 +245,8 @@ fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOpt
     }
     targets.extend(args.target_id.iter().map(|&id| TargetRequest::Token(id)));
     for pair in args.target_diff.chunks_exact(2) {
-        let [first, second] = [&pair[0], &pair[1]].map(|text| {
-            token(text).doing(|| format!("cannot use `--target-diff {:?} {:?}`", pair[0], pair[1]))
-        });
+        let [first, second] = [&pair[0], &pair[1]]
+            .map(|text| token(text).doing(|| format!("cannot use `--target-diff {:?} {:?}`", pair[0], pair[1])));
         targets.push(TargetRequest::TokenDiff(first?, second?));
     }
     for text in &args.target_feature {

@@ -10,8 +10,8 @@ mod summary;
 pub mod wire;
 mod wire_read;
 
-pub use replace::check_writable;
 pub use raw::{read_raw, write_raw};
+pub use replace::check_writable;
 pub use summary::{
     Counts, Neighbors, NodeKind, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,
     SummarySettings, summarize,

@@ -12,8 +12,7 @@ macro_rules! files {
 /// How `atlas` is named on the command line and in graphs.
 pub const ATLAS: &str = "atlas";
 
-static MODEL: &[(&str, &[u8])] =
-    files!("model": "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json");
+static MODEL: &[(&str, &[u8])] = files!("model": "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json");
 
 static TRANSCODERS: &[(&str, &[u8])] = files!(
     "transcoders": "config.yaml", "feature_labels.json", "layer_0.safetensors", "layer_1.safetensors",

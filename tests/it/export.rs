@@ -5,9 +5,10 @@ use std::path::Path;
 
 use circuitscope::Error;
 use circuitscope::export::{
-    Labels, NodeKind, Summary, SummarySettings, WireGraph, read_raw, read_wire, summarize, wire, write_raw, write_wire,
+    NodeKind, Summary, SummarySettings, WireGraph, read_raw, read_wire, summarize, wire, write_raw, write_wire,
 };
 use circuitscope::graph::{AttributionGraph, Circuit, NodeId, influence};
+use circuitscope::labels::Labels;
 use circuitscope::prune::{PruneSettings, prune};
 use petgraph::visit::EdgeRef;
 use proptest::prelude::*;

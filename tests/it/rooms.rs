@@ -19,10 +19,25 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("export", &["error", "graph"]),
     ("train", &["error", "ops", "weights", "model", "transcoder"]),
     ("features", &["error", "ops", "weights", "model", "transcoder"]),
-    ("serve", &[
-        "error", "ops", "weights", "labels", "model", "transcoder", "graph", "replacement", "attribution", "intervene",
-        "prune", "export", "train", "features",
-    ]),
+    (
+        "serve",
+        &[
+            "error",
+            "ops",
+            "weights",
+            "labels",
+            "model",
+            "transcoder",
+            "graph",
+            "replacement",
+            "attribution",
+            "intervene",
+            "prune",
+            "export",
+            "train",
+            "features",
+        ],
+    ),
 ];
 
 /// `cli` may import everything; `lib.rs` and `main.rs` are not rooms.
@@ -44,7 +59,8 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>, room: Option<&str>)
 
 /// The names that follow `crate::` in code, also inside braces.
 fn imports(source: &str) -> BTreeSet<String> {
-    let code: String = source.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code: String =
+        source.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let mut found = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
