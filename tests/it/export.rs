@@ -250,7 +250,8 @@ fn label_files_name_features_and_are_checked() {
 fn a_summary_names_every_part_and_reads_back() {
     for case in cases().iter().take(4) {
         let circuit = circuit_of(&case.graph(), &PruneSettings::default());
-        let strongest = summarize(&circuit, &SummarySettings::default()).unwrap().strongest;
+        let all = SummarySettings { top: usize::MAX, ..SummarySettings::default() };
+        let strongest = summarize(&circuit, &all).unwrap().strongest;
         let feature = strongest.iter().find(|node| node.kind == NodeKind::Feature).unwrap();
         let settings = SummarySettings { node: Some(feature.id.clone()), ..SummarySettings::default() };
         let summary = summarize(&circuit, &settings).unwrap();
