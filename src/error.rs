@@ -171,6 +171,23 @@ pub enum Error {
     #[error("direction `{label}` has {n_values} values, expected {d_model} finite ones")]
     Direction { label: String, n_values: usize, d_model: usize },
 
+    // intervene
+    /// A layer that the model does not have.
+    #[error("layer {layer} does not exist: the model has layers 0..={}", n_layers - 1)]
+    NoSuchLayer { layer: usize, n_layers: usize },
+
+    /// A range without anything in it.
+    #[error("the range {start}..{end} of {what} is empty")]
+    EmptyRange { what: &'static str, start: usize, end: usize },
+
+    /// A text that does not say what to change.
+    #[error("`{text}` is not {expected}")]
+    Spec { text: String, expected: &'static str },
+
+    /// A feature that is to be scaled where it is not active.
+    #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
+    InactiveFeature { layer: usize, feature: usize, positions: String },
+
     /// A setting outside its range.
     #[error("`--{name}` is {value}, expected {range}")]
     Setting { name: &'static str, value: f64, range: &'static str },
@@ -208,6 +225,9 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 Some(format!("this transcoder set was trained for a model of {transcoders} layers"))
             }
+            // intervene
+            Error::EmptyRange { .. } => Some("the end of a range is not part of it: 4..7 is 4, 5 and 6".into()),
+            Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
             Error::PromptTooLong { .. } => Some("shorten the prompt, or choose a model with a longer context".into()),
             _ => None,
         }

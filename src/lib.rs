@@ -3,6 +3,7 @@
 pub mod attribution;
 pub mod error;
 pub mod graph;
+pub mod intervene;
 pub mod model;
 pub mod ops;
 pub mod prune;

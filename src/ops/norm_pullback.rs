@@ -1,6 +1,6 @@
 //! The transpose of a norm whose denominators are frozen, fused with the residual it is added to.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{TargetBlocks, f32_slice};
@@ -27,6 +27,22 @@ impl NormFactors {
         let n_pos = scale.elem_count();
         let packed = Tensor::cat(&[&gain.flatten_all()?, &scale.flatten_all()?], 0)?;
         Ok(Self { packed, centred, n_pos })
+    }
+
+    /// The norm itself without its bias, denominators frozen: `centre(x) · scale[position] ⊙ gain`, in plain tensor
+    /// operations.
+    ///
+    /// # Shapes
+    /// `x` `[.., n_pos, width]`; returns the same shape.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn push_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let width = x.dim(D::Minus1)?;
+        let gain = self.packed.narrow(0, 0, width)?;
+        let scale = self.packed.narrow(0, width, self.n_pos)?.unsqueeze(1)?;
+        let centred = if self.centred { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
+        centred.broadcast_mul(&scale)?.broadcast_mul(&gain)
     }
 }
 

@@ -42,7 +42,8 @@ impl ActiveFeatures {
         self.all.is_empty()
     }
 
-    fn of_layer(&self, layer: usize) -> impl Iterator<Item = (usize, &ActiveFeature)> {
+    /// The features of one layer, with their indices.
+    pub fn of_layer(&self, layer: usize) -> impl Iterator<Item = (usize, &ActiveFeature)> {
         let range = self.layer_starts[layer]..self.layer_starts[layer + 1];
         range.clone().zip(&self.all[range])
     }
@@ -121,13 +122,7 @@ impl Replacement {
     /// Those of reading and of the tensor operations.
     pub fn linearize_pass(&self, tokens: &[u32], pass: Pass) -> Result<LinearModel> {
         let n_excluded = self.n_excluded(tokens);
-        let mut encoded = Vec::with_capacity(self.model.config.n_layers);
-        for (layer, input) in pass.hook_in.iter().enumerate() {
-            let input = input.squeeze(0)?;
-            let active = self.transcoders.layers[layer].encode(&input, n_excluded);
-            encoded.push(active.doing(|| format!("cannot encode layer {layer}"))?);
-        }
-        let features = collect(encoded);
+        let features = self.active_features(&pass.hook_in, n_excluded)?;
         let mlp_sources = self.mlp_sources(&features, &pass, n_excluded)?;
         let layers: Vec<FrozenLayer> =
             (0..pass.weights.len()).map(|layer| self.freeze(layer, &pass)).collect::<Result<_>>()?;
@@ -151,6 +146,19 @@ impl Replacement {
             layers,
             n_kv_heads: self.model.config.n_kv_heads,
         })
+    }
+
+    /// Encodes what a pass over one prompt left at the input hooks. `[n_layers]` of `[1, n_pos, d_model]`
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations.
+    pub fn active_features(&self, hook_in: &[Tensor], n_excluded: usize) -> Result<ActiveFeatures> {
+        let mut encoded = Vec::with_capacity(hook_in.len());
+        for (layer, input) in hook_in.iter().enumerate() {
+            let active = self.transcoders.layers[layer].encode(&input.squeeze(0)?, n_excluded);
+            encoded.push(active.doing(|| format!("cannot encode layer {layer}"))?);
+        }
+        Ok(collect(encoded))
     }
 
     fn factors(&self, gain: &Tensor, scale: &Tensor) -> Result<NormFactors> {
