@@ -198,6 +198,22 @@ pub enum Error {
     /// A device that cannot be used.
     #[error("cannot use `--device {name}`: {reason}")]
     Device { name: String, reason: String },
+    // intervene
+    /// A layer that the model does not have.
+    #[error("layer {layer} does not exist: the model has layers 0..={}", n_layers - 1)]
+    NoSuchLayer { layer: usize, n_layers: usize },
+
+    /// A range without anything in it.
+    #[error("the range {start}..{end} of {what} is empty")]
+    EmptyRange { what: &'static str, start: usize, end: usize },
+
+    /// A text that does not say what to change.
+    #[error("`{text}` is not {expected}")]
+    Spec { text: String, expected: &'static str },
+
+    /// A feature that is to be scaled where it is not active.
+    #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
+    InactiveFeature { layer: usize, feature: usize, positions: String },
 
     /// A setting outside its range.
     #[error("`--{name}` is {value}, expected {range}")]
@@ -239,6 +255,9 @@ impl Error {
             Error::NeedsTranscoders { .. } => {
                 Some("name a folder or Hub id of transcoders that were trained on this model".into())
             }
+            // intervene
+            Error::EmptyRange { .. } => Some("the end of a range is not part of it: 4..7 is 4, 5 and 6".into()),
+            Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
             Error::PromptTooLong { .. } => Some("shorten the prompt, or choose a model with a longer context".into()),
             // graph, prune, export
             Error::GraphVersion { .. } => {

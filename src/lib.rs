@@ -5,6 +5,7 @@ pub mod cli;
 pub mod error;
 pub mod export;
 pub mod graph;
+pub mod intervene;
 pub mod labels;
 pub mod model;
 pub mod ops;

@@ -43,7 +43,7 @@ pub enum Hold<'a> {
 pub struct Keep {
     /// The frozen patterns and scales.
     pub frozen: bool,
-    /// The tensors at the input and output hooks of every layer.
+    /// The tensors at the input and output hooks of every layer, and the residual stream before each.
     pub hooks: bool,
     /// The weights of every layer that the pull-back needs.
     pub weights: bool,
@@ -78,6 +78,9 @@ pub struct ForwardOptions<'a> {
     pub keep: Keep,
     /// Keys and values of earlier positions; the pass appends its own.
     pub cache: Option<&'a mut KvCache>,
+    /// Where [`Replacement::forward_from`] begins: the residual stream it gets stands before this layer. What a pass
+    /// returns per layer begins here too.
+    pub first_layer: usize,
 }
 
 /// What a forward pass returns.
@@ -89,6 +92,8 @@ pub struct Pass {
     pub final_normed: Tensor,
     /// With [`Keep::frozen`].
     pub frozen: Frozen,
+    /// The residual stream before each layer, with [`Keep::hooks`]. `[n_layers]` of `[batch, n_pos, d_model]`
+    pub resid_pre: Vec<Tensor>,
     /// Tensors at the input hook, with [`Keep::hooks`]. `[n_layers]` of `[batch, n_pos, d_model]`
     pub hook_in: Vec<Tensor>,
     /// Tensors at the output hook, with [`Keep::hooks`]. `[n_layers]` of `[batch, n_pos, d_model]`
@@ -135,7 +140,10 @@ impl Replacement {
         self.forward_from(resid_pre, &mut options, edit)
     }
 
-    /// As [`Replacement::forward`], from a given residual stream before the first layer. `[batch, n_pos, d_model]`
+    /// As [`Replacement::forward`], from a given residual stream before [`ForwardOptions::first_layer`].
+    ///
+    /// # Shapes
+    /// `resid_pre` `[batch, n_pos, d_model]`.
     ///
     /// # Errors
     /// As [`Replacement::forward`].
@@ -153,9 +161,12 @@ impl Replacement {
             Hold::PatternsAndNorms(frozen) => (Some(frozen), Some(frozen)),
         };
         let mut frozen = Frozen::default();
-        let (mut hook_in, mut hook_out, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-        for index in 0..config.n_layers {
+        let (mut resids, mut hook_in, mut hook_out, mut weights) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for index in options.first_layer..config.n_layers {
             let layer = self.model.layer(index)?;
+            if keep.hooks {
+                resids.push(resid_pre.clone());
+            }
 
             let attn_scale = scale(&layer.attn_norm, &resid_pre, held_norms.map(|f| &f.attn_scale[index]))?;
             let attn_in = layer.attn_norm.apply(&resid_pre, &attn_scale)?;
@@ -214,7 +225,7 @@ impl Replacement {
         if keep.frozen {
             frozen.final_scale.push(final_scale);
         }
-        Ok(Pass { resid_final: resid_pre, final_normed, frozen, hook_in, hook_out, weights })
+        Ok(Pass { resid_final: resid_pre, final_normed, frozen, resid_pre: resids, hook_in, hook_out, weights })
     }
 
     /// What attention writes before any post-norm, and its pattern.
@@ -228,11 +239,15 @@ impl Replacement {
     ) -> Result<(Tensor, Tensor)> {
         let (config, layer_config) = (&self.model.config, self.layer_config(index));
         let mut v = split_heads(&layer.vo.v.forward(attn_in)?, config.d_head)?;
-        if let (Some(pattern), None) = (held_pattern, &cache) {
-            let (batch, _, _, _) = v.dims4()?;
-            let (_, n_heads, n_q, n_k) = pattern.dims4()?;
-            let pattern = pattern.broadcast_as((batch, n_heads, n_q, n_k))?.contiguous()?;
-            return Ok((layer.vo.mix(&pattern, &v)?, pattern));
+        let held_pattern = match held_pattern {
+            Some(pattern) => {
+                let (_, n_heads, n_q, n_k) = pattern.dims4()?;
+                Some(pattern.broadcast_as((v.dim(0)?, n_heads, n_q, n_k))?.contiguous()?)
+            }
+            None => None,
+        };
+        if let (Some(pattern), None) = (&held_pattern, &cache) {
+            return Ok((layer.vo.mix(pattern, &v)?, pattern.clone()));
         }
         let start = cache.as_ref().map_or(0, |cache| cache.n_past_of(index));
         let (q, mut k) = layer.qk.project(attn_in, config, layer_config, start)?;
@@ -240,7 +255,7 @@ impl Replacement {
             (k, v) = cache.append(index, k, v)?;
         }
         let pattern = match held_pattern {
-            Some(pattern) => pattern.clone(),
+            Some(pattern) => pattern,
             None => layer.qk.pattern(&q, &k, config, layer_config)?,
         };
         Ok((layer.vo.mix(&pattern, &v)?, pattern))

@@ -5,11 +5,13 @@
 mod forward;
 mod linear_model;
 mod pull_back;
+mod push_forward;
 mod sources;
 
 pub use forward::{Edit, ForwardOptions, Frozen, Hold, Keep, Pass, Unedited};
 pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
 pub use pull_back::{TargetBatch, TargetSite};
+pub use push_forward::{ChangeSite, PushedForward};
 pub use sources::{Origin, Sources};
 
 use candle_core::{Device, Tensor};

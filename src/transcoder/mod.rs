@@ -7,10 +7,12 @@
 mod activation;
 mod layer;
 mod open;
+mod probe;
 
 pub use activation::{ActivationFunction, Candidate};
 pub use layer::{EncodedLayer, Transcoder};
 pub use open::open;
+pub use probe::FeatureProbe;
 
 use crate::error::{Error, Result};
 use crate::labels::Labels;

@@ -1,13 +1,17 @@
 //! One integration binary for all rooms.
 
+mod acceptance;
 mod attribution;
 mod command_line;
 mod export;
 mod graph;
+mod intervene;
+mod ops;
 mod prune;
 mod reference;
 mod rooms;
 mod smollm2;
 mod support;
+mod transpose;
 mod weights;
 mod weights_gguf;

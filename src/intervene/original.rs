@@ -1,0 +1,164 @@
+//! The original run of a prompt, and runs that are changed.
+
+use candle_core::{Device, Tensor};
+
+use super::change::{Intervention, Mode};
+use super::edit::{Constraint, InterventionEdit, Resolved};
+use crate::error::Result;
+use crate::replacement::{ActiveFeatures, ForwardOptions, Hold, Keep, LinearModel, Pass, Replacement, Unedited};
+
+/// The original run of a prompt: what changed runs start from, are held to and are compared with.
+#[derive(Debug)]
+pub struct Original<'a> {
+    pub replacement: &'a Replacement,
+    pub tokens: Vec<u32>,
+    /// Active features of the prompt.
+    pub features: ActiveFeatures,
+    /// At the last position. `[d_vocab]`
+    pub logits: Vec<f32>,
+    pub(super) pass: Pass,
+    pub(super) n_excluded: usize,
+}
+
+/// What a changed run of the prompt ends in.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// At the last position. `[d_vocab]`
+    pub logits: Vec<f32>,
+    /// Pre-activations of the features that are active in the original run, in their order. `[n_active]`
+    pub pre_activations: Vec<f32>,
+}
+
+impl<'a> Original<'a> {
+    /// Runs the model on a prompt and finds its active features.
+    ///
+    /// # Errors
+    /// Those of [`Replacement::check_tokens`], of reading, and of the tensor operations.
+    pub fn run(replacement: &'a Replacement, tokens: &[u32]) -> Result<Self> {
+        replacement.check_tokens(tokens)?;
+        let keep = Keep { frozen: true, hooks: true, weights: false };
+        let options = ForwardOptions { keep, ..Default::default() };
+        let pass = replacement.forward(&[tokens.to_vec()], options, &mut Unedited)?;
+        let features = replacement.active_features(&pass.hook_in, replacement.n_excluded(tokens))?;
+        Self::from_pass(replacement, tokens, pass, features)
+    }
+
+    /// As [`Original::run`], with the linear model of the same run.
+    ///
+    /// # Errors
+    /// As [`Original::run`].
+    pub fn linearized(replacement: &'a Replacement, tokens: &[u32]) -> Result<(Self, LinearModel)> {
+        replacement.check_tokens(tokens)?;
+        let keep = Keep { frozen: true, hooks: true, weights: true };
+        let options = ForwardOptions { keep, ..Default::default() };
+        let mut pass = replacement.forward(&[tokens.to_vec()], options, &mut Unedited)?;
+        let linear = replacement.linearize_pass(tokens, pass.clone())?;
+        pass.weights.clear();
+        let original = Self::from_pass(replacement, tokens, pass, linear.features.clone())?;
+        Ok((original, linear))
+    }
+
+    fn from_pass(replacement: &'a Replacement, tokens: &[u32], pass: Pass, features: ActiveFeatures) -> Result<Self> {
+        let logits = last_logits(replacement, &pass)?.remove(0);
+        let n_excluded = replacement.n_excluded(tokens);
+        Ok(Self { replacement, tokens: tokens.to_vec(), features, logits, pass, n_excluded })
+    }
+
+    /// Positions of the prompt.
+    pub fn n_pos(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Runs the prompt with interventions. Each alternative is a list of them, where a later entry replaces an earlier
+    /// one at the same feature and position; all alternatives go through the model as one batch, from the lowest layer
+    /// that any of them changes.
+    ///
+    /// # Errors
+    /// Interventions that do not fit model or prompt; a mode that does not fit the model; those of reading and of the
+    /// tensor operations.
+    pub fn intervene(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<Vec<Outcome>> {
+        let resolved = self.resolve(alternatives)?;
+        mode.check(self.replacement.model.config.n_layers)?;
+        if resolved.n_alternatives == 0 {
+            return Ok(Vec::new());
+        }
+        let first_layer = resolved.first_layer().unwrap_or(self.pass.resid_pre.len());
+        let mut edit = self.edit(&resolved, mode);
+        let resid_pre = self.pass.resid_pre.get(first_layer).unwrap_or(&self.pass.resid_final);
+        let resid_pre = repeat(resid_pre, resolved.n_alternatives)?;
+        let keep = Keep { hooks: true, ..Default::default() };
+        let mut options = ForwardOptions { hold: self.hold(mode), keep, first_layer, ..Default::default() };
+        let pass = self.replacement.forward_from(resid_pre, &mut options, &mut edit)?;
+        let logits = last_logits(self.replacement, &pass)?;
+        let pre_activations = self.pre_activations(&pass.hook_in, first_layer)?;
+        let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
+        Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
+    }
+
+    pub(super) fn resolve(&self, alternatives: &[Vec<Intervention>]) -> Result<Resolved<'a>> {
+        Resolved::new(self.replacement, alternatives, &self.pass.hook_in, self.n_excluded)
+    }
+
+    pub(super) fn edit<'b>(&'b self, resolved: &'b Resolved<'b>, mode: &Mode) -> InterventionEdit<'b> {
+        let constrained = mode.constrained_layers(self.replacement.model.config.n_layers);
+        let constraint = constrained.map(|layers| Constraint { layers, original: &self.pass });
+        InterventionEdit::new(self.replacement, resolved, constraint, 0..self.n_pos())
+    }
+
+    pub(super) fn hold(&self, mode: &Mode) -> Hold<'_> {
+        hold(mode, &self.pass, self.replacement.model.config.n_layers)
+    }
+
+    /// Pre-activations of the active features in a changed run, for each alternative of its batch.
+    ///
+    /// # Shapes
+    /// `hook_in` begins at `first_layer`, `[batch, n_pos, d_model]` each; returns `[batch][n_active]`.
+    pub(super) fn pre_activations(&self, hook_in: &[Tensor], first_layer: usize) -> Result<Vec<Vec<f32>>> {
+        let n_alternatives = hook_in.first().map_or(Ok(1), |x| x.dim(0))?;
+        // Below the first changed layer everything is as it was; an activation there is its pre-activation.
+        let first = self.features.layer_starts[first_layer];
+        let unchanged: Vec<f32> = self.features.all[..first].iter().map(|f| f.value).collect();
+        let mut all = vec![unchanged; n_alternatives];
+        for (input, layer) in hook_in.iter().zip(first_layer..) {
+            let (positions, b_enc): (Vec<u32>, Vec<f32>) = self
+                .features
+                .of_layer(layer)
+                .map(|(_, f)| (f.pos as u32, self.replacement.transcoders.layers[layer].b_enc(f.feature)))
+                .unzip();
+            if positions.is_empty() {
+                continue;
+            }
+            let n = positions.len();
+            let positions = Tensor::from_vec(positions, n, input.device())?;
+            for (alternative, z) in all.iter_mut().enumerate() {
+                let rows = input.get(alternative)?.index_select(&positions, 0)?;
+                let products = (rows * &self.features.encoder_vecs[layer])?.sum(1)?.to_vec1::<f32>()?;
+                z.extend(products.iter().zip(&b_enc).map(|(product, b)| product + b));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// What a pass under `mode` is held to, beside the outputs of constrained layers.
+pub(super) fn hold<'b>(mode: &Mode, original: &'b Pass, n_layers: usize) -> Hold<'b> {
+    match mode.constrained_layers(n_layers) {
+        Some(range) if range == (0..n_layers) => Hold::PatternsAndNorms(&original.frozen),
+        Some(_) => Hold::Patterns(&original.frozen),
+        None if *mode == Mode::FrozenAttention => Hold::Patterns(&original.frozen),
+        None => Hold::Nothing,
+    }
+}
+
+/// Logits at the last position. `[batch][d_vocab]`
+pub(super) fn last_logits(replacement: &Replacement, pass: &Pass) -> Result<Vec<Vec<f32>>> {
+    let n_pos = pass.final_normed.dim(1)?;
+    let last = pass.final_normed.narrow(1, n_pos - 1, 1)?.squeeze(1)?.contiguous()?;
+    Ok(replacement.model.logits(&last)?.to_device(&Device::Cpu)?.to_vec2()?)
+}
+
+/// `[1, n_pos, d_model]` to `[n, n_pos, d_model]`
+pub(super) fn repeat(resid: &Tensor, n: usize) -> Result<Tensor> {
+    let (_, n_pos, d_model) = resid.dims3()?;
+    Ok(resid.broadcast_as((n, n_pos, d_model))?.contiguous()?)
+}
