@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 
 use super::Replacement;
-use super::forward::{ForwardOptions, Keep, Pass, Unedited};
+use super::forward::{ForwardOptions, Frozen, Keep, LinearWeights, Pass, Unedited};
 use super::sources::{Origin, Sources, SourcesBuilder};
 use crate::error::{Doing, Result};
 use crate::model::{Norm, NormKind, split_heads};
@@ -119,13 +119,18 @@ impl Replacement {
     ///
     /// # Errors
     /// Those of reading and of the tensor operations.
-    pub fn linearize_pass(&self, tokens: &[u32], pass: Pass) -> Result<LinearModel> {
+    pub fn linearize_pass(&self, tokens: &[u32], mut pass: Pass) -> Result<LinearModel> {
         let n_excluded = self.n_excluded(tokens);
         let features = self.active_features(&pass.hook_in, n_excluded)?;
         let mlp_sources = self.mlp_sources(&features, &pass, n_excluded)?;
-        let layers: Vec<FrozenLayer> =
-            (0..pass.weights.len()).map(|layer| self.freeze(layer, &pass)).collect::<Result<_>>()?;
-        let attn_constants = (0..layers.len()).map(|layer| self.attn_constant(layer, &pass)).collect::<Result<_>>()?;
+        let n_layers = pass.weights.len();
+        let attn_constants = (0..n_layers).map(|layer| self.attn_constant(layer, &pass)).collect::<Result<_>>()?;
+        // Layer by layer, each let go before the next: weights and patterns exist once, not twice.
+        let kept = std::mem::take(&mut pass.weights).into_iter().zip(std::mem::take(&mut pass.frozen.pattern));
+        let layers: Vec<FrozenLayer> = kept
+            .enumerate()
+            .map(|(layer, (weights, pattern))| self.freeze(layer, weights, pattern, &pass.frozen))
+            .collect::<Result<_>>()?;
         let final_norm = self.model.final_norm()?;
         Ok(LinearModel {
             tokens: tokens.to_vec(),
@@ -168,8 +173,7 @@ impl Replacement {
         }
     }
 
-    fn freeze(&self, layer: usize, pass: &Pass) -> Result<FrozenLayer> {
-        let (weights, frozen) = (&pass.weights[layer], &pass.frozen);
+    fn freeze(&self, layer: usize, weights: LinearWeights, pattern: Tensor, frozen: &Frozen) -> Result<FrozenLayer> {
         let mlp_norm = &weights.mlp_norm;
         let (input_norm, input_bias) = match self.transcoders.input_hook {
             InputHook::ResidMid => (None, None),
@@ -187,7 +191,7 @@ impl Replacement {
         // Scales differ by position and gains by dimension, so one folds into the pattern and the other into weights:
         // the pull-back through attention is then three products, and no pass over the gradient for its norms.
         let at_keys = frozen.attn_scale[layer].squeeze(0)?.t()?;
-        let mut pattern = frozen.pattern[layer].squeeze(0)?.broadcast_mul(&at_keys)?;
+        let mut pattern = pattern.squeeze(0)?.broadcast_mul(&at_keys)?;
         let mut w_o = weights.vo.o.weight.clone();
         if let (Some(norm), Some(scale)) = (&weights.post_attn_norm, &frozen.post_attn_scale[layer]) {
             pattern = pattern.broadcast_mul(&scale.squeeze(0)?)?;
