@@ -26,7 +26,7 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    // Graphs: `graph`, `prune`, `export`.
+    // graph, prune, export
     /// Two parts of a graph disagree about their size.
     #[error("`{name}` of the graph has shape {actual:?}, expected {expected:?}")]
     GraphShape { name: &'static str, expected: Vec<usize>, actual: Vec<usize> },
@@ -54,6 +54,22 @@ pub enum Error {
     /// The edges of a circuit go round in a circle.
     #[error("the graph has a cycle through {node}")]
     CircuitCycle { node: String },
+
+    /// A node of a JSON graph whose id or layer makes no sense.
+    #[error("node `{id}` of the graph cannot be read: {reason}")]
+    WireNode { id: String, reason: String },
+
+    /// A link of a JSON graph names a node that is not there.
+    #[error("the link from `{source_id}` to `{target_id}` names node `{missing}`, which is not in the graph")]
+    LinkToNowhere { source_id: String, target_id: String, missing: String },
+
+    /// A node was asked for that is not in the circuit.
+    #[error("there is no node `{id}` in the graph")]
+    UnknownNode { id: String, near: Vec<String> },
+
+    /// A raw graph of another format version.
+    #[error("`{}` has format version {actual}, expected {expected}", path.display())]
+    GraphVersion { path: PathBuf, actual: u32, expected: u32 },
 
     /// A pruning threshold is no share.
     #[error("{name} is {value}, must be in 0..=1")]
@@ -188,6 +204,34 @@ pub enum Error {
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
 
+    /// A file that is no plan of interventions.
+    #[error("the plan `{file}`: {problem}")]
+    Plan { file: String, problem: String },
+
+    /// A run without any change.
+    #[error("nothing is to be changed")]
+    NothingToChange,
+
+    /// Two options that cannot both hold.
+    #[error("`{first}` does not go with {second}")]
+    Contradiction { first: &'static str, second: &'static str },
+
+    /// A graph that was traced on another model, prompt or transcoder set.
+    #[error("the graph is of another model: its {what} {graph}, here {model}")]
+    GraphMismatch { what: &'static str, graph: String, model: String },
+
+    /// A text that is not of the form that an option needs.
+    #[error("`--{option}` is {text:?}, expected {expected}")]
+    OptionForm { option: &'static str, text: String, expected: &'static str },
+
+    /// A host model without transcoders for it.
+    #[error("`--model {model}` needs `--transcoders`")]
+    NeedsTranscoders { model: String },
+
+    /// A device that cannot be used.
+    #[error("cannot use `--device {name}`: {reason}")]
+    Device { name: String, reason: String },
+
     /// A setting outside its range.
     #[error("`--{name}` is {value}, expected {range}")]
     Setting { name: &'static str, value: f64, range: &'static str },
@@ -227,8 +271,23 @@ impl Error {
             }
             // intervene
             Error::EmptyRange { .. } => Some("the end of a range is not part of it: 4..7 is 4, 5 and 6".into()),
+            Error::NothingToChange => Some("use --set, --scale, --ablate, --plan or --sweep".into()),
+            Error::GraphMismatch { .. } => Some(
+                "give the --model and --transcoders that the graph was traced with; its metadata names them".into(),
+            ),
             Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
+            Error::NeedsTranscoders { .. } => {
+                Some("name a folder or Hub id of transcoders that were trained on this model".into())
+            }
             Error::PromptTooLong { .. } => Some("shorten the prompt, or choose a model with a longer context".into()),
+            // graph, prune, export
+            Error::GraphVersion { .. } => {
+                Some("trace the prompt again, or read the file with the version of the program that wrote it".into())
+            }
+            Error::UnknownNode { near, .. } if !near.is_empty() => {
+                Some(format!("there are {}; `inspect` lists the strongest nodes", near.join(", ")))
+            }
+            Error::Threshold { .. } => Some("0.8 for nodes and 0.98 for edges are usual".into()),
             _ => None,
         }
     }

@@ -1,9 +1,12 @@
 //! circuitscope: attribution graphs of language models, on one machine, in one binary.
 
 pub mod attribution;
+pub mod cli;
 pub mod error;
+pub mod export;
 pub mod graph;
 pub mod intervene;
+pub mod labels;
 pub mod model;
 pub mod ops;
 pub mod prune;

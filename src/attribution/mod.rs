@@ -110,12 +110,7 @@ pub fn attribute(
     let features: Vec<FeatureId> = rows.selected.iter().map(|&i| active[i]).collect();
     let layout = NodeLayout::new(features, config.n_layers, linear.tokens.len(), chosen.targets.len())?;
     let n_rows = layout.n_rows();
-    let labels = &replacement.transcoders.labels;
-    let feature_labels = layout
-        .feature_ids()
-        .iter()
-        .filter_map(|f| Some((format!("{}_{}", f.layer, f.feature), labels.get(&(f.layer, f.feature))?.clone())))
-        .collect();
+    let feature_labels = replacement.transcoders.labels.of(layout.feature_ids().iter().map(|f| (f.layer, f.feature)));
     let mut graph = AttributionGraph::new(GraphData {
         input_tokens: linear.tokens.iter().map(|&t| i64::from(t)).collect(),
         activation_values: linear.features.all.iter().map(|f| f.value).collect(),
@@ -123,6 +118,7 @@ pub fn attribute(
         selected_features: rows.selected,
         edge_rows: EdgeRows::from_vec(rows.edge_rows, n_rows, layout.n_nodes())?,
         bias_effect: rows.bias_effect,
+        unselected_effect: rows.unselected_effect,
         row_values: rows.row_values,
         target_ids: chosen.targets.iter().map(|t| t.token_id.map_or(-1, i64::from)).collect(),
         target_probabilities: chosen.targets.iter().map(|t| t.weight).collect(),

@@ -21,6 +21,8 @@ pub struct Rows {
     pub edge_rows: Vec<f32>,
     /// `[n_selected + n_targets]`
     pub bias_effect: Vec<f32>,
+    /// What active features without a row give to each row; empty where all have one. `[n_selected + n_targets]`
+    pub unselected_effect: Vec<f32>,
     /// `[n_selected + n_targets]`
     pub row_values: Vec<f32>,
 }
@@ -48,7 +50,7 @@ pub fn compute(
         let wanted: Vec<usize> = (0..n_active).collect();
         feature_rows(linear, replacement, &wanted, &wanted, &mut matrix, progress)?;
         let Matrix { edge_rows, bias_effect, row_values, .. } = matrix;
-        return Ok(Rows { selected: wanted, edge_rows, bias_effect, row_values });
+        return Ok(Rows { selected: wanted, edge_rows, bias_effect, unselected_effect: Vec::new(), row_values });
     }
     // Partial attribution: targets first, then features in the order of their influence.
     target_rows(linear, replacement, targets, 0, &mut matrix)?;
@@ -131,8 +133,13 @@ impl<'a> Matrix<'a> {
         let n_rows = visited.len() + n_targets;
         let rest = layout.errors().start..layout.n_nodes();
         let n_columns = selected.len() + rest.len();
+        let mut is_selected = vec![false; layout.n_features()];
+        selected.iter().for_each(|&column| is_selected[column] = true);
+        let mut unselected_effect = Vec::with_capacity(n_rows);
         for row in 0..n_rows {
             let (from, to) = (row * self.n_nodes, row * n_columns);
+            let effects = self.edge_rows[from..].iter().zip(&is_selected).filter(|(_, selected)| !**selected);
+            unselected_effect.push(effects.map(|(&effect, _)| f64::from(effect)).sum::<f64>() as f32);
             for (i, &column) in selected.iter().enumerate() {
                 self.edge_rows[to + i] = self.edge_rows[from + column];
             }
@@ -146,8 +153,10 @@ impl<'a> Matrix<'a> {
         permute_rows(&mut self.edge_rows, n_columns, &source);
         permute_rows(&mut self.bias_effect, 1, &source);
         permute_rows(&mut self.row_values, 1, &source);
+        permute_rows(&mut unselected_effect, 1, &source);
         self.edge_rows.shrink_to_fit();
-        Rows { selected, edge_rows: self.edge_rows, bias_effect: self.bias_effect, row_values: self.row_values }
+        let Self { edge_rows, bias_effect, row_values, .. } = self;
+        Rows { selected, edge_rows, bias_effect, unselected_effect, row_values }
     }
 }
 

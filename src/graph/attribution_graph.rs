@@ -30,6 +30,9 @@ pub struct GraphData {
     pub edge_rows: EdgeRows,
     /// The part of each row's value that comes from biases (definitions 4). [n_selected + n_targets].
     pub bias_effect: Vec<f32>,
+    /// The part of each row's value that comes from active features that are no nodes; empty where all are nodes.
+    /// [n_selected + n_targets], or [0].
+    pub unselected_effect: Vec<f32>,
     /// The pre-activation or target value that a row and its bias effect must add up to. [n_selected + n_targets].
     pub row_values: Vec<f32>,
     /// Vocabulary ids, -1 for a direction that is no token. [n_targets].
@@ -115,8 +118,14 @@ impl AttributionGraph {
                 Err(Error::GraphShape { name, expected: vec![expected], actual: vec![actual] })
             }
         };
+        // A graph of nothing has sizes that nothing checks.
+        check("input_tokens", n_pos.max(1), n_pos)?;
+        check("target_ids", n_targets.max(1), n_targets)?;
         check("activation_values", n_active, data.activation_values.len())?;
         check("bias_effect", n_rows, data.bias_effect.len())?;
+        if !data.unselected_effect.is_empty() {
+            check("unselected_effect", n_rows, data.unselected_effect.len())?;
+        }
         check("row_values", n_rows, data.row_values.len())?;
         check("target_probabilities", n_targets, data.target_probabilities.len())?;
         check("prompt_tokens", n_pos, data.meta.prompt_tokens.len())?;
@@ -124,6 +133,7 @@ impl AttributionGraph {
         check("target_positions", n_targets, data.meta.target_positions.len())?;
         check_finite("activation_values", &data.activation_values)?;
         check_finite("bias_effect", &data.bias_effect)?;
+        check_finite("unselected_effect", &data.unselected_effect)?;
         check_finite("row_values", &data.row_values)?;
         check_finite("target_probabilities", &data.target_probabilities)?;
         check_finite("logits", &data.logits)?;
@@ -133,6 +143,17 @@ impl AttributionGraph {
         if let Some(index) = data.meta.target_positions.iter().position(|&pos| pos as usize >= n_pos) {
             let value = data.meta.target_positions[index] as usize;
             return Err(Error::GraphIndex { name: "position of a target", index, value, limit: n_pos });
+        }
+
+        // Before anything is made of that size: the number of layers is what a file says.
+        let n_nodes = data.meta.n_layers.saturating_mul(n_pos).saturating_add(n_rows + n_pos);
+        let shape = [data.edge_rows.n_rows(), data.edge_rows.n_nodes()];
+        if shape != [n_rows, n_nodes] {
+            return Err(Error::GraphShape {
+                name: "edge_rows",
+                expected: vec![n_rows, n_nodes],
+                actual: shape.to_vec(),
+            });
         }
 
         // The active features get the same checks as the nodes: a layout of them is made and let go.
@@ -145,11 +166,6 @@ impl AttributionGraph {
             features.push(feature);
         }
         let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
-        let shape = [data.edge_rows.n_rows(), data.edge_rows.n_nodes()];
-        if shape != [n_rows, layout.n_nodes()] {
-            let expected = vec![n_rows, layout.n_nodes()];
-            return Err(Error::GraphShape { name: "edge_rows", expected, actual: shape.to_vec() });
-        }
         Ok(AttributionGraph { data, layout })
     }
 
@@ -176,7 +192,7 @@ impl AttributionGraph {
     }
 
     /// How far the rows are from adding up (definitions 4): the largest
-    /// `|Σ_s A[t,s] + bias_effect[t] - value[t]| / max(|value[t]|, |bias_effect[t]|, Σ_s |A[t,s]|, floor)` of all rows `t`.
+    /// `|Σ_s A[t,s] + bias_effect[t] + unselected_effect[t] - value[t]| / max(|value[t]|, |bias_effect[t]|, Σ_s |A[t,s]|, floor)` of all rows `t`.
     ///
     /// The scale is what was summed, not what came out: a value near zero may be the difference of large effects.
     ///
@@ -193,8 +209,9 @@ impl AttributionGraph {
                 }
             }
             let (bias, value) = (f64::from(self.bias_effect[row]), f64::from(self.row_values[row]));
-            let scale = abs_sum.max(value.abs()).max(bias.abs()).max(ROW_IDENTITY_FLOOR);
-            (sum + bias - value).abs() / scale
+            let unselected = self.unselected_effect.get(row).map_or(0.0, |&effect| f64::from(effect));
+            let scale = abs_sum.max(value.abs()).max(bias.abs()).max(unselected.abs()).max(ROW_IDENTITY_FLOOR);
+            (sum + bias + unselected - value).abs() / scale
         };
         // A NaN must not be lost, as `f64::max` would; the largest is the same in any order.
         let larger = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };

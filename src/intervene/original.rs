@@ -29,6 +29,13 @@ pub struct Outcome {
     pub pre_activations: Vec<f32>,
 }
 
+/// A pass of changed alternatives, from the lowest layer that any of them changes.
+#[derive(Debug)]
+pub(super) struct ChangedRun {
+    pub pass: Pass,
+    pub first_layer: usize,
+}
+
 impl<'a> Original<'a> {
     /// Runs the model on a prompt and finds its active features.
     ///
@@ -77,11 +84,20 @@ impl<'a> Original<'a> {
     /// Interventions that do not fit model or prompt; a mode that does not fit the model; those of reading and of the
     /// tensor operations.
     pub fn intervene(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<Vec<Outcome>> {
-        let resolved = self.resolve(alternatives)?;
-        mode.check(self.replacement.model.config.n_layers)?;
-        if resolved.n_alternatives == 0 {
+        if alternatives.is_empty() {
             return Ok(Vec::new());
         }
+        let ChangedRun { pass, first_layer } = self.changed_run(alternatives, mode)?;
+        let logits = last_logits(self.replacement, &pass)?;
+        let pre_activations = self.pre_activations(&pass, first_layer)?;
+        let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
+        Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
+    }
+
+    /// The pass behind [`Original::intervene`].
+    pub(super) fn changed_run(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<ChangedRun> {
+        mode.check(self.replacement.model.config.n_layers)?;
+        let resolved = self.resolve(alternatives)?;
         let first_layer = resolved.first_layer().unwrap_or(self.pass.resid_pre.len());
         let mut edit = self.edit(&resolved, mode);
         let resid_pre = self.pass.resid_pre.get(first_layer).unwrap_or(&self.pass.resid_final);
@@ -89,10 +105,7 @@ impl<'a> Original<'a> {
         let keep = Keep { hooks: true, ..Default::default() };
         let mut options = ForwardOptions { hold: self.hold(mode), keep, first_layer, ..Default::default() };
         let pass = self.replacement.forward_from(resid_pre, &mut options, &mut edit)?;
-        let logits = last_logits(self.replacement, &pass)?;
-        let pre_activations = self.pre_activations(&pass.hook_in, first_layer)?;
-        let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
-        Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
+        Ok(ChangedRun { pass, first_layer })
     }
 
     pub(super) fn resolve(&self, alternatives: &[Vec<Intervention>]) -> Result<Resolved<'a>> {
@@ -112,14 +125,13 @@ impl<'a> Original<'a> {
     /// Pre-activations of the active features in a changed run, for each alternative of its batch.
     ///
     /// # Shapes
-    /// `hook_in` begins at `first_layer`, `[batch, n_pos, d_model]` each; returns `[batch][n_active]`.
-    pub(super) fn pre_activations(&self, hook_in: &[Tensor], first_layer: usize) -> Result<Vec<Vec<f32>>> {
-        let n_alternatives = hook_in.first().map_or(Ok(1), |x| x.dim(0))?;
+    /// `pass` begins at `first_layer` and kept its hooks; returns `[batch][n_active]`.
+    pub(super) fn pre_activations(&self, pass: &Pass, first_layer: usize) -> Result<Vec<Vec<f32>>> {
         // Below the first changed layer everything is as it was; an activation there is its pre-activation.
         let first = self.features.layer_starts[first_layer];
         let unchanged: Vec<f32> = self.features.all[..first].iter().map(|f| f.value).collect();
-        let mut all = vec![unchanged; n_alternatives];
-        for (input, layer) in hook_in.iter().zip(first_layer..) {
+        let mut all = vec![unchanged; pass.final_normed.dim(0)?];
+        for (input, layer) in pass.hook_in.iter().zip(first_layer..) {
             let (positions, b_enc): (Vec<u32>, Vec<f32>) = self
                 .features
                 .of_layer(layer)

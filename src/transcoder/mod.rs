@@ -14,9 +14,8 @@ pub use layer::{EncodedLayer, Transcoder};
 pub use open::open;
 pub use probe::FeatureProbe;
 
-use std::collections::BTreeMap;
-
 use crate::error::{Error, Result};
+use crate::labels::Labels;
 
 /// Where the transcoder reads the residual stream (`feature_input_hook`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +97,8 @@ pub struct TranscoderSet {
     pub output_hook: OutputHook,
     /// One a layer.
     pub layers: Vec<Transcoder>,
-    /// Readable names of features, by (layer, feature); empty when there is no label file.
-    pub labels: BTreeMap<(u32, u32), String>,
+    /// Readable names of features; empty when there is no label file.
+    pub labels: Labels,
 }
 
 impl TranscoderSet {

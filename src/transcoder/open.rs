@@ -1,7 +1,5 @@
 //! Opening a folder of transcoders: circuit-tracer's layout, Gemma Scope 1 (`.npz`) and Gemma Scope 2.
 
-use std::collections::BTreeMap;
-
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
@@ -9,6 +7,7 @@ use super::activation::ActivationFunction;
 use super::layer::{Decoder, Encoder, Transcoder};
 use super::{InputHook, Kind, OutputHook, TranscoderSet};
 use crate::error::{Doing, Error, Result};
+use crate::labels::Labels;
 use crate::weights::{Checkpoint, Folder};
 
 /// `config.yaml`, as circuit-tracer writes it.
@@ -67,6 +66,10 @@ pub fn open(folder: &Folder, n_layers: usize, d_model: usize, device: &Device) -
         }
     };
     let expected = Expected { n_layers, d_model, config: &config, device };
+    let labels = match folder.read(Labels::FILE)? {
+        Some(bytes) => Labels::parse(&bytes, &folder.shown(Labels::FILE))?,
+        None => Labels::default(),
+    };
     let layers = match kind {
         Kind::PerLayer => per_layer(folder, &expected)?,
         Kind::CrossLayer => cross_layer(folder, &expected)?,
@@ -80,8 +83,8 @@ pub fn open(folder: &Folder, n_layers: usize, d_model: usize, device: &Device) -
         },
         input_hook: InputHook::parse(&config.feature_input_hook)?,
         output_hook: OutputHook::parse(&config.feature_output_hook)?,
-        labels: labels(folder)?,
         layers,
+        labels,
         model_name: config.model_name,
     })
 }
@@ -233,21 +236,4 @@ fn activation(
         Some("jump_relu" | "jumprelu") => Err(problem("activation is JumpReLU, but there are no thresholds".into())),
         Some(other) => Err(problem(format!("`activation` is `{other}`, expected relu, topk or jump_relu"))),
     }
-}
-
-/// `feature_labels.json`: `{"<layer>_<feature>": "label"}`.
-fn labels(folder: &Folder) -> Result<BTreeMap<(u32, u32), String>> {
-    let Some(text) = folder.read_text("feature_labels.json")? else { return Ok(BTreeMap::new()) };
-    let problem = |problem: String| Error::Transcoders { folder: folder.spec().to_owned(), problem };
-    let by_name: BTreeMap<String, String> =
-        serde_json::from_str(&text).map_err(|e| problem(format!("`feature_labels.json` cannot be read: {e}")))?;
-    by_name
-        .into_iter()
-        .map(|(name, label)| {
-            let id = name.split_once('_').and_then(|(l, f)| Some((l.parse().ok()?, f.parse().ok()?)));
-            let id =
-                id.ok_or_else(|| problem(format!("`feature_labels.json` has the key `{name}`, not layer_feature")))?;
-            Ok((id, label))
-        })
-        .collect()
 }

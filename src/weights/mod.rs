@@ -3,6 +3,7 @@
 //! In: a path, a Hub id, or bytes in the program. Out: f32 tensors on the CPU, converted when used, under the names and
 //! in the layouts of Hugging Face checkpoints whatever the file was. This room knows neither models nor features.
 
+mod atlas;
 mod checkpoint;
 mod encoding;
 mod folder;
@@ -18,6 +19,7 @@ mod source;
 mod stored;
 mod tokenizer;
 
+pub use atlas::{ATLAS, atlas_model, atlas_transcoders};
 pub use checkpoint::Checkpoint;
 pub use folder::Folder;
 pub use host::HostFiles;

@@ -1,6 +1,6 @@
 //! Interventions against circuit-tracer: every `interventions` and `generation` entry of the cases.
 
-use circuitscope::intervene::{Change, Intervention, Mode, Original, Positions};
+use circuitscope::intervene::{Change, GenerateOptions, Intervention, Mode, Original, Positions};
 use serde_json::Value;
 
 use crate::reference::{cases, close};
@@ -55,4 +55,20 @@ fn interventions_agree_with_the_reference() {
         }
     }
     println!("{n_checked} interventions checked");
+}
+
+#[test]
+fn continuations_agree_with_the_reference_token_by_token() {
+    for case in cases().iter().filter(|case| case.has_model() && case.json["generation"].is_array()) {
+        let replacement = case.replacement();
+        let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
+        let original = Original::run(&replacement, &tokens).unwrap();
+        for json in case.json["generation"].as_array().unwrap() {
+            let expected: Vec<u32> =
+                json["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
+            let options = GenerateOptions { n_tokens: expected.len() - tokens.len(), ..Default::default() };
+            let generated = original.generate(&interventions(json), &mode(json), &options).unwrap();
+            assert_eq!([tokens.clone(), generated].concat(), expected, "{}: {}", case.name, json["name"]);
+        }
+    }
 }

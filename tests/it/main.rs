@@ -8,4 +8,5 @@ mod intervene;
 mod ops;
 mod prune;
 mod reference;
+mod rooms;
 mod transpose;

@@ -149,6 +149,7 @@ impl Case {
             activation_values: self.f32s("activation_values"),
             edge_rows: EdgeRows::from_vec(rows, n_rows, n_nodes).unwrap(),
             bias_effect: vec![0.0; n_rows],
+            unselected_effect: Vec::new(),
             row_values: vec![0.0; n_rows],
             target_ids: targets.iter().map(|t| t["id"].as_i64().unwrap()).collect(),
             logits: self.f32s("logits"),
@@ -169,11 +170,6 @@ impl Case {
             target_probabilities,
         })
         .unwrap()
-    }
-
-    /// The row of the reference's adjacency that is row `row` of the graph.
-    pub fn adjacency_row(&self, graph: &AttributionGraph, row: usize) -> usize {
-        graph.layout().node_of_row(row).unwrap()
     }
 }
 

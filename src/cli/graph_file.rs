@@ -1,0 +1,77 @@
+//! Graphs as they are named on the command line: a raw graph or a pruned one.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::error::Doing;
+use crate::export::{Summary, raw, read_raw, read_wire};
+use crate::graph::{AttributionGraph, Circuit, influence};
+use crate::labels::Labels;
+use crate::prune::{PruneSettings, prune};
+use crate::{Error, Result};
+
+use super::Format;
+use super::summary::summary_text;
+
+/// Thresholds, as options.
+#[derive(Debug, Args)]
+pub(super) struct Thresholds {
+    /// Keep the nodes that carry this share of the influence
+    #[arg(long, value_name = "SHARE", default_value_t = PruneSettings::default().node_threshold)]
+    node_threshold: f64,
+    /// Keep the edges that carry this share of what is left
+    #[arg(long, value_name = "SHARE", default_value_t = PruneSettings::default().edge_threshold)]
+    edge_threshold: f64,
+}
+
+impl Thresholds {
+    /// # Errors
+    /// A threshold outside 0..=1.
+    pub(super) fn settings(&self) -> Result<PruneSettings> {
+        let settings = PruneSettings { node_threshold: self.node_threshold, edge_threshold: self.edge_threshold };
+        settings.check()?;
+        Ok(settings)
+    }
+}
+
+/// A raw graph, by its file.
+pub(super) fn open_raw(path: &Path) -> Result<AttributionGraph> {
+    read_raw(path).doing(|| format!("cannot load the graph `{}`", path.display()))
+}
+
+/// The circuit in a raw graph.
+pub(super) fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
+    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    prune(graph, &influence, settings)?.circuit(graph)
+}
+
+/// The circuit in a raw graph, which is pruned, or in a JSON graph, which is taken as it is.
+pub(super) fn open_circuit(path: &Path, settings: &PruneSettings) -> Result<Circuit> {
+    // By content: names are free.
+    if raw::looks_raw(path).unwrap_or(false) {
+        return prune_raw(&open_raw(path)?, settings);
+    }
+    let circuit = read_wire(path).and_then(|graph| graph.circuit());
+    circuit.doing(|| format!("cannot load the graph `{}`", path.display()))
+}
+
+/// Labels from a file, over those that the graph carries.
+pub(super) fn relabel(circuit: &mut Circuit, labels: Option<&PathBuf>) -> Result<()> {
+    if let Some(path) = labels {
+        let labels = Labels::read(path)?;
+        circuit.set_labels(|layer, feature| labels.get(layer, feature).map(str::to_owned));
+    }
+    Ok(())
+}
+
+/// A summary as it is printed.
+pub(super) fn render(summary: &Summary, format: Format) -> Result<String> {
+    match format {
+        Format::Text => Ok(summary_text(summary)),
+        Format::Json => match serde_json::to_string_pretty(summary) {
+            Ok(json) => Ok(json + "\n"),
+            Err(e) => Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source: e.into() }),
+        },
+    }
+}

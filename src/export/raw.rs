@@ -1,0 +1,240 @@
+//! The raw graph: safetensors with one JSON object in the metadata (formats.md).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use serde::Deserialize;
+
+use super::replace::replace_file;
+use crate::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION};
+use crate::{Error, Result};
+
+/// The metadata key whose value is a [`GraphMeta`].
+pub const META_KEY: &str = "circuitscope";
+
+const FORMAT: &str = "raw graph";
+
+/// Bytes before a safetensors header: its length.
+const HEADER_LEN_BYTES: usize = 8;
+
+/// Writes `graph` to `path`, all of it or nothing. The edge rows are streamed, not copied.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
+    let n_rows = graph.layout().n_rows();
+    let active: Vec<i64> = graph
+        .active_features
+        .iter()
+        .flat_map(|f| [i64::from(f.layer), i64::from(f.pos), i64::from(f.feature)])
+        .collect();
+    let selected: Vec<i64> = graph.selected_features.iter().map(|&i| i as i64).collect();
+    let i64s = |values: &[i64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let n_targets = graph.target_ids.len();
+    // The i64 tensors first: every tensor stays aligned, so that a memory map of the file can be used as it is.
+    let small: [(&str, Vec<usize>, Vec<u8>); 4] = [
+        ("input_tokens", vec![graph.input_tokens.len()], i64s(&graph.input_tokens)),
+        ("active_features", vec![graph.active_features.len(), 3], i64s(&active)),
+        ("selected_features", vec![selected.len()], i64s(&selected)),
+        ("target_ids", vec![n_targets], i64s(&graph.target_ids)),
+    ];
+    let mut floats: Vec<(&str, Vec<usize>, &[f32])> = vec![
+        ("activation_values", vec![graph.activation_values.len()], &graph.activation_values),
+        ("bias_effect", vec![n_rows], &graph.bias_effect),
+        ("row_values", vec![n_rows], &graph.row_values),
+        ("target_probabilities", vec![n_targets], &graph.target_probabilities),
+        ("logits", vec![graph.logits.len()], &graph.logits),
+        ("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()),
+    ];
+    if !graph.unselected_effect.is_empty() {
+        floats.insert(2, ("unselected_effect", vec![n_rows], &graph.unselected_effect));
+    }
+
+    let mut offset = 0;
+    let mut info = |dtype, shape: &[usize], len: usize| {
+        let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (offset, offset + len) };
+        offset += len;
+        info
+    };
+    let mut infos = Vec::new();
+    for (name, shape, bytes) in &small {
+        infos.push(((*name).to_owned(), info(Dtype::I64, shape, bytes.len())));
+    }
+    for (name, shape, values) in &floats {
+        infos.push(((*name).to_owned(), info(Dtype::F32, shape, size_of_val(*values))));
+    }
+    let meta = GraphMeta { format_version: RAW_FORMAT_VERSION, ..graph.meta.clone() };
+    let as_io = |e: serde_json::Error| Error::Io { doing: "cannot write", path: path.to_owned(), source: e.into() };
+    let meta = HashMap::from([(META_KEY.to_owned(), serde_json::to_string(&meta).map_err(as_io)?)]);
+    let header = Metadata::new(Some(meta), infos).map_err(|e| damaged(path, e))?;
+    let mut header = serde_json::to_vec(&header).map_err(as_io)?;
+    header.resize(header.len().next_multiple_of(align_of::<i64>()), b' ');
+
+    replace_file(path, |writer| {
+        writer.write_all(&(header.len() as u64).to_le_bytes())?;
+        writer.write_all(&header)?;
+        for (_, _, bytes) in &small {
+            writer.write_all(bytes)?;
+        }
+        for (_, _, values) in &floats {
+            write_f32s(writer, values)?;
+        }
+        Ok(())
+    })
+}
+
+fn write_f32s(writer: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
+    if cfg!(target_endian = "little") {
+        // SAFETY: any initialised f32 is four initialised bytes, and bytes need no alignment.
+        let (_, bytes, _) = unsafe { values.align_to::<u8>() };
+        return writer.write_all(bytes);
+    }
+    values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes()))
+}
+
+/// Reads the graph at `path`. The edge rows stay in the file, memory-mapped; everything else is checked and loaded.
+///
+/// # Errors
+/// A file that cannot be read, that is no raw graph or damaged, another format version, parts that disagree.
+pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
+    let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    // SAFETY: files of ours are replaced by renaming, never written in place, so the map does not change under us.
+    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(path, e))?;
+    let meta = read_meta(path, &metadata)?;
+    let reader = Reader { path, map: &map, start: HEADER_LEN_BYTES + header_len, metadata: &metadata };
+
+    let (edge_shape, edge_bytes) = reader.tensor("edge_rows", Dtype::F32, 2)?;
+    let active_features = reader.active_features()?;
+    let to_index = |(index, &value): (usize, &i64)| {
+        usize::try_from(value).map_err(|_| damaged(path, format!("`selected_features` holds {value} at {index}")))
+    };
+    let selected_features = reader.i64s("selected_features")?;
+    let selected_features = selected_features.iter().enumerate().map(to_index).collect::<Result<_>>()?;
+    let (input_tokens, target_ids) = (reader.i64s("input_tokens")?, reader.i64s("target_ids")?);
+    let (activation_values, bias_effect) = (reader.f32s("activation_values")?, reader.f32s("bias_effect")?);
+    let (row_values, logits) = (reader.f32s("row_values")?, reader.f32s("logits")?);
+    let target_probabilities = reader.f32s("target_probabilities")?;
+    let unselected_effect = match metadata.info("unselected_effect") {
+        Some(_) => reader.f32s("unselected_effect")?,
+        None => Vec::new(),
+    };
+    AttributionGraph::new(GraphData {
+        input_tokens,
+        active_features,
+        activation_values,
+        selected_features,
+        edge_rows: EdgeRows::from_map(map, edge_bytes, edge_shape[0], edge_shape[1])?,
+        bias_effect,
+        unselected_effect,
+        row_values,
+        target_ids,
+        target_probabilities,
+        logits,
+        meta,
+    })
+}
+
+/// Whether the file at `path` begins like safetensors and not like JSON. `None` where it cannot be read.
+pub fn looks_raw(path: &Path) -> Option<bool> {
+    let mut start = [0u8; HEADER_LEN_BYTES + 1];
+    std::io::Read::read_exact(&mut File::open(path).ok()?, &mut start).ok()?;
+    // Eight bytes of a length below 2^56, then the header's brace.
+    Some(start[HEADER_LEN_BYTES - 1] == 0 && start[HEADER_LEN_BYTES] == b'{')
+}
+
+fn read_meta(path: &Path, metadata: &Metadata) -> Result<GraphMeta> {
+    #[derive(Deserialize)]
+    struct Version {
+        format_version: u32,
+    }
+    let meta = metadata.metadata().as_ref().and_then(|meta| meta.get(META_KEY));
+    let meta = meta.ok_or_else(|| damaged(path, format!("its metadata has no key `{META_KEY}`")))?;
+    let in_meta = |e: serde_json::Error| damaged(path, format!("metadata `{META_KEY}`: {e}"));
+    // The version first: another version may have other fields.
+    let Version { format_version } = serde_json::from_str(meta).map_err(in_meta)?;
+    if format_version != RAW_FORMAT_VERSION {
+        return Err(Error::GraphVersion {
+            path: path.to_owned(),
+            actual: format_version,
+            expected: RAW_FORMAT_VERSION,
+        });
+    }
+    serde_json::from_str(meta).map_err(in_meta)
+}
+
+fn damaged(path: &Path, reason: impl ToString) -> Error {
+    Error::Damaged { file: path.display().to_string(), format: FORMAT, reason: reason.to_string() }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    map: &'a Mmap,
+    /// Where the tensors begin in the file.
+    start: usize,
+    metadata: &'a Metadata,
+}
+
+impl Reader<'_> {
+    /// Shape of a tensor and where its bytes are in the file.
+    fn tensor(&self, name: &'static str, dtype: Dtype, n_dims: usize) -> Result<(Vec<usize>, Range<usize>)> {
+        let file = || self.path.display().to_string();
+        let info = self.metadata.info(name);
+        let info = info.ok_or_else(|| Error::MissingTensor { name: name.to_owned(), file: file() })?;
+        if info.dtype != dtype {
+            let expected = if dtype == Dtype::F32 { "F32" } else { "I64" };
+            return Err(Error::Dtype {
+                tensor: name.to_owned(),
+                file: file(),
+                dtype: info.dtype.to_string(),
+                expected,
+            });
+        }
+        if info.shape.len() != n_dims {
+            let reason = format!("`{name}` has shape {:?}, expected {n_dims} dimensions", info.shape);
+            return Err(damaged(self.path, reason));
+        }
+        // safetensors has checked that offsets lie in the file and agree with shape and dtype.
+        let (start, end) = info.data_offsets;
+        Ok((info.shape.clone(), self.start + start..self.start + end))
+    }
+
+    fn f32s(&self, name: &'static str) -> Result<Vec<f32>> {
+        let (_, bytes) = self.tensor(name, Dtype::F32, 1)?;
+        Ok(self.map[bytes].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    fn i64s(&self, name: &'static str) -> Result<Vec<i64>> {
+        let (_, bytes) = self.tensor(name, Dtype::I64, 1)?;
+        Ok(self.i64s_at(bytes))
+    }
+
+    fn i64s_at(&self, bytes: Range<usize>) -> Vec<i64> {
+        let eight = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
+        self.map[bytes].chunks_exact(8).map(eight).collect()
+    }
+
+    fn active_features(&self) -> Result<Vec<FeatureId>> {
+        let (shape, bytes) = self.tensor("active_features", Dtype::I64, 2)?;
+        if shape[1] != 3 {
+            return Err(Error::Shape {
+                tensor: "active_features".to_owned(),
+                file: self.path.display().to_string(),
+                actual: shape.clone(),
+                expected: vec![shape[0], 3],
+            });
+        }
+        let values = self.i64s_at(bytes);
+        let part = |value: i64| {
+            u32::try_from(value).map_err(|_| damaged(self.path, format!("`active_features` holds {value}")))
+        };
+        let feature = |f: &[i64]| Ok(FeatureId { layer: part(f[0])?, pos: part(f[1])?, feature: part(f[2])? });
+        values.chunks_exact(3).map(feature).collect()
+    }
+}

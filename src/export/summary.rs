@@ -1,0 +1,285 @@
+//! A circuit boiled down to what fits a screen; as JSON, the machine-readable answer of `trace`, `prune` and `inspect`.
+
+use petgraph::graph::NodeIndex;
+use serde::{Deserialize, Serialize};
+
+use super::wire::node_id_text;
+use crate::graph::{Circuit, Neighbor, NodeId, strongest_paths};
+use crate::{Error, Result};
+
+/// How much a summary shows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SummarySettings {
+    /// Entries of every list of nodes.
+    pub top: usize,
+    /// Strongest token-to-target paths.
+    pub paths: usize,
+    /// Id of the node whose inputs and outputs are wanted.
+    pub node: Option<String>,
+}
+
+impl Default for SummarySettings {
+    fn default() -> SummarySettings {
+        SummarySettings { top: 10, paths: 5, node: None }
+    }
+}
+
+/// What is told of a circuit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub prompt: String,
+    pub prompt_tokens: Vec<String>,
+    /// The targets, most probable first.
+    pub predictions: Vec<Prediction>,
+    pub scores: SummaryScores,
+    pub counts: Counts,
+    /// Features and errors, strongest first.
+    pub strongest: Vec<SummaryNode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeSummary>,
+    /// Strongest paths from a token to the first target.
+    pub paths: Vec<SummaryPath>,
+    /// The summed strength of all such paths: what of the target's input comes from tokens within the circuit.
+    pub paths_total: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    pub id: String,
+    pub text: String,
+    pub token_id: Option<i64>,
+    pub probability: Option<f32>,
+}
+
+/// Scores of the graph before pruning, where they are known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SummaryScores {
+    pub replacement: Option<f64>,
+    pub completeness: Option<f64>,
+    pub row_identity_error: Option<f64>,
+}
+
+/// What the circuit consists of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub features: usize,
+    pub errors: usize,
+    pub tokens: usize,
+    pub targets: usize,
+    pub edges: usize,
+}
+
+impl Counts {
+    pub fn nodes(&self) -> usize {
+        self.features + self.errors + self.tokens + self.targets
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeKind {
+    Feature,
+    Error,
+    Token,
+    Target,
+}
+
+/// One node in words.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SummaryNode {
+    pub id: String,
+    pub kind: NodeKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u32>,
+    pub pos: u32,
+    /// The prompt's token at `pos`; for a target, what it stands for.
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<f32>,
+    /// The part of the targets' weight that passes through the node within the circuit, 1 being all of it.
+    pub share: f64,
+    /// Cumulative share of influence at the node's rank before pruning: small is important.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cumulative_influence: Option<f64>,
+}
+
+/// Inputs and outputs of one node, largest share first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeSummary {
+    pub node: SummaryNode,
+    pub inputs: Neighbors,
+    pub outputs: Neighbors,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Neighbors {
+    pub positive: Vec<SharedEdge>,
+    pub negative: Vec<SharedEdge>,
+    /// How many there are of each sign, listed or not.
+    pub n_positive: usize,
+    pub n_negative: usize,
+}
+
+/// An edge seen from one of its ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SharedEdge {
+    /// The other end.
+    pub node: SummaryNode,
+    pub weight: f32,
+    /// `|weight|` as a part of all input, within the circuit, of the node that the edge leads to.
+    pub edge_share: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SummaryPath {
+    /// Product of the edges' shares.
+    pub strength: f64,
+    /// Whether the path weakens its target.
+    pub is_negative: bool,
+    /// Token first.
+    pub nodes: Vec<SummaryNode>,
+}
+
+/// Boils `circuit` down.
+///
+/// # Errors
+/// `settings.node` is not in the circuit.
+///
+/// # Cost
+/// Linear in nodes and edges, times the number of paths.
+pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summary> {
+    let teller = Teller::new(circuit);
+    let targets = circuit.targets();
+    let mut counts = Counts { edges: circuit.graph().edge_count(), ..Counts::default() };
+    for node in circuit.graph().node_weights() {
+        match node.id {
+            NodeId::Feature { .. } => counts.features += 1,
+            NodeId::Error { .. } => counts.errors += 1,
+            NodeId::Token { .. } => counts.tokens += 1,
+            NodeId::Target { .. } => counts.targets += 1,
+        }
+    }
+    let mut predictions: Vec<Prediction> = targets.iter().map(|&index| teller.prediction(index)).collect();
+    predictions.sort_by(|a, b| b.probability.unwrap_or(0.0).total_cmp(&a.probability.unwrap_or(0.0)));
+    let first_target = &targets[..targets.len().min(1)];
+    let paths = strongest_paths(circuit, &circuit.tokens(), first_target, settings.paths);
+    let node =
+        settings.node.as_deref().map(|id| -> Result<_> { Ok(teller.node_summary(teller.find(id)?, settings.top)) });
+    Ok(Summary {
+        prompt: circuit.meta.prompt.clone(),
+        prompt_tokens: circuit.meta.prompt_tokens.clone(),
+        predictions,
+        scores: SummaryScores {
+            replacement: circuit.meta.replacement_score,
+            completeness: circuit.meta.completeness_score,
+            row_identity_error: circuit.meta.row_identity_error,
+        },
+        counts,
+        strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| teller.node(index)).collect(),
+        node: node.transpose()?,
+        paths: paths
+            .paths
+            .iter()
+            .map(|path| SummaryPath {
+                strength: path.strength,
+                is_negative: path.is_negative,
+                nodes: path.nodes.iter().map(|&index| teller.node(index)).collect(),
+            })
+            .collect(),
+        paths_total: paths.total,
+    })
+}
+
+/// Puts the nodes of one circuit into words.
+struct Teller<'a> {
+    circuit: &'a Circuit,
+    /// By `NodeIndex`. [n_nodes].
+    influence: Vec<f64>,
+    total_weight: f64,
+}
+
+impl Teller<'_> {
+    fn new(circuit: &Circuit) -> Teller<'_> {
+        let influence = circuit.node_influence();
+        let total_weight = circuit.targets().iter().map(|target| influence[target.index()]).sum();
+        Teller { circuit, influence, total_weight }
+    }
+
+    fn id(&self, index: NodeIndex) -> String {
+        node_id_text(self.circuit.meta.n_layers, self.circuit.node(index))
+    }
+
+    fn find(&self, id: &str) -> Result<NodeIndex> {
+        let indices = || self.circuit.graph().node_indices();
+        if let Some(index) = indices().find(|&index| self.id(index) == id) {
+            return Ok(index);
+        }
+        // Most often the position is wrong: the same feature elsewhere is what was meant.
+        let stem = id.rsplit_once('_').map_or(id, |(stem, _)| stem);
+        let near = indices().map(|index| self.id(index));
+        let near = near.filter(|other| other.rsplit_once('_').is_some_and(|(other, _)| other == stem));
+        Err(Error::UnknownNode { id: id.to_owned(), near: near.take(5).map(|id| format!("`{id}`")).collect() })
+    }
+
+    fn prediction(&self, index: NodeIndex) -> Prediction {
+        let node = self.circuit.node(index);
+        Prediction {
+            id: self.id(index),
+            text: node.text.clone(),
+            token_id: node.token_id,
+            probability: node.probability,
+        }
+    }
+
+    fn node(&self, index: NodeIndex) -> SummaryNode {
+        let node = self.circuit.node(index);
+        let kind = match node.id {
+            NodeId::Feature { .. } => NodeKind::Feature,
+            NodeId::Error { .. } => NodeKind::Error,
+            NodeId::Token { .. } => NodeKind::Token,
+            NodeId::Target { .. } => NodeKind::Target,
+        };
+        let token = || self.circuit.meta.prompt_tokens.get(node.pos as usize).cloned().unwrap_or_default();
+        let share = if self.total_weight > 0.0 { self.influence[index.index()] / self.total_weight } else { 0.0 };
+        SummaryNode {
+            id: self.id(index),
+            text: if kind == NodeKind::Target { node.text.clone() } else { token() },
+            kind,
+            layer: node.id.layer(),
+            pos: node.pos,
+            label: node.label.clone(),
+            activation: node.activation,
+            share,
+            cumulative_influence: node.influence,
+        }
+    }
+
+    fn node_summary(&self, index: NodeIndex, top: usize) -> NodeSummary {
+        NodeSummary {
+            node: self.node(index),
+            inputs: self.neighbors(self.circuit.inputs(index), top),
+            outputs: self.neighbors(self.circuit.outputs(index), top),
+        }
+    }
+
+    fn neighbors(&self, neighbors: Vec<Neighbor>, top: usize) -> Neighbors {
+        let (negative, positive): (Vec<Neighbor>, Vec<Neighbor>) =
+            neighbors.into_iter().partition(|neighbor| neighbor.edge.weight < 0.0);
+        let told = |neighbors: &[Neighbor]| {
+            let told = neighbors.iter().take(top).map(|neighbor| SharedEdge {
+                node: self.node(neighbor.node),
+                weight: neighbor.edge.weight,
+                edge_share: neighbor.edge.share,
+            });
+            told.collect()
+        };
+        Neighbors {
+            positive: told(&positive),
+            negative: told(&negative),
+            n_positive: positive.len(),
+            n_negative: negative.len(),
+        }
+    }
+}

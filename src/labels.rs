@@ -1,0 +1,69 @@
+//! `labels`: `feature_labels.json`, what features are called. On its own, since transcoders and graphs both carry it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Labels of features by `<layer>_<feature>`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Labels {
+    by_feature: BTreeMap<String, String>,
+}
+
+impl Labels {
+    /// The name of the file, beside a transcoder set's `config.yaml`.
+    pub const FILE: &str = "feature_labels.json";
+
+    /// Reads a label file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, that is no JSON object of strings, or with a key that is not `<layer>_<feature>`.
+    pub fn read(path: &Path) -> Result<Labels> {
+        let bytes =
+            std::fs::read(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
+        Labels::parse(&bytes, &path.display().to_string())
+    }
+
+    /// Reads the labels beside a transcoder set's `config.yaml`; none where there is no such file.
+    ///
+    /// # Errors
+    /// As [`Labels::read`].
+    pub fn read_beside(folder: &Path) -> Result<Labels> {
+        let path = folder.join(Labels::FILE);
+        if path.exists() { Labels::read(&path) } else { Ok(Labels::default()) }
+    }
+
+    /// Parses the bytes of a label file; `file` names it in errors.
+    ///
+    /// # Errors
+    /// As [`Labels::read`].
+    pub fn parse(bytes: &[u8], file: &str) -> Result<Labels> {
+        let damaged = |reason: String| Error::Damaged { file: file.to_owned(), format: "label", reason };
+        let by_feature: BTreeMap<String, String> = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        let is_feature = |key: &str| {
+            key.split_once('_')
+                .is_some_and(|(layer, feature)| layer.parse::<u32>().is_ok() && feature.parse::<u32>().is_ok())
+        };
+        if let Some(key) = by_feature.keys().find(|key| !is_feature(key)) {
+            return Err(damaged(format!("key {key:?} is not <layer>_<feature>")));
+        }
+        Ok(Labels { by_feature })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_feature.is_empty()
+    }
+
+    pub fn get(&self, layer: u32, feature: u32) -> Option<&str> {
+        self.by_feature.get(&format!("{layer}_{feature}")).map(String::as_str)
+    }
+
+    /// The labels of these (layer, feature) pairs, in the form in which a raw graph carries them.
+    pub fn of(&self, features: impl IntoIterator<Item = (u32, u32)>) -> BTreeMap<String, String> {
+        let labelled = features
+            .into_iter()
+            .filter_map(|(layer, feature)| Some((format!("{layer}_{feature}"), self.get(layer, feature)?.to_owned())));
+        labelled.collect()
+    }
+}
