@@ -165,8 +165,10 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
     predictions.sort_by(|a, b| b.probability.unwrap_or(0.0).total_cmp(&a.probability.unwrap_or(0.0)));
     let first_target = &targets[..targets.len().min(1)];
     let paths = strongest_paths(circuit, &circuit.tokens(), first_target, settings.paths);
-    let node =
-        settings.node.as_deref().map(|id| -> Result<_> { Ok(teller.node_summary(teller.find(id)?, settings.top)) });
+    let node = match &settings.node {
+        Some(id) => Some(teller.node_summary(teller.find(id)?, settings.top)),
+        None => None,
+    };
     Ok(Summary {
         prompt: circuit.meta.prompt.clone(),
         prompt_tokens: circuit.meta.prompt_tokens.clone(),
@@ -178,7 +180,7 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
         },
         counts,
         strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| teller.node(index)).collect(),
-        node: node.transpose()?,
+        node,
         paths: paths
             .paths
             .iter()

@@ -5,6 +5,10 @@
 const BIN_BITS: u32 = 17;
 const BIN_SHIFT: u32 = 63 - BIN_BITS;
 
+/// Scores this close, relative to themselves, count as equal. Equal scores are common, since a node with one input passes
+/// its influence on whole; rounding, some 1e-15, must not tell them apart.
+const TIE_RTOL: f64 = 1e-9;
+
 /// The smallest score that is kept, and the cumulative share at the rank of every score.
 ///
 /// Equal scores rank by index. Where no score is above zero, nothing is kept.
@@ -26,7 +30,7 @@ pub(super) fn node_threshold(scores: &[f64], threshold: f64) -> (f64, Vec<f64>) 
             is_reached = sum / total >= threshold;
         }
     }
-    (smallest, cumulative)
+    (smallest * (1.0 - TIE_RTOL), cumulative)
 }
 
 /// Sums of positive scores by magnitude.
@@ -118,10 +122,10 @@ impl ThresholdBin {
         for &score in &scores {
             sum += score;
             if sum >= self.missing {
-                return score;
+                return score * (1.0 - TIE_RTOL);
             }
         }
         // Rounding of sums in another order; the whole bin is needed.
-        scores.last().copied().unwrap_or(f64::INFINITY)
+        scores.last().map_or(f64::INFINITY, |score| score * (1.0 - TIE_RTOL))
     }
 }

@@ -23,6 +23,9 @@ pub(super) enum Encoding {
     Unsupported(String),
 }
 
+/// Elements under one scale of MXFP4.
+pub(super) const MXFP4_BLOCK: usize = 32;
+
 /// The four-bit floats of MXFP4, doubled (ggml halves the scale instead).
 const MXFP4_DOUBLED: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
@@ -35,7 +38,7 @@ impl Encoding {
             Encoding::F64 => (1, 8),
             Encoding::F16 | Encoding::Bf16 => (1, 2),
             Encoding::Ggml(dtype) => (dtype.block_size(), dtype.type_size()),
-            Encoding::Mxfp4 => (32, 17),
+            Encoding::Mxfp4 => (MXFP4_BLOCK, 17),
             Encoding::Unsupported(_) => (1, 1),
         }
     }
@@ -107,17 +110,23 @@ impl Encoding {
                 GgmlDType::Q8_1 => out.fill(f32::NAN),
             },
             Encoding::Mxfp4 => {
-                for (out, block) in out.chunks_mut(32).zip(bytes.chunks(17)) {
-                    let scale = half_power_of_two(block[0]);
-                    for (j, byte) in block[1..].iter().enumerate() {
-                        out[j] = MXFP4_DOUBLED[usize::from(byte & 15)] * scale;
-                        out[j + 16] = MXFP4_DOUBLED[usize::from(byte >> 4)] * scale;
+                for (out, block) in out.chunks_mut(MXFP4_BLOCK).zip(bytes.chunks(17)) {
+                    for (j, (low, high)) in mxfp4_values(&block[1..], block[0]).enumerate() {
+                        out[j] = low;
+                        out[j + MXFP4_BLOCK / 2] = high;
                     }
                 }
             }
             Encoding::Unsupported(_) => out.fill(f32::NAN),
         }
     }
+}
+
+/// The low and high values of each byte of an MXFP4 block.
+pub(super) fn mxfp4_values(nibbles: &[u8], exponent: u8) -> impl Iterator<Item = (f32, f32)> {
+    let scale = half_power_of_two(exponent);
+    let value = move |nibble: u8| MXFP4_DOUBLED[usize::from(nibble)] * scale;
+    nibbles.iter().map(move |byte| (value(byte & 15), value(byte >> 4)))
 }
 
 /// `2^(exponent - 128)`, exact also where that is subnormal.

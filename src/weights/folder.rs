@@ -91,7 +91,12 @@ impl Folder {
         if let Place::Static(files) = self.place {
             return Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.to_vec()));
         }
-        let Some(path) = self.optional_file(name)? else { return Ok(None) };
+        let path = match (self.optional_file(name), &self.place) {
+            // No network, but files at hand: what is optional can be done without.
+            (Err(Error::Hub { .. }), Place::Hub(repo)) if repo.snapshot().is_some() => None,
+            (path, _) => path?,
+        };
+        let Some(path) = path else { return Ok(None) };
         std::fs::read(&path).map(Some).map_err(|source| Error::Io { doing: "cannot read", path, source })
     }
 

@@ -112,7 +112,10 @@ fn tensors(source: &Arc<Source>, header: &Header, architecture: Architecture) ->
                 Error::Damaged { file: header.file.clone(), format: "GGUF", reason }
             })?;
             stored.layout = Layout::GateUp(Box::new(part(source, up)));
-            transpose_shape(&mut stored.shape);
+            // Weights `[n_experts, d_ff, d_model]`, biases `[n_experts, d_ff]`.
+            if let [_, a, b] = &mut stored.shape[..] {
+                std::mem::swap(a, b);
+            }
             if let Some(last) = stored.shape.last_mut() {
                 *last *= 2;
             }
@@ -125,19 +128,11 @@ fn tensors(source: &Arc<Source>, header: &Header, architecture: Architecture) ->
     Ok(tensors)
 }
 
+/// Swaps the last two dimensions of a matrix or a stack of matrices.
 fn transpose(stored: &mut Stored) {
-    if stored.shape.len() >= 2 {
-        transpose_shape(&mut stored.shape);
+    if let [a, b] | [_, a, b] = &mut stored.shape[..] {
+        std::mem::swap(a, b);
         stored.layout = Layout::Transposed;
-    }
-}
-
-/// Swaps the last two dimensions of a stack of matrices; biases `[n_experts, n]` stay.
-fn transpose_shape(shape: &mut [usize]) {
-    match shape {
-        [a, b] => std::mem::swap(a, b),
-        [_, a, b] => std::mem::swap(a, b),
-        _ => {}
     }
 }
 

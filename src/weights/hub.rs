@@ -81,6 +81,7 @@ impl Repo {
             return Ok(Some(path));
         }
         match (self.hub.offline, snapshot) {
+            (_, Some(snapshot)) if is_known_to_lack(&snapshot, file) => Ok(None),
             (true, Some(_)) => Ok(None),
             (true, None) => Err(self.not_cached(file)),
             (false, snapshot) => self.fetch(file, snapshot.as_deref()),
@@ -115,4 +116,11 @@ impl Repo {
             Err(e) => Err(failed(e)),
         }
     }
+}
+
+/// Whether the Hub was asked before and has no such file: the cache keeps a mark.
+fn is_known_to_lack(snapshot: &Path, file: &str) -> bool {
+    let commit = snapshot.file_name();
+    let repo = snapshot.parent().and_then(Path::parent);
+    repo.zip(commit).is_some_and(|(repo, commit)| repo.join(".no_exist").join(commit).join(file).exists())
 }

@@ -1,10 +1,11 @@
 //! The header of a safetensors file.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::encoding::Encoding;
+use super::encoding::{Encoding, MXFP4_BLOCK};
 use super::source::Source;
 use super::stored::{Layout, Part, Stored};
 use crate::error::{Error, Result};
@@ -29,5 +30,29 @@ pub(super) fn tensors(source: &Arc<Source>) -> Result<Vec<(String, Stored)>> {
         let part = Part { source: source.clone(), start: data + info.data_offsets.0, encoding };
         (name, Stored { part, shape: info.shape.clone(), layout: Layout::RowMajor, shift: 0.0 })
     };
-    Ok(metadata.tensors().into_iter().map(tensor).collect())
+    Ok(join_mxfp4(metadata.tensors().into_iter().map(tensor).collect()))
+}
+
+/// GPT-OSS is published with its experts as `NAME_blocks` and `NAME_scales`, bytes both: MXFP4 in two tensors. They
+/// are read as `NAME`, transposed to what an unquantised checkpoint holds.
+fn join_mxfp4(tensors: Vec<(String, Stored)>) -> Vec<(String, Stored)> {
+    let mut tensors: BTreeMap<String, Stored> = tensors.into_iter().collect();
+    let bases: Vec<String> = tensors.keys().filter_map(|n| n.strip_suffix("_blocks").map(str::to_string)).collect();
+    for base in bases {
+        let (blocks_name, scales_name) = (format!("{base}_blocks"), format!("{base}_scales"));
+        let (Some(blocks), Some(scales)) = (tensors.get(&blocks_name), tensors.get(&scales_name)) else { continue };
+        let bytes = Encoding::Unsupported(Dtype::U8.to_string());
+        let [n_experts, n_rows, n_blocks, 16] = blocks.shape[..] else { continue };
+        let agree = scales.shape == [n_experts, n_rows, n_blocks];
+        if !agree || blocks.part.encoding != bytes || scales.part.encoding != bytes || tensors.contains_key(&base) {
+            continue;
+        }
+        let part = Part { encoding: Encoding::Mxfp4, ..blocks.part.clone() };
+        let layout = Layout::SplitMxfp4(Box::new(scales.part.clone()));
+        let shape = vec![n_experts, n_blocks * MXFP4_BLOCK, n_rows];
+        tensors.remove(&blocks_name);
+        tensors.remove(&scales_name);
+        tensors.insert(base, Stored { part, shape, layout, shift: 0.0 });
+    }
+    tensors.into_iter().collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::encoding::Encoding;
+use super::encoding::{Encoding, MXFP4_BLOCK, all_finite, mxfp4_values};
 use super::source::Source;
 use crate::error::Result;
 
@@ -38,6 +38,9 @@ pub(super) enum Layout {
     /// `[n_experts, d_model, 2 * d_ff]` read from gate and up (here) `[n_experts, d_ff, d_model]`: gate in even, up in
     /// odd columns. Biases: `d_model` 1.
     GateUp(Box<Part>),
+    /// `[n_experts, n_blocks * 32, n_rows]` read from MXFP4 as Hugging Face checkpoints store it: here the nibbles
+    /// `[n_experts, n_rows, n_blocks, 16]`, low one first, and the exponents `[n_experts, n_rows, n_blocks]`.
+    SplitMxfp4(Box<Part>),
 }
 
 /// A tensor in a file.
@@ -169,6 +172,7 @@ impl Stored {
                 Values { data, finite }
             }
             Layout::GateUp(up) => self.gate_up(up, rows)?,
+            Layout::SplitMxfp4(exponents) => self.split_mxfp4(exponents, rows)?,
         };
         if self.shift != 0.0 {
             values.data.iter_mut().for_each(|v| *v += self.shift);
@@ -270,6 +274,36 @@ impl Stored {
                 out.iter_mut().skip(parity).step_by(2).zip(&half).for_each(|(o, v)| *o = *v);
             }
         }
+        Ok(Values { data, finite })
+    }
+}
+
+impl Stored {
+    fn split_mxfp4(&self, exponents: &Part, experts: Range<usize>) -> Result<Values> {
+        let [d_in, n_rows] = self.matrix();
+        let n_blocks = d_in / MXFP4_BLOCK;
+        let mut data = vec![0f32; experts.len() * self.row_len()];
+        if data.is_empty() {
+            return Ok(Values { data, finite: true });
+        }
+        let nibbles = &self.part.source.bytes()?[self.part.start..];
+        let exponents = &exponents.source.bytes()?[exponents.start..];
+        let finite = data
+            .par_chunks_mut(MXFP4_BLOCK * n_rows)
+            .enumerate()
+            .map(|(task, out)| {
+                let (expert, block) = (experts.start + task / n_blocks, task % n_blocks);
+                for row in 0..n_rows {
+                    let at = (expert * n_rows + row) * n_blocks + block;
+                    let values = mxfp4_values(&nibbles[at * 16..at * 16 + 16], exponents[at]);
+                    for (j, (low, high)) in values.enumerate() {
+                        out[2 * j * n_rows + row] = low;
+                        out[(2 * j + 1) * n_rows + row] = high;
+                    }
+                }
+                all_finite(out)
+            })
+            .reduce(|| true, |a, b| a && b);
         Ok(Values { data, finite })
     }
 }

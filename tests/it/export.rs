@@ -5,9 +5,10 @@ use std::path::Path;
 
 use circuitscope::Error;
 use circuitscope::export::{
-    Labels, NodeKind, Summary, SummarySettings, WireGraph, read_raw, read_wire, summarize, wire, write_raw, write_wire,
+    Summary, SummarySettings, WireGraph, read_raw, read_wire, summarize, wire, write_raw, write_wire,
 };
 use circuitscope::graph::{AttributionGraph, Circuit, NodeId, influence};
+use circuitscope::labels::Labels;
 use circuitscope::prune::{PruneSettings, prune};
 use petgraph::visit::EdgeRef;
 use proptest::prelude::*;
@@ -249,10 +250,9 @@ fn label_files_name_features_and_are_checked() {
 #[test]
 fn a_summary_names_every_part_and_reads_back() {
     for case in cases().iter().take(4) {
-        let circuit = circuit_of(&case.graph(), &PruneSettings::default());
-        let strongest = summarize(&circuit, &SummarySettings::default()).unwrap().strongest;
-        let feature = strongest.iter().find(|node| node.kind == NodeKind::Feature).unwrap();
-        let settings = SummarySettings { node: Some(feature.id.clone()), ..SummarySettings::default() };
+        let circuit = circuit_of(&case.graph(), &PruneSettings { node_threshold: 0.99, edge_threshold: 0.99 });
+        let prediction = summarize(&circuit, &SummarySettings::default()).unwrap().predictions[0].id.clone();
+        let settings = SummarySettings { node: Some(prediction), ..SummarySettings::default() };
         let summary = summarize(&circuit, &settings).unwrap();
         assert_eq!(summary.counts.nodes(), circuit.graph().node_count());
         assert_eq!(summary.predictions.len(), circuit.targets().len());

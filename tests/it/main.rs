@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod attribution;
+mod command_line;
 mod export;
 mod graph;
 mod intervene;
@@ -9,4 +10,8 @@ mod ops;
 mod prune;
 mod reference;
 mod rooms;
+mod smollm2;
+mod support;
 mod transpose;
+mod weights;
+mod weights_gguf;

@@ -133,7 +133,7 @@ fn prune_slowly(graph: &AttributionGraph, node_threshold: f64, edge_threshold: f
             sum += score;
             // A little less than the threshold, since the sums of the two programs run in different orders.
             if sum / total >= threshold - 1e-12 {
-                return score;
+                return score * (1.0 - 1e-9);
             }
         }
         f64::MIN_POSITIVE

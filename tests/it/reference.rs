@@ -25,6 +25,7 @@ pub fn cases() -> Vec<Case> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut cases = cases_below(&root.join("fixtures/reference"));
     assert!(!cases.is_empty(), "fixtures/reference holds cases");
+    cases.extend(cases_in(&root.join("fixtures/atlas")));
     let shared = std::env::var_os("CIRCUITSCOPE_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from);
     if shared.join("reference").is_dir() {
         cases.extend(cases_below(&shared.join("reference")));

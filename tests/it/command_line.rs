@@ -1,0 +1,316 @@
+//! The program from outside: what it prints, what it writes, and what it says to bad input.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::fixture;
+
+const PROMPT: &str = "The capital of the state containing Dallas is";
+
+fn circuitscope(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_circuitscope")).current_dir(folder).args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Runs a command that must fail: exit code 2, one message without a panic, nothing on stdout. Returns the message.
+#[track_caller]
+fn refused(folder: &Path, args: &[&str]) -> String {
+    let output = circuitscope(folder, args);
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+    assert!(message.starts_with("error: "), "{args:?}: {message}");
+    assert!(!message.contains("panicked"), "{args:?}: {message}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    message
+}
+
+/// As [`refused`], for a message that must contain all of `parts`.
+#[track_caller]
+fn refused_with(folder: &Path, args: &[&str], parts: &[&str]) {
+    let message = refused(folder, args);
+    for part in parts {
+        assert!(message.contains(part), "{args:?}: {part:?} is not in {message}");
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// A copy of a small model with its transcoders that a test may damage.
+fn small_model(folder: &Path) -> (PathBuf, PathBuf) {
+    let (model, transcoders) = (folder.join("model"), folder.join("transcoders"));
+    copy_folder(&fixture("reference/llama_relu/model"), &model);
+    copy_folder(&fixture("reference/llama_relu/transcoders"), &transcoders);
+    (model, transcoders)
+}
+
+const SMALL: [&str; 6] = ["trace", "He went", "--model", "model", "--transcoders", "transcoders"];
+
+/// Rewrites a safetensors file with other values for one tensor.
+fn replace_tensor(path: &Path, name: &str, change: impl Fn(&mut Vec<usize>, &mut Vec<u8>)) {
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let changed: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .tensors()
+        .into_iter()
+        .map(|(tensor, view)| {
+            let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
+            if tensor == name {
+                change(&mut shape, &mut data);
+            }
+            (tensor, view.dtype(), shape, data)
+        })
+        .collect();
+    let views = changed.iter().map(|(tensor, dtype, shape, data)| {
+        (tensor.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn trace_needs_no_argument_but_the_prompt_and_writes_both_graphs() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = circuitscope(folder.path(), &["trace", PROMPT]);
+    assert!(output.status.success());
+    let text = stdout(&output);
+    for part in ["\" Austin\" 1.000", "replacement 0.905", "completeness 0.974", "Texas", "strongest paths"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let slug = "the-capital-of-the-state-containing-dallas-is";
+    for extension in ["json", "safetensors"] {
+        assert!(folder.path().join(format!("graphs/{slug}.{extension}")).is_file());
+    }
+}
+
+#[test]
+fn the_same_command_writes_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    for (out, threads) in [("a", "1"), ("b", "2")] {
+        let args = ["trace", PROMPT, "--out-dir", out, "--slug", "graph", "--threads", threads];
+        assert!(circuitscope(folder.path(), &args).status.success());
+    }
+    let args = ["trace", PROMPT, "--out-dir", "c", "--slug", "graph", "--threads", "2"];
+    assert!(circuitscope(folder.path(), &args).status.success());
+    let read = |out: &str, name: &str| std::fs::read(folder.path().join(out).join(name)).unwrap();
+    for name in ["graph.json", "graph.safetensors"] {
+        assert_eq!(read("b", name), read("c", name), "{name}");
+        assert_eq!(read("a", name), read("b", name), "{name} depends on the number of threads");
+    }
+}
+
+#[test]
+fn trace_prune_and_inspect_tell_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let traced = circuitscope(at, &["trace", PROMPT, "--slug", "g", "--format", "json"]);
+    let traced: Value = serde_json::from_str(&stdout(&traced)).unwrap();
+    let inspected = circuitscope(at, &["inspect", "graphs/g.safetensors", "--format", "json"]);
+    let inspected: Value = serde_json::from_str(&stdout(&inspected)).unwrap();
+    for key in ["prompt", "predictions", "counts", "strongest", "paths"] {
+        assert_eq!(traced[key], inspected[key], "{key}");
+    }
+    assert!(traced["phases"].as_array().unwrap().len() >= 4);
+    assert!(circuitscope(at, &["prune", "graphs/g.safetensors", "-o", "again.json"]).status.success());
+    let json = |path: &str| -> Value { serde_json::from_slice(&std::fs::read(at.join(path)).unwrap()).unwrap() };
+    assert_eq!(json("graphs/g.json")["nodes"], json("again.json")["nodes"]);
+    assert_eq!(json("graphs/g.json")["links"], json("again.json")["links"]);
+}
+
+#[test]
+fn every_kind_of_target_can_be_traced() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        "trace",
+        PROMPT,
+        "--slug",
+        "g",
+        "--target",
+        " Austin",
+        "--target-id",
+        "100",
+        "--target-diff",
+        " Austin",
+        " Sacramento",
+        "--target-feature",
+        "3_955_8",
+        "--format",
+        "json",
+    ];
+    let output = circuitscope(folder.path(), &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["counts"]["targets"], 4);
+    assert!(report["scores"]["row_identity_error"].as_f64().unwrap() < 1e-5);
+    // An earlier position: later tokens cannot matter, so they have no path to the target.
+    let args = ["trace", PROMPT, "--slug", "p", "--position", "3", "--format", "json"];
+    assert!(circuitscope(folder.path(), &args).status.success());
+}
+
+#[test]
+fn a_prompt_can_come_as_tokens_or_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("prompt.txt"), format!("{PROMPT}\n")).unwrap();
+    let from = |args: &[&str]| -> Value {
+        let args = [&["trace", "--slug", "g", "--format", "json"], args].concat();
+        let output = circuitscope(folder.path(), &args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_str(&stdout(&output)).unwrap()
+    };
+    let (text, file) = (from(&[PROMPT]), from(&["--prompt-file", "prompt.txt"]));
+    assert_eq!(text["strongest"], file["strongest"]);
+    let bytes = std::fs::read(folder.path().join("graphs/g.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let ids: Vec<String> = tensors
+        .tensor("input_tokens")
+        .unwrap()
+        .data()
+        .chunks_exact(8)
+        .map(|b| i64::from_le_bytes(b.try_into().unwrap()).to_string())
+        .collect();
+    assert_eq!(from(&["--tokens", &ids.join(",")])["strongest"], text["strongest"]);
+}
+
+#[test]
+fn bad_prompts_and_targets_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    refused_with(at, &["trace", ""], &["empty"]);
+    refused_with(at, &["trace", "--tokens", "2,99999"], &["99999", "3147"]);
+    let long = "capital ".repeat(5000);
+    refused_with(at, &["trace", &long], &["context"]);
+    refused_with(at, &["trace", PROMPT, "--target", "Austin Texas"], &["--target", "not one token"]);
+    refused_with(at, &["trace", PROMPT, "--target-feature", "3_41"], &["layer_feature_position"]);
+    refused_with(at, &["trace", PROMPT, "--target-feature", "9_41_2"], &["9_41", "4 layers"]);
+    refused_with(at, &["trace", PROMPT, "--target-feature", "3_41_99"], &["position 99"]);
+    refused_with(at, &["trace", PROMPT, "--position", "99"], &["position 99"]);
+    refused_with(at, &["trace", "--prompt-file", "nowhere.txt"], &["nowhere.txt"]);
+    assert!(!at.join("graphs").exists() || at.join("graphs").read_dir().unwrap().next().is_none());
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [
+        ["--node-threshold", "1.5"],
+        ["--edge-threshold", "-0.1"],
+        ["--node-threshold", "NaN"],
+        ["--logit-prob", "2"],
+        ["--max-logits", "0"],
+        ["--batch-size", "0"],
+        ["--device", "tpu"],
+    ] {
+        let option = args.join("=");
+        let message = refused(folder.path(), &["trace", PROMPT, &option]);
+        assert!(message.contains(args[1]), "{message}");
+    }
+    refused(folder.path(), &["trace", PROMPT, "--max-features", "many"]);
+    refused(folder.path(), &["trace"]);
+}
+
+#[test]
+fn files_that_are_missing_or_damaged_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (model, transcoders) = small_model(at);
+    assert!(circuitscope(at, &SMALL).status.success());
+    refused_with(at, &["trace", "a", "--model", "no/such/folder", "--transcoders", "transcoders"], &["no/such/folder"]);
+    refused_with(at, &["trace", "a", "--model", "model"], &["--transcoders"]);
+
+    let layer = transcoders.join("layer_2.safetensors");
+    let whole = std::fs::read(&layer).unwrap();
+    std::fs::write(&layer, &whole[..whole.len() / 2]).unwrap();
+    refused_with(at, &SMALL, &["layer_2.safetensors", "layer 2"]);
+    std::fs::remove_file(&layer).unwrap();
+    refused_with(at, &SMALL, &["layer_2.safetensors"]);
+    std::fs::write(&layer, &whole).unwrap();
+
+    replace_tensor(&layer, "W_enc", |_, data| data[400..404].copy_from_slice(&f32::NAN.to_le_bytes()));
+    refused_with(at, &SMALL, &["W_enc", "layer_2.safetensors", "NaN"]);
+    std::fs::write(&layer, &whole).unwrap();
+
+    replace_tensor(&layer, "W_dec", |shape, _| *shape = vec![shape[0] * 2, shape[1] / 2]);
+    refused_with(at, &SMALL, &["W_dec", "[512, 32]", "[256, 64]"]);
+    std::fs::write(&layer, &whole).unwrap();
+
+    let weights = model.join("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    replace_tensor(&weights, "model.layers.1.mlp.up_proj.weight", |_, data| {
+        data[..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    });
+    refused_with(at, &SMALL, &["model.layers.1.mlp.up_proj.weight", "inf"]);
+    std::fs::write(&weights, &whole[..whole.len() - 1000]).unwrap();
+    refused_with(at, &SMALL, &["model.safetensors"]);
+    std::fs::write(&weights, &whole).unwrap();
+    assert!(circuitscope(at, &SMALL).status.success(), "the files are whole again");
+}
+
+#[test]
+fn configs_that_cannot_be_met_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (model, transcoders) = small_model(at);
+    let config = model.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    for (from, to, parts) in [
+        ("\"llama\"", "\"mamba\"", &["mamba", "qwen3", "gpt_oss"][..]),
+        ("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 3", &["4 layers", "3"]),
+        ("\"hidden_size\": 64", "\"hidden_size\": 32", &["embed_tokens", "[512, 64]", "[512, 32]"]),
+        ("\"silu\"", "\"sine\"", &["hidden_act", "sine"]),
+        ("\"num_hidden_layers\": 4", "\"num_hidden_layers\": \"four\"", &["num_hidden_layers", "four"]),
+    ] {
+        assert!(text.contains(from), "{from}");
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+        refused_with(at, &SMALL, parts);
+    }
+    std::fs::write(&config, &text).unwrap();
+    let yaml = transcoders.join("config.yaml");
+    let text = std::fs::read_to_string(&yaml).unwrap();
+    for (from, to, parts) in [
+        ("mlp.hook_in", "mlp.hook_sideways", &["mlp.hook_sideways", "hook_resid_mid"][..]),
+        ("transcoder_set", "crosscoder", &["crosscoder", "cross_layer_transcoder"]),
+        ("relu", "gelu", &["gelu", "topk"]),
+        ("- layer_3.safetensors", "", &["3 layers", "4"]),
+    ] {
+        assert!(text.contains(from), "{from}");
+        std::fs::write(&yaml, text.replace(from, to)).unwrap();
+        refused_with(at, &SMALL, parts);
+    }
+    std::fs::remove_file(&yaml).unwrap();
+    refused_with(at, &SMALL, &["config.yaml"]);
+}
+
+#[test]
+fn an_unwritable_out_dir_is_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), b"").unwrap();
+    refused_with(folder.path(), &["trace", PROMPT, "--out-dir", "file/graphs"], &["file/graphs"]);
+}
+
+#[test]
+fn a_raw_graph_of_another_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    assert!(circuitscope(at, &["trace", PROMPT, "--slug", "g"]).status.success());
+    let path = at.join("graphs/g.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let find = br#"\"format_version\":1"#;
+    let start = bytes.windows(find.len()).position(|w| w == find).unwrap();
+    let mut other = bytes.clone();
+    other[start + find.len() - 1] = b'7';
+    std::fs::write(&path, other).unwrap();
+    refused_with(at, &["inspect", "graphs/g.safetensors"], &["version 7"]);
+    std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
+    refused_with(at, &["prune", "graphs/g.safetensors", "-o", "x.json"], &["g.safetensors"]);
+    assert!(!at.join("x.json").exists());
+    refused_with(at, &["inspect", "graphs/nowhere.json"], &["nowhere.json"]);
+}
