@@ -87,22 +87,38 @@ impl<'a> Original<'a> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
-        let ChangedRun { pass, first_layer } = self.changed_run(alternatives, mode)?;
+        let ChangedRun { pass, first_layer } = self.changed_run(alternatives, mode, true)?;
         let logits = last_logits(self.replacement, &pass)?;
         let pre_activations = self.pre_activations(&pass, first_layer)?;
         let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
         Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
     }
 
+    /// As [`Original::intervene`], the logits alone. `[n_alternatives][d_vocab]`
+    ///
+    /// # Errors
+    /// As [`Original::intervene`].
+    pub fn changed_logits(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<Vec<Vec<f32>>> {
+        if alternatives.is_empty() {
+            return Ok(Vec::new());
+        }
+        last_logits(self.replacement, &self.changed_run(alternatives, mode, false)?.pass)
+    }
+
     /// The pass behind [`Original::intervene`].
-    pub(super) fn changed_run(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<ChangedRun> {
+    pub(super) fn changed_run(
+        &self,
+        alternatives: &[Vec<Intervention>],
+        mode: &Mode,
+        keep_hooks: bool,
+    ) -> Result<ChangedRun> {
         mode.check(self.replacement.model.config.n_layers)?;
         let resolved = self.resolve(alternatives)?;
         let first_layer = resolved.first_layer().unwrap_or(self.pass.resid_pre.len());
         let mut edit = self.edit(&resolved, mode);
         let resid_pre = self.pass.resid_pre.get(first_layer).unwrap_or(&self.pass.resid_final);
         let resid_pre = repeat(resid_pre, resolved.n_alternatives)?;
-        let keep = Keep { hooks: true, ..Default::default() };
+        let keep = Keep { hooks: keep_hooks, ..Default::default() };
         let mut options = ForwardOptions { hold: self.hold(mode), keep, first_layer, ..Default::default() };
         let pass = self.replacement.forward_from(resid_pre, &mut options, &mut edit)?;
         Ok(ChangedRun { pass, first_layer })
@@ -132,20 +148,17 @@ impl<'a> Original<'a> {
         let unchanged: Vec<f32> = self.features.all[..first].iter().map(|f| f.value).collect();
         let mut all = vec![unchanged; pass.final_normed.dim(0)?];
         for (input, layer) in pass.hook_in.iter().zip(first_layer..) {
-            let (positions, b_enc): (Vec<u32>, Vec<f32>) = self
-                .features
-                .of_layer(layer)
-                .map(|(_, f)| (f.pos as u32, self.replacement.transcoders.layers[layer].b_enc(f.feature)))
-                .unzip();
-            if positions.is_empty() {
-                continue;
-            }
-            let n = positions.len();
-            let positions = Tensor::from_vec(positions, n, input.device())?;
-            for (alternative, z) in all.iter_mut().enumerate() {
-                let rows = input.get(alternative)?.index_select(&positions, 0)?;
-                let products = (rows * &self.features.encoder_vecs[layer])?.sum(1)?.to_vec1::<f32>()?;
-                z.extend(products.iter().zip(&b_enc).map(|(product, b)| product + b));
+            let transcoder = &self.replacement.transcoders.layers[layer];
+            let features = &self.features.all[self.features.layer_starts[layer]..self.features.layer_starts[layer + 1]];
+            let mut done = 0;
+            // Features are sorted by position: one product for each position, all alternatives at once.
+            for here in features.chunk_by(|a, b| a.pos == b.pos) {
+                let rows = input.narrow(1, here[0].pos, 1)?.squeeze(1)?.contiguous()?;
+                let encoder_vecs = self.features.encoder_vecs[layer].narrow(0, done, here.len())?;
+                done += here.len();
+                for (z, products) in all.iter_mut().zip(rows.matmul(&encoder_vecs.t()?)?.to_vec2::<f32>()?) {
+                    z.extend(products.iter().zip(here).map(|(product, f)| product + transcoder.b_enc(f.feature)));
+                }
             }
         }
         Ok(all)

@@ -99,15 +99,15 @@ impl Original<'_> {
         let mut points = Vec::with_capacity(alternatives.len());
         for part in alternatives.chunks(BATCH) {
             let interventions: Vec<Vec<Intervention>> = part.iter().map(|a| a.interventions.clone()).collect();
-            for (alternative, outcome) in part.iter().zip(self.intervene(&interventions, mode)?) {
-                let after = Distribution::new(&outcome.logits);
-                let top = largest(&outcome.logits, 1).first().copied().unwrap_or(0);
+            for (alternative, logits) in part.iter().zip(self.changed_logits(&interventions, mode)?) {
+                let after = Distribution::new(&logits);
+                let top = largest(&logits, 1).first().copied().unwrap_or(0);
                 points.push(SweepPoint {
                     name: alternative.name.clone(),
                     value: alternative.value,
                     target_probability: after.probability(target),
-                    target_logit: outcome.logits[target as usize],
-                    target_rank: rank(&outcome.logits, target),
+                    target_logit: logits[target as usize],
+                    target_rank: rank(&logits, target),
                     kl_divergence: before.kl_divergence(&after),
                     top_token: self.replacement.tokenizer.token(top),
                     top_probability: after.probability(top),

@@ -111,8 +111,8 @@ fn divergences(original: &Original, sets: &[Vec<FeatureId>]) -> Result<Vec<f64>>
     for sets in sets.chunks(BATCH) {
         let alternatives: Vec<Vec<Intervention>> =
             sets.iter().map(|set| set.iter().copied().map(ablation).collect()).collect();
-        let outcomes = original.intervene(&alternatives, &Mode::Free)?;
-        all.extend(outcomes.iter().map(|o| before.kl_divergence(&Distribution::new(&o.logits))));
+        let logits = original.changed_logits(&alternatives, &Mode::Free)?;
+        all.extend(logits.iter().map(|logits| before.kl_divergence(&Distribution::new(logits))));
     }
     Ok(all)
 }

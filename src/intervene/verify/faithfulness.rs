@@ -102,7 +102,7 @@ fn measure(
             .iter()
             .map(|group| group.iter().map(|&index| ablation(feature_at(graph, index))).collect())
             .collect();
-        let changed = original.changed_run(&alternatives, mode)?;
+        let changed = original.changed_run(&alternatives, mode, false)?;
         all.extend(read(&changed.pass.final_normed, &readouts)?.iter().map(|row| f64::from(row[0]) - before));
     }
     Ok(all)
