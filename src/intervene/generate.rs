@@ -64,13 +64,13 @@ impl Original<'_> {
         let mut cache = KvCache::new(config.n_layers);
         let forward_options = ForwardOptions { hold: self.hold(mode), cache: Some(&mut cache), ..Default::default() };
         let mut edit = self.edit(&resolved, mode);
-        let mut pass = self.replacement.forward(&[self.tokens.clone()], forward_options, &mut edit)?;
+        let mut pass = self.replacement.forward(std::slice::from_ref(&self.tokens), forward_options, &mut edit)?;
 
         let is_held = options.keep_frozen && *mode != Mode::Free;
         let mut reference_cache = KvCache::new(config.n_layers);
         if is_held {
             let forward_options = ForwardOptions { cache: Some(&mut reference_cache), ..Default::default() };
-            self.replacement.forward(&[self.tokens.clone()], forward_options, &mut Unedited)?;
+            self.replacement.forward(std::slice::from_ref(&self.tokens), forward_options, &mut Unedited)?;
         }
         loop {
             let logits = last_logits(self.replacement, &pass)?.remove(0);
