@@ -37,7 +37,7 @@ fn bench(model: &str, transcoders: &str) -> Result<()> {
     replacement.model.keep_layers()?;
     let original = Original::run(&replacement, &tokens)?;
     let plain = median_secs(|| {
-        let pass = replacement.forward(&[tokens.clone()], ForwardOptions::default(), &mut Unedited)?;
+        let pass = replacement.forward(std::slice::from_ref(&tokens), ForwardOptions::default(), &mut Unedited)?;
         let last = pass.final_normed.narrow(1, tokens.len() - 1, 1)?.squeeze(1)?;
         replacement.model.logits(&last)?;
         Ok(())
@@ -56,7 +56,7 @@ fn bench(model: &str, transcoders: &str) -> Result<()> {
     };
     for layer in [0, 15] {
         let change: Vec<Intervention> = strongest(layer).into_iter().collect();
-        let secs = median_secs(|| original.intervene(&[change.clone()], &Mode::Free).map(drop))?;
+        let secs = median_secs(|| original.intervene(std::slice::from_ref(&change), &Mode::Free).map(drop))?;
         report(&format!("free intervention, layer {layer}"), secs, 1.2);
     }
     for layer in [0, 15] {

@@ -31,7 +31,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let shape = Shape::named("smollm2-135m").ok_or("no such shape")?;
     write_model(&shape, &folder.path().join("model"))?;
-    println!("{:>9} {:>9} {:>8} {:>9} {:>13} {:>13} {:>7}", "positions", "features", "seconds", "rows/s", "GFLOP/s", "gemm", "share");
+    println!(
+        "{:>9} {:>9} {:>8} {:>9} {:>13} {:>13} {:>7}",
+        "positions", "features", "seconds", "rows/s", "GFLOP/s", "gemm", "share"
+    );
     for &(n_pos, n_features) in settings {
         let l0 = n_features / (shape.n_layers * (n_pos - 1)) as f64;
         let transcoders = folder.path().join(format!("transcoders-{n_pos}-{n_features}"));
@@ -64,7 +67,7 @@ fn measure(replacement: &Replacement, tokens: &[u32]) -> Result<(), Box<dyn Erro
     let (mut secs, mut gemm, mut n_rows) = (f64::INFINITY, 0f64, 0);
     for _ in 0..REPEATS {
         gemm = gemm.max(gemm_gflops(replacement.model.config.d_model)?);
-        let found = attribute(replacement, &linear, "", &options, &mut |_, _| ())?;
+        let found = attribute(replacement, &linear, "", &options, &|_, _| ())?;
         secs = secs.min(found.elapsed_secs.rows);
         n_rows = found.n_rows;
     }

@@ -187,6 +187,18 @@ pub enum Error {
     #[error("direction `{label}` has {n_values} values, expected {d_model} finite ones")]
     Direction { label: String, n_values: usize, d_model: usize },
 
+    /// A text that is not of the form that an option needs.
+    #[error("`--{option}` is {text:?}, expected {expected}")]
+    OptionForm { option: &'static str, text: String, expected: &'static str },
+
+    /// A host model without transcoders for it.
+    #[error("`--model {model}` needs `--transcoders`")]
+    NeedsTranscoders { model: String },
+
+    /// A device that cannot be used.
+    #[error("cannot use `--device {name}`: {reason}")]
+    Device { name: String, reason: String },
+
     // intervene
     /// A layer that the model does not have.
     #[error("layer {layer} does not exist: the model has layers 0..={}", n_layers - 1)]
@@ -219,18 +231,6 @@ pub enum Error {
     /// A graph that was traced on another model, prompt or transcoder set.
     #[error("the graph is of another model: its {what} {graph}, here {model}")]
     GraphMismatch { what: &'static str, graph: String, model: String },
-
-    /// A text that is not of the form that an option needs.
-    #[error("`--{option}` is {text:?}, expected {expected}")]
-    OptionForm { option: &'static str, text: String, expected: &'static str },
-
-    /// A host model without transcoders for it.
-    #[error("`--model {model}` needs `--transcoders`")]
-    NeedsTranscoders { model: String },
-
-    /// A device that cannot be used.
-    #[error("cannot use `--device {name}`: {reason}")]
-    Device { name: String, reason: String },
 
     /// A setting outside its range.
     #[error("`--{name}` is {value}, expected {range}")]

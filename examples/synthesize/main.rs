@@ -16,7 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         [name, folder] => (name, Path::new(folder)),
         _ => return Err(format!("usage: synthesize <{}> <output folder>", Shape::names().join("|")).into()),
     };
-    let shape = Shape::named(name).ok_or_else(|| format!("unknown shape {name}; known: {}", Shape::names().join(", ")))?;
+    let shape =
+        Shape::named(name).ok_or_else(|| format!("unknown shape {name}; known: {}", Shape::names().join(", ")))?;
     write_model(&shape, &folder.join("model"))?;
     write_transcoders(&shape, shape.l0, &folder.join("transcoders"))?;
     println!("wrote {0}/model and {0}/transcoders", folder.display());

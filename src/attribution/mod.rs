@@ -62,8 +62,8 @@ impl AttributionOptions {
     }
 }
 
-/// Progress of the row phase: rows done, rows to do.
-pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+/// Progress of the row phase: rows done, rows to do. Called from several threads.
+pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// Times of the phases of [`attribute`], in seconds.
 #[derive(Clone, Copy, Debug, Default)]

@@ -3,8 +3,8 @@
 use crate::replacement::{ActiveFeatures, TargetSite};
 
 /// Gradient rows (targets × positions up to theirs) of one batch, at most. Large enough for full gemm speed, small
-/// enough that a batch adds little to the memory.
-const MAX_GRADIENT_ROWS: usize = 4096;
+/// enough that a batch's buffers stay in one core's cache.
+const MAX_GRADIENT_ROWS: usize = 512;
 
 /// One batch of rows to compute.
 #[derive(Clone, Debug, PartialEq)]

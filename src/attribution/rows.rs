@@ -1,6 +1,10 @@
 //! The edge rows: batches pulled back, effects put where they belong.
 
-use candle_core::{Storage, Tensor};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::{Device, Storage, Tensor};
+use rayon::prelude::*;
 
 use super::plan::{BatchPlan, batches, feature_batches};
 use super::targets::{Target, TargetKind};
@@ -70,7 +74,7 @@ pub fn compute(
         let next = next_features(&influence, &is_visited, count);
         let rows: Vec<usize> = (0..next.len()).map(|i| targets.len() + visited.len() + i).collect();
         let done = visited.len();
-        feature_rows(linear, replacement, &next, &rows, &mut matrix, &mut |n, _| progress(done + n, limit))?;
+        feature_rows(linear, replacement, &next, &rows, &mut matrix, &|n, _| progress(done + n, limit))?;
         next.iter().for_each(|&feature| is_visited[feature] = true);
         visited.extend(next);
     }
@@ -98,31 +102,11 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Adds the effects of one place's sources, `[n_targets, n_sources]`, to the rows of a batch.
-    fn add(&mut self, rows: &[usize], sources: &Sources, effects: &[f32]) {
-        let n_sources = sources.origins.len();
-        let layout = self.layout;
-        for (&row, effects) in rows.iter().zip(effects.chunks_exact(n_sources)) {
-            let columns = &mut self.edge_rows[row * self.n_nodes..][..self.n_nodes];
-            let bias = &mut self.bias_effect[row];
-            for (origin, effect) in sources.origins.iter().zip(effects) {
-                let node = match *origin {
-                    Origin::Feature(index) => {
-                        columns[index] += effect;
-                        continue;
-                    }
-                    Origin::Constant => {
-                        *bias += effect;
-                        continue;
-                    }
-                    Origin::Error { layer, pos } => NodeId::Error { layer: layer as u32, pos: pos as u32 },
-                    Origin::Token { pos } => NodeId::Token { pos: pos as u32 },
-                };
-                if let Some(column) = layout.index(node) {
-                    columns[column] += effect;
-                }
-            }
-        }
+    /// Borrows rows for batches that fill them at the same time; no row may be asked for twice.
+    fn take_rows(&mut self, wanted: &[Vec<usize>]) -> Vec<Vec<Row<'_>>> {
+        let rows = self.edge_rows.chunks_exact_mut(self.n_nodes.max(1)).zip(&mut self.bias_effect);
+        let mut rows: Vec<Option<Row>> = rows.map(|(effects, bias)| Some(Row { effects, bias })).collect();
+        wanted.iter().map(|batch| batch.iter().filter_map(|&row| rows[row].take()).collect()).collect()
     }
 
     /// Keeps the columns of the visited features and puts their rows into ascending order, targets last; in place,
@@ -183,6 +167,22 @@ fn permute_rows(values: &mut [f32], width: usize, source: &[usize]) {
     }
 }
 
+/// One row of the matrix, while it is computed.
+struct Row<'a> {
+    /// `[n_nodes]`
+    effects: &'a mut [f32],
+    bias: &'a mut f32,
+}
+
+/// A batch, and where its rows go.
+struct Planned {
+    plan: BatchPlan,
+    /// `[n_targets, d_model]`
+    gradients: Tensor,
+    /// `[n_targets]`
+    rows: Vec<usize>,
+}
+
 /// The rows of all targets, into rows `first_row..`.
 fn target_rows(
     linear: &LinearModel,
@@ -199,6 +199,7 @@ fn target_rows(
             plans.extend(batches(TargetSite::InputHook { layer }, vec![(i, target.pos)]));
         }
     }
+    let mut planned = Vec::with_capacity(plans.len());
     for plan in plans {
         let mut gradients = Vec::with_capacity(plan.members.len());
         for &(i, pos) in &plan.members {
@@ -207,10 +208,10 @@ fn target_rows(
             matrix.bias_effect[first_row + i] = bias;
             matrix.row_values[first_row + i] = value;
         }
-        let rows: Vec<usize> = plan.members.iter().map(|&(i, _)| first_row + i).collect();
-        run(linear, &plan, Tensor::stack(&gradients, 0)?, &rows, matrix)?;
+        let rows = plan.members.iter().map(|&(i, _)| first_row + i).collect();
+        planned.push(Planned { plan, gradients: Tensor::stack(&gradients, 0)?, rows });
     }
-    Ok(())
+    run(linear, planned, matrix, &|_, _| ())
 }
 
 /// A target's gradient at its site, the part of its value that is constant there, and its value.
@@ -251,10 +252,10 @@ fn feature_rows(
     progress: Progress,
 ) -> Result<()> {
     let features = &linear.features;
-    let mut row_of = std::collections::HashMap::with_capacity(wanted.len());
-    row_of.extend(wanted.iter().copied().zip(rows.iter().copied()));
-    let mut done = 0;
-    for plan in feature_batches(features, wanted) {
+    let row_of: HashMap<usize, usize> = wanted.iter().copied().zip(rows.iter().copied()).collect();
+    let mut planned = Vec::new();
+    // Batches of high layers have the most to do, so they go first.
+    for plan in feature_batches(features, wanted).into_iter().rev() {
         let TargetSite::InputHook { layer } = plan.site else { continue };
         let rows: Vec<usize> = plan.members.iter().map(|(index, _)| row_of[index]).collect();
         let local: Vec<u32> =
@@ -272,30 +273,61 @@ fn feature_rows(
             matrix.bias_effect[rows[i]] = b_enc + input_bias[i];
             matrix.row_values[rows[i]] = feature.value;
         }
-        run(linear, &plan, gradients, &rows, matrix)?;
-        done += n;
-        progress(done, wanted.len());
+        planned.push(Planned { plan, gradients, rows });
     }
-    Ok(())
+    run(linear, planned, matrix, progress)
 }
 
-/// Pulls one batch back and adds its effects to the matrix.
-fn run(linear: &LinearModel, plan: &BatchPlan, gradients: Tensor, rows: &[usize], matrix: &mut Matrix) -> Result<()> {
-    let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
-    let batch = TargetBatch { site: plan.site, positions, gradients };
-    linear.pull_back(&batch, &mut |sources, effects| {
-        let (storage, tensor_layout) = effects.storage_and_layout();
-        match (&*storage, tensor_layout.contiguous_offsets()) {
-            (Storage::Cpu(storage), Some((from, to))) => {
-                matrix.add(rows, sources, &storage.as_slice::<f32>()?[from..to]);
-            }
-            _ => {
-                drop(storage);
-                matrix.add(rows, sources, &effects.flatten_all()?.to_vec1::<f32>()?);
+/// Pulls batches back, in parallel on the CPU, and adds their effects to their rows.
+fn run(linear: &LinearModel, planned: Vec<Planned>, matrix: &mut Matrix, progress: Progress) -> Result<()> {
+    let layout = matrix.layout;
+    let wanted: Vec<Vec<usize>> = planned.iter().map(|p| p.rows.clone()).collect();
+    let n_rows: usize = wanted.iter().map(Vec::len).sum();
+    let done = AtomicUsize::new(0);
+    let pull_back = |(Planned { plan, gradients, .. }, mut rows): (Planned, Vec<Row>)| -> Result<()> {
+        let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
+        let batch = TargetBatch { site: plan.site, positions, gradients };
+        linear.pull_back(&batch, &mut |sources, effects| add_effects(layout, sources, effects, &mut rows))?;
+        progress(done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), n_rows);
+        Ok(())
+    };
+    let jobs: Vec<(Planned, Vec<Row>)> = planned.into_iter().zip(matrix.take_rows(&wanted)).collect();
+    if linear.final_normed.device().is_cpu() {
+        jobs.into_par_iter().with_max_len(1).try_for_each(pull_back)
+    } else {
+        jobs.into_iter().try_for_each(pull_back)
+    }
+}
+
+/// Adds the effects of one place's sources, `[n_targets, n_sources]`, to the rows of a batch.
+fn add_effects(layout: &NodeLayout, sources: &Sources, effects: &Tensor, rows: &mut [Row]) -> Result<()> {
+    let effects = effects.to_device(&Device::Cpu)?;
+    let (storage, strides) = effects.storage_and_layout();
+    let (start, &[by_target, by_source]) = (strides.start_offset(), strides.stride()) else {
+        return Err(candle_core::Error::Msg("effects are no matrix".into()).into());
+    };
+    let Storage::Cpu(storage) = &*storage else {
+        return Err(candle_core::Error::Msg("effects are not on the CPU".into()).into());
+    };
+    let values = &storage.as_slice::<f32>()?[start..];
+    // The column of each source; `None` goes to the bias effect.
+    let column = |origin: &Origin| match *origin {
+        Origin::Feature(index) => Some(index),
+        Origin::Error { layer, pos } => layout.index(NodeId::Error { layer: layer as u32, pos: pos as u32 }),
+        Origin::Token { pos } => layout.index(NodeId::Token { pos: pos as u32 }),
+        Origin::Constant => None,
+    };
+    let columns: Vec<Option<usize>> = sources.origins.iter().map(column).collect();
+    for (target, row) in rows.iter_mut().enumerate() {
+        for (source, column) in columns.iter().enumerate() {
+            let effect = values[target * by_target + source * by_source];
+            match column {
+                Some(column) => row.effects[*column] += effect,
+                None => *row.bias += effect,
             }
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -36,7 +36,8 @@ pub struct InterveneArgs {
     #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', conflicts_with = "prompt")]
     tokens: Option<Vec<u32>>,
     /// Set a feature to a value; repeatable. Positions: 4, 4..7 (7 not included), 4.. (open-ended: generated tokens
-    /// too), * (all but BOS, generated tokens too). A later change replaces an earlier one at the same place
+    /// too), * (all but BOS, generated tokens too). At the same place, --set replaces what a plan says, --scale replaces
+    /// --set, and --ablate replaces both
     #[arg(long, value_name = "L_F_P=V")]
     set: Vec<String>,
     /// Set a feature to X times its activation in the original run (in generated tokens: times its current one);

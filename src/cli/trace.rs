@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -174,8 +175,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let n_active = linear.features.len();
     phases.end("forward", format!("{} positions, {n_active} active features", tokens.len()));
 
-    let mut bar = RowBar::new(args.setup.quiet);
-    let found = attribute(&replacement, &linear, &prompt, &options, &mut |done, all| bar.set(done, all))?;
+    let bar = RowBar::new(args.setup.quiet);
+    let found = attribute(&replacement, &linear, &prompt, &options, &|done, all| bar.set(done, all))?;
     bar.finish();
     drop(linear);
     let rows_per_sec = found.n_rows as f64 / found.elapsed_secs.rows.max(1e-9);
@@ -290,19 +291,19 @@ fn spinner(quiet: bool, message: &'static str) -> ProgressBar {
 struct RowBar {
     quiet: bool,
     start: Instant,
-    bar: Option<ProgressBar>,
+    bar: OnceLock<ProgressBar>,
 }
 
 impl RowBar {
     fn new(quiet: bool) -> Self {
-        Self { quiet: quiet || !std::io::stderr().is_terminal(), start: Instant::now(), bar: None }
+        Self { quiet: quiet || !std::io::stderr().is_terminal(), start: Instant::now(), bar: OnceLock::new() }
     }
 
-    fn set(&mut self, done: usize, all: usize) {
+    fn set(&self, done: usize, all: usize) {
         if self.quiet || self.start.elapsed() < PROGRESS_AFTER {
             return;
         }
-        let bar = self.bar.get_or_insert_with(|| {
+        let bar = self.bar.get_or_init(|| {
             let bar = ProgressBar::new(all as u64);
             match ProgressStyle::with_template("rows {bar:40} {pos}/{len} {per_sec} {eta} left") {
                 Ok(style) => bar.with_style(style),
@@ -312,8 +313,8 @@ impl RowBar {
         bar.set_position(done as u64);
     }
 
-    fn finish(self) {
-        if let Some(bar) = self.bar {
+    fn finish(&self) {
+        if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
         }
     }

@@ -1,12 +1,8 @@
 //! Reads: dot products of the pulled-back gradient with the vectors of the sources at their positions.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::{TargetBlocks, f32_slice};
-
-/// Targets in one task of the CPU side: enough rows to fill a gemm kernel, few enough to balance the threads.
-const TASK_TARGETS: usize = 96;
 
 /// First source of each position, and the number of sources. `[n_pos + 1]`
 pub type SourceStarts = Vec<usize>;
@@ -18,26 +14,19 @@ pub type SourceStarts = Vec<usize>;
 ///
 /// # Shapes
 /// `grad` `[n_rows, width]` in the layout of `blocks`; `vecs` `[n_sources, width]`, those of position `p` being
-/// `starts[p]..starts[p + 1]`; returns `[n_targets, n_sources]`. All f32, contiguous.
+/// `starts[p]..starts[p + 1]`; both f32, contiguous. Returns `[n_targets, n_sources]`, a view of the transpose:
+/// there are far more targets than sources at a position, and a product is quickest along its longer side.
 ///
 /// # Errors
 /// Shapes that do not fit `blocks` and `starts`.
 pub fn edge_rows(grad: &Tensor, vecs: &Tensor, blocks: &TargetBlocks, starts: &SourceStarts) -> Result<Tensor> {
-    grad.apply_op2_no_bwd(vecs, &EdgeRows { blocks: blocks.clone(), starts: starts.clone() })
+    grad.apply_op2_no_bwd(vecs, &EdgeRows { blocks: blocks.clone(), starts: starts.clone() })?.t()
 }
 
 struct EdgeRows {
     blocks: TargetBlocks,
     starts: SourceStarts,
 }
-
-/// A pointer that tasks share while each writes its own, disjoint part.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-// SAFETY: the tasks of `cpu_fwd` write to disjoint (targets × sources) rectangles.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
 
 impl CustomOp2 for EdgeRows {
     fn name(&self) -> &'static str {
@@ -57,30 +46,23 @@ impl CustomOp2 for EdgeRows {
         }
         let grad = f32_slice(self.name(), s1, l1)?;
         let vecs = f32_slice(self.name(), s2, l2)?;
-        let mut out = vec![0f32; blocks.n_targets() * n_sources];
-        let tasks: Vec<(usize, usize)> = (0..blocks.n_blocks())
-            .filter(|&p| starts[p] < starts[p + 1])
-            .flat_map(|p| (0..blocks.count(p)).step_by(TASK_TARGETS).map(move |t| (p, t)))
-            .collect();
-        let shared = Shared(out.as_mut_ptr());
-        tasks.into_par_iter().for_each(|(p, first)| {
-            let shared = shared;
-            let n = TASK_TARGETS.min(blocks.count(p) - first);
-            let (from, to) = (starts[p], starts[p + 1]);
-            let lhs = &grad[(blocks.start(p) + first) * width..][..n * width];
+        let n_targets = blocks.n_targets();
+        let mut out = vec![0f32; n_targets * n_sources];
+        for p in (0..blocks.n_blocks()).filter(|&p| starts[p] < starts[p + 1]) {
+            let (n, from, to) = (blocks.count(p), starts[p], starts[p + 1]);
+            let lhs = &grad[blocks.start(p) * width..][..n * width];
             let rhs = &vecs[from * width..to * width];
-            // SAFETY: the destination rectangle, rows `first..first + n` and columns `from..to` of an
-            // [n_targets, n_sources] matrix, is inside `out` and no other task has it; both operands are exactly
-            // as long as their sizes and strides say.
+            let out = &mut out[from * n_targets..to * n_targets];
+            // SAFETY: the destination is [to - from, n_targets] and its first `n` columns are written; both operands
+            // are exactly as long as their sizes and strides say.
             unsafe {
-                let Shared(out) = shared;
                 gemm::gemm(
                     n,
                     to - from,
                     width,
-                    out.add(first * n_sources + from),
+                    out.as_mut_ptr(),
+                    n_targets as isize,
                     1,
-                    n_sources as isize,
                     false,
                     lhs.as_ptr(),
                     1,
@@ -96,7 +78,7 @@ impl CustomOp2 for EdgeRows {
                     gemm::Parallelism::None,
                 );
             }
-        });
-        Ok((CpuStorage::F32(out), Shape::from((blocks.n_targets(), n_sources))))
+        }
+        Ok((CpuStorage::F32(out), Shape::from((n_sources, n_targets))))
     }
 }

@@ -1,12 +1,23 @@
 //! The transpose of a frozen attention pattern, all heads at once.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::{TargetBlocks, f32_slice};
 
-/// Targets in one task of the CPU side: their gradients at all positions should fit in a core's cache.
-const TASK_TARGETS: usize = 8;
+/// Neighbouring keys that the CPU side computes together: each gradient is loaded once for all of them.
+const KEYS: usize = 4;
+/// Vectors of neighbouring dimensions that it computes together: with [`KEYS`], what fits into 32 wide registers, and
+/// for narrower vectors into 16.
+const VECTORS: (usize, usize) = (4, 2);
+
+/// Which queries a gradient has rows for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queries {
+    /// All positions up to the target's own: `[n_rows, ..]` in the layout of the blocks.
+    All,
+    /// The target's own position alone: `[n_targets, ..]`.
+    Own,
+}
 
 /// `out[k, kv] = Σ_{q ≥ k} Σ_{heads h of kv} pattern[h, q, k] · grad_z[q, h]` for every target.
 ///
@@ -14,29 +25,40 @@ const TASK_TARGETS: usize = 8;
 /// are causal: a target's gradient exists at positions up to its own, and `q < k` is never touched.
 ///
 /// # Shapes
-/// `grad_z` `[n_rows, n_heads · d_head]` in the layout of `blocks`, `pattern` `[n_heads, n_pos, n_pos]`; returns
-/// `[n_rows, n_kv_heads · d_head]`. All f32, contiguous.
+/// `grad_z` `[n_rows, n_heads · d_head]` in the layout of `blocks`, `pattern` `[n_heads, n_pos, n_pos]`; returns `[n_rows, n_kv_heads · d_head]`. All f32, contiguous.
 ///
 /// # Errors
 /// Shapes that do not fit `blocks`, or heads that do not divide.
 pub fn frozen_attention(grad_z: &Tensor, pattern: &Tensor, n_kv_heads: usize, blocks: &TargetBlocks) -> Result<Tensor> {
-    grad_z.apply_op2_no_bwd(pattern, &FrozenAttention { n_kv_heads, blocks: blocks.clone() })
+    let op = FrozenAttention { n_kv_heads, blocks: blocks.clone(), queries: Queries::All };
+    grad_z.apply_op2_no_bwd(pattern, &op)
+}
+
+/// As [`frozen_attention`], for a gradient that is zero but at each target's own position: at the layer where targets
+/// enter, most of the work of the general form would be on zeros.
+///
+/// # Shapes
+/// `grad_z` `[n_targets, n_heads · d_head]`; otherwise as [`frozen_attention`].
+///
+/// # Errors
+/// As [`frozen_attention`].
+pub fn frozen_attention_own(
+    grad_z: &Tensor,
+    pattern: &Tensor,
+    n_kv_heads: usize,
+    blocks: &TargetBlocks,
+) -> Result<Tensor> {
+    let op = FrozenAttention { n_kv_heads, blocks: blocks.clone(), queries: Queries::Own };
+    grad_z.apply_op2_no_bwd(pattern, &op)
 }
 
 struct FrozenAttention {
     n_kv_heads: usize,
     blocks: TargetBlocks,
+    queries: Queries,
 }
 
-/// Rows of one key position and a few targets.
-struct Task<'a> {
-    key: usize,
-    first_target: usize,
-    /// `[n_targets of the task, n_kv_heads · d_head]`
-    out: &'a mut [f32],
-}
-
-/// Sizes and operands that all tasks share.
+/// Sizes and operands of the CPU side.
 struct Operands<'a> {
     grad_z: &'a [f32],
     pattern: &'a [f32],
@@ -45,54 +67,144 @@ struct Operands<'a> {
     n_kv_heads: usize,
     d_head: usize,
     blocks: &'a TargetBlocks,
+    queries: Queries,
 }
 
-impl Operands<'_> {
+/// The CPU side, for whatever vector width the processor has.
+struct Kernel<'a> {
+    operands: Operands<'a>,
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Kernel<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(&self, task: &mut Task) {
-        let width = self.n_kv_heads * self.d_head;
-        for (i, out) in task.out.chunks_exact_mut(width).enumerate() {
-            let target = task.first_target + i;
-            let last = self.blocks.positions()[target];
-            for kv in 0..self.n_kv_heads {
-                let out = &mut out[kv * self.d_head..][..self.d_head];
-                let mut at = 0;
-                // Wide accumulators first: they hide the latency of the multiply-adds.
-                while at + 64 <= self.d_head {
-                    self.part::<64>(task.key, target, last, kv, at, &mut out[at..at + 64]);
-                    at += 64;
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { operands, out } = self;
+        for target in 0..operands.blocks.n_targets() {
+            let last = operands.blocks.positions()[target];
+            for kv in 0..operands.n_kv_heads {
+                let mut key = 0;
+                while key + KEYS <= last + 1 {
+                    operands.keys::<S, KEYS>(simd, out, target, last, kv, key);
+                    key += KEYS;
                 }
-                while at + 16 <= self.d_head {
-                    self.part::<16>(task.key, target, last, kv, at, &mut out[at..at + 16]);
-                    at += 16;
-                }
-                while at < self.d_head {
-                    self.part::<1>(task.key, target, last, kv, at, &mut out[at..at + 1]);
-                    at += 1;
+                while key <= last {
+                    operands.keys::<S, 1>(simd, out, target, last, kv, key);
+                    key += 1;
                 }
             }
         }
     }
+}
 
-    /// `N` neighbouring dimensions of one kv head.
+impl Operands<'_> {
+    /// `K` neighbouring keys of one target and kv head.
     #[inline(always)]
-    fn part<const N: usize>(&self, key: usize, target: usize, last: usize, kv: usize, at: usize, out: &mut [f32]) {
+    fn keys<S: pulp::Simd, const K: usize>(
+        &self,
+        simd: S,
+        out: &mut [f32],
+        target: usize,
+        last: usize,
+        kv: usize,
+        key: usize,
+    ) {
+        let mut at = 0;
+        if S::F32_LANES >= 16 {
+            at = self.vectors::<S, K, { VECTORS.0 }>(simd, out, target, last, kv, key, at);
+        }
+        at = self.vectors::<S, K, { VECTORS.1 }>(simd, out, target, last, kv, key, at);
+        while at < self.d_head {
+            let mut sums = [0f32; K];
+            self.each_query::<K>(target, last, kv, key, at, 1, |weights, grad| {
+                for k in 0..K {
+                    sums[k] += weights[k] * grad[0];
+                }
+            });
+            for (k, &sum) in sums.iter().enumerate() {
+                self.out_row(out, target, kv, key + k, at)[0] = sum;
+            }
+            at += 1;
+        }
+    }
+
+    /// As many times `V` vectors of dimensions as the head has from `at` on; returns where they end.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn vectors<S: pulp::Simd, const K: usize, const V: usize>(
+        &self,
+        simd: S,
+        out: &mut [f32],
+        target: usize,
+        last: usize,
+        kv: usize,
+        key: usize,
+        mut at: usize,
+    ) -> usize {
+        let n_dims = V * S::F32_LANES;
+        while at + n_dims <= self.d_head {
+            let mut sums = [[simd.splat_f32s(0.0); V]; K];
+            self.each_query::<K>(target, last, kv, key, at, n_dims, |weights, grad| {
+                let (grad, _) = S::as_simd_f32s(grad);
+                for k in 0..K {
+                    let weight = simd.splat_f32s(weights[k]);
+                    for v in 0..V {
+                        sums[k][v] = simd.mul_add_f32s(weight, grad[v], sums[k][v]);
+                    }
+                }
+            });
+            for (k, sums) in sums.iter().enumerate() {
+                let (out, _) = S::as_mut_simd_f32s(self.out_row(out, target, kv, key + k, at));
+                out[..V].copy_from_slice(sums);
+            }
+            at += n_dims;
+        }
+        at
+    }
+
+    /// Calls `add` with the weights of `K` keys and with `n_dims` dimensions of the gradient, for every query that
+    /// sees the keys and every head of the group.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn each_query<const K: usize>(
+        &self,
+        target: usize,
+        last: usize,
+        kv: usize,
+        key: usize,
+        at: usize,
+        n_dims: usize,
+        mut add: impl FnMut([f32; K], &[f32]),
+    ) {
         let n_rep = self.n_heads / self.n_kv_heads;
-        let mut sums = [0f32; N];
-        for q in key..=last {
-            let row = (self.blocks.start(q) + target) * self.n_heads * self.d_head;
+        let width = self.n_heads * self.d_head;
+        let first = if self.queries == Queries::Own { last } else { key };
+        for q in first..=last {
+            let row = match self.queries {
+                Queries::All => self.blocks.start(q) + target,
+                Queries::Own => target,
+            };
             for h in kv * n_rep..(kv + 1) * n_rep {
-                let weight = self.pattern[(h * self.n_pos + q) * self.n_pos + key];
-                if weight == 0.0 {
-                    continue; // outside the window
+                let stored = &self.pattern[(h * self.n_pos + q) * self.n_pos + key..][..K];
+                let mut weights = [0f32; K];
+                if q + 1 >= key + K {
+                    weights.copy_from_slice(stored);
+                } else {
+                    // Keys behind the query are none of its, whatever the pattern holds there.
+                    weights[..q + 1 - key].copy_from_slice(&stored[..q + 1 - key]);
                 }
-                let grad = &self.grad_z[row + h * self.d_head + at..][..N];
-                for j in 0..N {
-                    sums[j] += weight * grad[j];
-                }
+                add(weights, &self.grad_z[row * width + h * self.d_head + at..][..n_dims]);
             }
         }
-        out.copy_from_slice(&sums);
+    }
+
+    /// What is written for one key, from dimension `at` of the head on.
+    #[inline(always)]
+    fn out_row<'o>(&self, out: &'o mut [f32], target: usize, kv: usize, key: usize, at: usize) -> &'o mut [f32] {
+        let row = (self.blocks.start(key) + target) * self.n_kv_heads * self.d_head;
+        &mut out[row + kv * self.d_head + at..row + (kv + 1) * self.d_head]
     }
 }
 
@@ -105,12 +217,15 @@ impl CustomOp2 for FrozenAttention {
         let (n_rows, width) = l1.shape().dims2()?;
         let (n_heads, n_pos, n_keys) = l2.shape().dims3()?;
         let (blocks, n_kv_heads) = (&self.blocks, self.n_kv_heads);
-        if n_rows != blocks.n_rows() || n_pos < blocks.n_blocks() || n_keys != n_pos {
+        let expected_rows = match self.queries {
+            Queries::All => blocks.n_rows(),
+            Queries::Own => blocks.n_targets(),
+        };
+        if n_rows != expected_rows || n_pos < blocks.n_blocks() || n_keys != n_pos {
             bail!(
-                "frozen_attention: grad {:?} and pattern {:?} for {} rows of {} positions",
+                "frozen_attention: grad {:?} and pattern {:?} for {expected_rows} rows of {} positions",
                 l1.shape(),
                 l2.shape(),
-                blocks.n_rows(),
                 blocks.n_blocks()
             );
         }
@@ -126,24 +241,11 @@ impl CustomOp2 for FrozenAttention {
             n_kv_heads,
             d_head,
             blocks,
+            queries: self.queries,
         };
         let out_width = n_kv_heads * d_head;
-        let mut out = vec![0f32; n_rows * out_width];
-        let mut tasks = Vec::new();
-        let mut rest = out.as_mut_slice();
-        for key in 0..blocks.n_blocks() {
-            let (block, after) = rest.split_at_mut(blocks.count(key) * out_width);
-            rest = after;
-            tasks.extend(block.chunks_mut(TASK_TARGETS * out_width).enumerate().map(|(i, out)| Task {
-                key,
-                first_target: i * TASK_TARGETS,
-                out,
-            }));
-        }
-        // All keys of a few targets after each other: their gradients stay in the cache.
-        tasks.sort_by_key(|task| task.first_target);
-        let arch = pulp::Arch::new();
-        tasks.par_iter_mut().with_min_len(4).for_each(|task| arch.dispatch(|| operands.run(task)));
-        Ok((CpuStorage::F32(out), Shape::from((n_rows, out_width))))
+        let mut out = vec![0f32; blocks.n_rows() * out_width];
+        pulp::Arch::new().dispatch(Kernel { operands, out: &mut out });
+        Ok((CpuStorage::F32(out), Shape::from((blocks.n_rows(), out_width))))
     }
 }

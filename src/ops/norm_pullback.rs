@@ -1,12 +1,8 @@
 //! The transpose of a norm whose denominators are frozen, fused with the residual it is added to.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::{TargetBlocks, f32_slice};
-
-/// Rows in one task of the CPU side.
-const TASK_ROWS: usize = 64;
 
 /// What a frozen norm multiplies by.
 #[derive(Clone, Debug)]
@@ -98,20 +94,16 @@ impl NormPullback {
             bail!("{NAME}: residual and grad differ in size");
         }
         let (gain, scale) = packed.split_at(width);
-        let positions: Vec<usize> = self.blocks.row_positions().collect();
         let mut out = vec![0f32; grad.len()];
-        let arch = pulp::Arch::new();
-        out.par_chunks_mut((TASK_ROWS * width).max(1)).enumerate().for_each(|(task, out)| {
-            arch.dispatch(|| {
-                for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                    let row = task * TASK_ROWS + i;
-                    let grad = &grad[row * width..][..width];
-                    pull_back_row(out, grad, gain, scale[positions[row]], self.centred);
-                    if let Some(residual) = residual {
-                        out.iter_mut().zip(&residual[row * width..][..width]).for_each(|(o, r)| *o += r);
-                    }
+        pulp::Arch::new().dispatch(|| {
+            for (row, pos) in self.blocks.row_positions().enumerate() {
+                let range = row * width..(row + 1) * width;
+                let out = &mut out[range.clone()];
+                pull_back_row(out, &grad[range.clone()], gain, scale[pos], self.centred);
+                if let Some(residual) = residual {
+                    out.iter_mut().zip(&residual[range]).for_each(|(o, r)| *o += r);
                 }
-            });
+            }
         });
         Ok((CpuStorage::F32(out), shape.clone()))
     }

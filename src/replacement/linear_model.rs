@@ -4,10 +4,10 @@
 use candle_core::{Device, Tensor};
 
 use super::Replacement;
-use super::forward::{ForwardOptions, Keep, LinearWeights, Pass, Unedited};
+use super::forward::{ForwardOptions, Keep, Pass, Unedited};
 use super::sources::{Origin, Sources, SourcesBuilder};
 use crate::error::{Doing, Result};
-use crate::model::{NormKind, split_heads};
+use crate::model::{Norm, NormKind, split_heads};
 use crate::ops::NormFactors;
 use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
 
@@ -52,14 +52,13 @@ impl ActiveFeatures {
 /// What the pull-back through one layer multiplies by.
 #[derive(Debug)]
 pub(super) struct FrozenLayer {
+    /// The pattern, with the scale of the norm before attention at its keys and of the norm after it at its queries.
     /// `[n_heads, n_pos, n_pos]`
     pub pattern: Tensor,
-    pub attn_norm: NormFactors,
-    /// `[n_kv_heads · d_head, d_model]`
+    /// `W_V`, with the gain and the centring of the norm before it. `[n_kv_heads · d_head, d_model]`
     pub w_v: Tensor,
-    /// `[d_model, n_heads · d_head]`
+    /// `W_O`, with the gain and the centring of the norm after it, where there is one. `[d_model, n_heads · d_head]`
     pub w_o: Tensor,
-    pub post_attn_norm: Option<NormFactors>,
     /// From the input hook down to `resid_mid`; `None` where they are the same.
     pub input_norm: Option<NormFactors>,
     /// What the MLP's norm adds at the input hook, if that is behind it. `[d_model]`
@@ -77,7 +76,7 @@ pub struct LinearModel {
     pub features: ActiveFeatures,
     /// Features, errors and constants at each layer's output hook. `[n_layers]`
     pub mlp_sources: Vec<Sources>,
-    /// What biases make attention write, before any post-norm. `[n_layers]`
+    /// What biases make attention add to the residual stream. `[n_layers]`
     pub attn_constants: Vec<Option<Sources>>,
     /// Tokens and position embeddings.
     pub embed_sources: Sources,
@@ -126,12 +125,7 @@ impl Replacement {
         let mlp_sources = self.mlp_sources(&features, &pass, n_excluded)?;
         let layers: Vec<FrozenLayer> =
             (0..pass.weights.len()).map(|layer| self.freeze(layer, &pass)).collect::<Result<_>>()?;
-        let attn_constants = pass
-            .weights
-            .iter()
-            .zip(&layers)
-            .map(|(weights, layer)| self.attn_constant(weights, layer))
-            .collect::<Result<_>>()?;
+        let attn_constants = (0..layers.len()).map(|layer| self.attn_constant(layer, &pass)).collect::<Result<_>>()?;
         let final_norm = self.model.final_norm()?;
         Ok(LinearModel {
             tokens: tokens.to_vec(),
@@ -165,6 +159,15 @@ impl Replacement {
         Ok(NormFactors::new(gain, scale, self.model.config.norm == NormKind::Layer)?)
     }
 
+    /// `w · diag(gain) · centring`, as the transpose of the norm needs it. `[n, d_model]` to the same
+    fn fold(&self, w: &Tensor, norm: &Norm) -> Result<Tensor> {
+        let scaled = w.broadcast_mul(&norm.gain)?;
+        match norm.kind {
+            NormKind::Rms => Ok(scaled),
+            NormKind::Layer => Ok(scaled.broadcast_sub(&scaled.mean_keepdim(1)?)?),
+        }
+    }
+
     fn freeze(&self, layer: usize, pass: &Pass) -> Result<FrozenLayer> {
         let (weights, frozen) = (&pass.weights[layer], &pass.frozen);
         let mlp_norm = &weights.mlp_norm;
@@ -173,7 +176,7 @@ impl Replacement {
             InputHook::Normalized => (Some(self.factors(&mlp_norm.gain.ones_like()?, &frozen.mlp_scale[layer])?), None),
             InputHook::MlpIn => (Some(self.factors(&mlp_norm.gain, &frozen.mlp_scale[layer])?), mlp_norm.bias.clone()),
         };
-        let post = |norm: &Option<crate::model::Norm>, scale: &Option<Tensor>| match (norm, scale) {
+        let post = |norm: &Option<Norm>, scale: &Option<Tensor>| match (norm, scale) {
             (Some(norm), Some(scale)) => self.factors(&norm.gain, scale).map(Some),
             _ => Ok(None),
         };
@@ -181,12 +184,20 @@ impl Replacement {
             OutputHook::MlpOut => post(&weights.post_mlp_norm, &frozen.post_mlp_scale[layer])?,
             OutputHook::HookMlpOut => None,
         };
+        // Scales differ by position and gains by dimension, so one folds into the pattern and the other into weights:
+        // the pull-back through attention is then three products, and no pass over the gradient for its norms.
+        let at_keys = frozen.attn_scale[layer].squeeze(0)?.t()?;
+        let mut pattern = frozen.pattern[layer].squeeze(0)?.broadcast_mul(&at_keys)?;
+        let mut w_o = weights.vo.o.weight.clone();
+        if let (Some(norm), Some(scale)) = (&weights.post_attn_norm, &frozen.post_attn_scale[layer]) {
+            pattern = pattern.broadcast_mul(&scale.squeeze(0)?)?;
+            // Post-norms are RMSNorms in every family that has them, so gain and centring need no order here.
+            w_o = self.fold(&w_o.t()?, norm)?.t()?.contiguous()?;
+        }
         Ok(FrozenLayer {
-            pattern: frozen.pattern[layer].squeeze(0)?.contiguous()?,
-            attn_norm: self.factors(&weights.attn_norm.gain, &frozen.attn_scale[layer])?,
-            w_v: weights.vo.v.weight.clone(),
-            w_o: weights.vo.o.weight.clone(),
-            post_attn_norm: post(&weights.post_attn_norm, &frozen.post_attn_scale[layer])?,
+            pattern,
+            w_v: self.fold(&weights.vo.v.weight, &weights.attn_norm)?,
+            w_o,
             input_norm,
             input_bias,
             output_norm,
@@ -287,13 +298,15 @@ impl Replacement {
         builder.build(self.model.device())
     }
 
-    /// What biases alone make attention write: `W_O · (pattern · (W_V · b_norm + b_V)) + b_O` at every position.
-    fn attn_constant(&self, weights: &LinearWeights, layer: &FrozenLayer) -> Result<Option<Sources>> {
+    /// What biases alone make attention add: `W_O · (pattern · (W_V · b_norm + b_V)) + b_O` at every position, after
+    /// the post-norm where there is one.
+    fn attn_constant(&self, layer: usize, pass: &Pass) -> Result<Option<Sources>> {
+        let (weights, pattern) = (&pass.weights[layer], &pass.frozen.pattern[layer]);
         let (v, o) = (&weights.vo.v, &weights.vo.o);
         if weights.attn_norm.bias.is_none() && v.bias.is_none() && o.bias.is_none() {
             return Ok(None);
         }
-        let (_, n_pos, _) = layer.pattern.dims3()?;
+        let (_, _, n_pos, _) = pattern.dims4()?;
         let (d, d_head) = (self.model.config.d_model, self.model.config.d_head);
         let norm_bias = match &weights.attn_norm.bias {
             Some(bias) => bias.clone(),
@@ -301,7 +314,10 @@ impl Replacement {
         };
         let v_constant = v.forward(&norm_bias.reshape((1, 1, d))?)?;
         let v_constant = v_constant.broadcast_as((1, n_pos, v_constant.dim(2)?))?.contiguous()?;
-        let out = weights.vo.mix(&layer.pattern.unsqueeze(0)?, &split_heads(&v_constant, d_head)?)?;
+        let mut out = weights.vo.mix(pattern, &split_heads(&v_constant, d_head)?)?;
+        if let (Some(norm), Some(scale)) = (&weights.post_attn_norm, &pass.frozen.post_attn_scale[layer]) {
+            out = norm.apply(&out, scale)?;
+        }
         let mut builder = SourcesBuilder::new(d);
         for vec in to_vec(&out)?.chunks_exact(d) {
             builder.push(Origin::Constant, vec);

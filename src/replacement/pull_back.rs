@@ -1,15 +1,15 @@
 //! The pull-back: gradients of a batch of targets, from where they are put to every source below (definitions 4).
 //!
 //! The frozen model is linear, so this is its transpose, written out layer by layer:
-//! `grad_pre = grad_mid + norm1ᵀ(W_Vᵀ · patternᵀ · W_Oᵀ · postnormᵀ(grad_mid))`, and for skip transcoders
-//! `grad_mid = grad_post + hookᵀ(W_skipᵀ · outᵀ(grad_post))`.
+//! `grad_pre = grad_mid + W_Vᵀ · patternᵀ · W_Oᵀ · grad_mid`, where weights and pattern have the norms around attention
+//! folded in ([`FrozenLayer`]), and for skip transcoders `grad_mid = grad_post + hookᵀ(W_skipᵀ · outᵀ(grad_post))`.
 
 use candle_core::{DType, Tensor};
 
 use super::linear_model::{FrozenLayer, LinearModel};
 use super::sources::Sources;
 use crate::error::Result;
-use crate::ops::{TargetBlocks, edge_rows, frozen_attention, norm_pullback};
+use crate::ops::{TargetBlocks, edge_rows, frozen_attention, frozen_attention_own, matmul, matmul_add, norm_pullback};
 
 /// Where the gradients of a batch are put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,45 +58,50 @@ impl LinearModel {
         let (mut grad, top) = match batch.site {
             TargetSite::FinalNorm => (norm_pullback(&at_site, None, &self.final_norm, &blocks)?, self.layers.len()),
             TargetSite::InputHook { layer } => {
-                let resid_mid = self.layers[layer].pull_back_input(at_site, None, &blocks)?;
-                (self.pull_back_attention(layer, resid_mid, &blocks, read)?, layer)
+                let frozen = &self.layers[layer];
+                let resid_mid = frozen.pull_back_input(at_site, None, &blocks)?;
+                self.read_constants(layer, &resid_mid, &blocks, read)?;
+                // The gradient is zero but at the targets' own positions, so only these go through `W_O`.
+                let z = matmul(&resid_mid.index_select(&own_rows, 0)?, &frozen.w_o)?;
+                let v = frozen_attention_own(&z, &frozen.pattern, self.n_kv_heads, &blocks)?;
+                (matmul_add(resid_mid, &v, &frozen.w_v)?, layer)
             }
         };
         for layer in (0..top).rev() {
             let frozen = &self.layers[layer];
-            let at_output = match &frozen.output_norm {
-                Some(factors) => norm_pullback(&grad, None, factors, &blocks)?,
-                None => grad.clone(),
-            };
-            read_sources(&self.mlp_sources[layer], &at_output, &blocks, read)?;
-            if let Some(w_skip) = &frozen.w_skip {
-                grad = frozen.pull_back_input(at_output.matmul(w_skip)?, Some(&grad), &blocks)?;
+            match (&frozen.output_norm, &frozen.w_skip) {
+                (None, None) => read_sources(&self.mlp_sources[layer], &grad, &blocks, read)?,
+                (output_norm, w_skip) => {
+                    let at_output = match output_norm {
+                        Some(factors) => norm_pullback(&grad, None, factors, &blocks)?,
+                        None => grad.clone(),
+                    };
+                    read_sources(&self.mlp_sources[layer], &at_output, &blocks, read)?;
+                    if let Some(w_skip) = w_skip {
+                        grad = frozen.pull_back_input(matmul(&at_output, w_skip)?, Some(&grad), &blocks)?;
+                    }
+                }
             }
-            grad = self.pull_back_attention(layer, grad, &blocks, read)?;
+            self.read_constants(layer, &grad, &blocks, read)?;
+            let z = matmul(&grad, &frozen.w_o)?;
+            let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, &blocks)?;
+            grad = matmul_add(grad, &v, &frozen.w_v)?;
         }
         read_sources(&self.embed_sources, &grad, &blocks, read)
     }
 
-    /// From `resid_mid` to `resid_pre` of one layer. `[n_rows, d_model]` to the same
-    fn pull_back_attention(
+    /// What biases of a layer's attention give to the targets.
+    fn read_constants(
         &self,
         layer: usize,
-        resid_mid: Tensor,
+        resid_mid: &Tensor,
         blocks: &TargetBlocks,
         read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
-        let frozen = &self.layers[layer];
-        let attn_out = match &frozen.post_attn_norm {
-            Some(factors) => norm_pullback(&resid_mid, None, factors, blocks)?,
-            None => resid_mid.clone(),
-        };
-        if let Some(constants) = &self.attn_constants[layer] {
-            read_sources(constants, &attn_out, blocks, read)?;
+    ) -> Result<()> {
+        match &self.attn_constants[layer] {
+            Some(constants) => read_sources(constants, resid_mid, blocks, read),
+            None => Ok(()),
         }
-        let z = attn_out.matmul(&frozen.w_o)?;
-        let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, blocks)?;
-        let attn_in = v.matmul(&frozen.w_v)?;
-        Ok(norm_pullback(&attn_in, Some(&resid_mid), &frozen.attn_norm, blocks)?)
     }
 }
 

@@ -75,14 +75,10 @@ impl FrozenLayer {
         let (batch, n_pos, _) = resid.dims3()?;
         let n_heads = self.pattern.dim(0)?;
         let d_head = self.w_v.dim(0)? / n_kv_heads;
-        let v = self.attn_norm.push_forward(resid)?.broadcast_matmul(&self.w_v.t()?)?;
+        let v = resid.broadcast_matmul(&self.w_v.t()?)?;
         let v = split_heads(&v, d_head)?.unsqueeze(2)?;
         let v = v.expand((batch, n_kv_heads, n_heads / n_kv_heads, n_pos, d_head))?;
         let z = self.pattern.unsqueeze(0)?.broadcast_matmul(&v.reshape((batch, n_heads, n_pos, d_head))?)?;
-        let out = join_heads(&z)?.broadcast_matmul(&self.w_o.t()?)?;
-        match &self.post_attn_norm {
-            Some(factors) => Ok(factors.push_forward(&out)?),
-            None => Ok(out),
-        }
+        Ok(join_heads(&z)?.broadcast_matmul(&self.w_o.t()?)?)
     }
 }

@@ -26,7 +26,7 @@ fn assert_edges_equal_effects(case: &Case, is_tried: impl Fn(NodeId) -> bool) {
     let prompt = case.json["prompt"].as_str().unwrap();
     let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
     let (original, linear) = Original::linearized(&replacement, &tokens).unwrap();
-    let found = attribute(&replacement, &linear, prompt, &case.options(), &mut |_, _| ()).unwrap();
+    let found = attribute(&replacement, &linear, prompt, &case.options(), &|_, _| ()).unwrap();
     let (graph, layout) = (&found.graph, found.graph.layout());
     let readouts: Vec<Readout> = found
         .targets

@@ -11,7 +11,7 @@ fn trace(case: &Case) -> (Replacement, LinearModel, Attribution) {
     let prompt = case.json["prompt"].as_str().unwrap();
     let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
     let linear = replacement.linearize(&tokens).unwrap();
-    let found = attribute(&replacement, &linear, prompt, &case.options(), &mut |_, _| ()).unwrap();
+    let found = attribute(&replacement, &linear, prompt, &case.options(), &|_, _| ()).unwrap();
     (replacement, linear, found)
 }
 

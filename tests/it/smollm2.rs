@@ -49,7 +49,7 @@ fn rows_of_the_real_model_agree_with_the_reference() {
         let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
         let linear = replacement.linearize(&tokens).unwrap();
         let options = AttributionOptions { max_features: None, ..Default::default() };
-        let graph = attribute(&replacement, &linear, prompt, &options, &mut |_, _| ()).unwrap().graph;
+        let graph = attribute(&replacement, &linear, prompt, &options, &|_, _| ()).unwrap().graph;
 
         assert_eq!(graph.input_tokens, i64s(&expected, "input_tokens"), "{name}");
         assert_eq!(graph.target_ids, i64s(&expected, "target_ids"), "{name}");

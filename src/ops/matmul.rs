@@ -1,0 +1,120 @@
+//! Dense products of the row phase.
+//!
+//! On the CPU a product runs on the calling thread: batches are what runs in parallel, so that a batch's buffers stay
+//! in one core's cache and no thread waits for another. On other devices it is candle's own product.
+
+use candle_core::{CpuStorage, CustomOp2, Device, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::f32_slice;
+
+/// `x · w`.
+///
+/// # Shapes
+/// `x` `[n_rows, d_in]`, `w` `[d_in, d_out]`; returns `[n_rows, d_out]`. f32, contiguous.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn matmul(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    match x.device() {
+        Device::Cpu => x.apply_op2_no_bwd(w, &MatMul),
+        _ => x.matmul(w),
+    }
+}
+
+/// `sum += x · w`, in place on the CPU; returns the sum.
+///
+/// # Shapes
+/// `sum` `[n_rows, d_out]`, `x` `[n_rows, d_in]`, `w` `[d_in, d_out]`. f32, contiguous.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn matmul_add(sum: Tensor, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    match sum.device() {
+        Device::Cpu => {
+            sum.inplace_op3(x, w, &MatMul)?;
+            Ok(sum)
+        }
+        _ => sum + x.matmul(w)?,
+    }
+}
+
+struct MatMul;
+
+const NAME: &str = "matmul";
+
+/// Sizes of a product, checked: (n_rows, d_in, d_out).
+fn sizes(x: &Layout, w: &Layout) -> Result<(usize, usize, usize)> {
+    let ((n_rows, d_in), (w_in, d_out)) = (x.shape().dims2()?, w.shape().dims2()?);
+    if d_in != w_in {
+        bail!("{NAME}: {:?} times {:?}", x.shape(), w.shape());
+    }
+    Ok((n_rows, d_in, d_out))
+}
+
+/// `out = x · w`, or `out += x · w`; row-major all three.
+fn gemm(out: &mut [f32], x: &[f32], w: &[f32], (n_rows, d_in, d_out): (usize, usize, usize), add: bool) {
+    assert!(out.len() == n_rows * d_out && x.len() == n_rows * d_in && w.len() == d_in * d_out);
+    // SAFETY: the lengths are those of the sizes and strides given, as just checked; `out` is borrowed mutably.
+    unsafe {
+        gemm::gemm(
+            n_rows,
+            d_out,
+            d_in,
+            out.as_mut_ptr(),
+            1,
+            d_out as isize,
+            add,
+            x.as_ptr(),
+            1,
+            d_in as isize,
+            w.as_ptr(),
+            1,
+            d_out as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+impl CustomOp2 for MatMul {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sizes = sizes(l1, l2)?;
+        let mut out = vec![0f32; sizes.0 * sizes.2];
+        gemm(&mut out, f32_slice(NAME, s1, l1)?, f32_slice(NAME, s2, l2)?, sizes, false);
+        Ok((CpuStorage::F32(out), Shape::from((sizes.0, sizes.2))))
+    }
+}
+
+impl InplaceOp3 for MatMul {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &mut CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<()> {
+        let sizes = sizes(l2, l3)?;
+        if l1.shape().dims2()? != (sizes.0, sizes.2) {
+            bail!("{NAME}: {:?} times {:?} added to {:?}", l2.shape(), l3.shape(), l1.shape());
+        }
+        let (Some((start, end)), CpuStorage::F32(sum)) = (l1.contiguous_offsets(), s1) else {
+            bail!("{NAME}: expected a contiguous f32 sum");
+        };
+        gemm(&mut sum[start..end], f32_slice(NAME, s2, l2)?, f32_slice(NAME, s3, l3)?, sizes, true);
+        Ok(())
+    }
+}
