@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::{TokenTarget, feature_at, node_of};
+use super::{TokenTarget, feature_at, feature_ids};
 use crate::error::Result;
-use crate::graph::{AttributionGraph, NodeId};
+use crate::graph::{AttributionGraph, FeatureId, NodeId};
 use crate::intervene::effects::Readout;
 use crate::intervene::original::Original;
 use crate::replacement::LinearModel;
@@ -46,7 +46,11 @@ pub fn check(
     influence: &[f64],
 ) -> Result<EdgeCheck> {
     let layout = graph.layout();
+    // Where the graph's features are among those of this run; the few that are not active here are left out.
+    let here = feature_ids(original);
+    let index_here = |feature: FeatureId| here.binary_search(&feature).ok();
     let mut by_influence = super::features_by_influence(graph, influence);
+    by_influence.retain(|&index| index_here(feature_at(graph, index)).is_some());
     let rest = by_influence.split_off((n_samples / 2).min(by_influence.len()));
     let mut features = by_influence;
     features.extend(spread(&rest, n_samples - features.len().min(n_samples)));
@@ -76,8 +80,11 @@ pub fn check(
                 found.largest_error_at = Some((source, target));
             }
         };
-        for (row, &active) in graph.selected_features.iter().enumerate() {
-            compare(row, effects.features[active], node_of(feature_at(graph, row)));
+        for row in layout.features() {
+            let feature = feature_at(graph, row);
+            if let Some(active) = index_here(feature) {
+                compare(row, effects.features[active], feature.into());
+            }
         }
         for (target, &effect) in targets.iter().zip(&effects.readouts) {
             let node = NodeId::Target { index: target.index as u32 };

@@ -146,3 +146,51 @@ fn predict(graph: &AttributionGraph, target: usize, ablated: &[usize], follow_pa
     }
     along(n_features + target, &relative)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{EdgeRows, GraphData, GraphMeta};
+
+    /// A feature in each of two layers and one target; `inner` is the edge between the features.
+    fn graph(inner: f32) -> AttributionGraph {
+        let feature = |layer| FeatureId { layer, pos: 1, feature: 0 };
+        // Columns: two features, four errors, two tokens, the target.
+        let mut rows = vec![0f32; 3 * 9];
+        rows[9] = inner;
+        rows[18] = 3.0;
+        rows[19] = 5.0;
+        AttributionGraph::new(GraphData {
+            input_tokens: vec![0, 1],
+            active_features: vec![feature(0), feature(1)],
+            activation_values: vec![2.0, 4.0],
+            selected_features: vec![0, 1],
+            edge_rows: EdgeRows::from_vec(rows, 3, 9).unwrap(),
+            bias_effect: vec![0.0; 3],
+            unselected_effect: Vec::new(),
+            row_values: vec![0.0; 3],
+            target_ids: vec![0],
+            target_probabilities: vec![1.0],
+            logits: vec![0.0],
+            meta: GraphMeta {
+                prompt_tokens: vec![String::new(); 2],
+                target_labels: vec![String::new()],
+                target_positions: vec![1],
+                n_layers: 2,
+                ..GraphMeta::default()
+            },
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn predictions_follow_paths_and_no_feature_loses_more_than_it_has() {
+        assert_eq!(predict(&graph(1.0), 0, &[0], false), -3.0);
+        // The second feature loses 1 of 4.
+        assert_eq!(predict(&graph(1.0), 0, &[0], true), -3.0 - 5.0 / 4.0);
+        assert_eq!(predict(&graph(9.0), 0, &[0], true), -8.0);
+        assert_eq!(predict(&graph(-4.0), 0, &[0], true), -3.0 + 5.0);
+        assert_eq!(predict(&graph(1.0), 0, &[0, 1], true), -8.0);
+        assert_eq!(predict(&graph(1.0), 0, &[1], true), -5.0);
+    }
+}
