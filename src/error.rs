@@ -198,6 +198,7 @@ pub enum Error {
     /// A device that cannot be used.
     #[error("cannot use `--device {name}`: {reason}")]
     Device { name: String, reason: String },
+
     // intervene
     /// A layer that the model does not have.
     #[error("layer {layer} does not exist: the model has layers 0..={}", n_layers - 1)]
@@ -214,6 +215,22 @@ pub enum Error {
     /// A feature that is to be scaled where it is not active.
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
+
+    /// A file that is no plan of interventions.
+    #[error("the plan `{file}`: {problem}")]
+    Plan { file: String, problem: String },
+
+    /// A run without any change.
+    #[error("nothing is to be changed")]
+    NothingToChange,
+
+    /// Two options that cannot both hold.
+    #[error("`{first}` does not go with {second}")]
+    Contradiction { first: &'static str, second: &'static str },
+
+    /// A graph that was traced on another model, prompt or transcoder set.
+    #[error("the graph is of another model: its {what} {graph}, here {model}")]
+    GraphMismatch { what: &'static str, graph: String, model: String },
 
     /// A setting outside its range.
     #[error("`--{name}` is {value}, expected {range}")]
@@ -252,12 +269,16 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 Some(format!("this transcoder set was trained for a model of {transcoders} layers"))
             }
+            // intervene
+            Error::EmptyRange { .. } => Some("the end of a range is not part of it: 4..7 is 4, 5 and 6".into()),
+            Error::NothingToChange => Some("use --set, --scale, --ablate, --plan or --sweep".into()),
+            Error::GraphMismatch { .. } => Some(
+                "give the --model and --transcoders that the graph was traced with; its metadata names them".into(),
+            ),
+            Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
             Error::NeedsTranscoders { .. } => {
                 Some("name a folder or Hub id of transcoders that were trained on this model".into())
             }
-            // intervene
-            Error::EmptyRange { .. } => Some("the end of a range is not part of it: 4..7 is 4, 5 and 6".into()),
-            Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
             Error::PromptTooLong { .. } => Some("shorten the prompt, or choose a model with a longer context".into()),
             // graph, prune, export
             Error::GraphVersion { .. } => {

@@ -2,11 +2,15 @@
 
 mod graph_file;
 mod inspect;
+mod intervene;
+mod intervene_text;
 mod memory;
 mod prune;
 mod setup;
 mod summary;
+mod sweep_plot;
 mod trace;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,9 +20,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{Error, Result};
 
 pub use inspect::InspectArgs;
+pub use intervene::InterveneArgs;
 pub use prune::PruneArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
+pub use verify::VerifyArgs;
+
+/// Exit code of a command whose answer is no.
+const EXIT_NO: u8 = 1;
 
 /// Exit code of a command that failed.
 const EXIT_ERROR: u8 = 2;
@@ -39,6 +48,10 @@ enum Command {
     Prune(PruneArgs),
     /// Show what is in a graph: prediction, scores, strongest nodes and paths, one node's inputs and outputs
     Inspect(InspectArgs),
+    /// Change features while the model runs, and compare what it predicts
+    Intervene(InterveneArgs),
+    /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
+    Verify(VerifyArgs),
 }
 
 /// How a summary is printed.
@@ -55,6 +68,12 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Intervene(args) => intervene::run(&args),
+        Command::Verify(args) => match verify::run(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(EXIT_NO),
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -137,7 +137,7 @@ fn label(node: &SummaryNode) -> String {
     }
 }
 
-fn cut(label: &str) -> String {
+pub(super) fn cut(label: &str) -> String {
     if label.chars().count() <= MAX_LABEL_CHARS {
         return label.to_owned();
     }
@@ -145,7 +145,7 @@ fn cut(label: &str) -> String {
 }
 
 /// Quoted, with control characters escaped.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("{text:?}")
 }
 
@@ -158,13 +158,18 @@ fn plural(count: usize, name: &str) -> String {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Align {
+pub(super) enum Align {
     Left,
     Right,
 }
 
 /// Writes rows indented by two, columns as wide as their widest cell, without trailing spaces.
-fn write_table(text: &mut String, aligns: &[Align], header: Vec<String>, rows: impl Iterator<Item = Vec<String>>) {
+pub(super) fn write_table(
+    text: &mut String,
+    aligns: &[Align],
+    header: Vec<String>,
+    rows: impl Iterator<Item = Vec<String>>,
+) {
     let mut lines: Vec<Vec<String>> = rows.collect();
     if !header.is_empty() {
         lines.insert(0, header);

@@ -11,7 +11,7 @@ pub mod wire;
 mod wire_read;
 
 pub use raw::{read_raw, write_raw};
-pub use replace::check_writable;
+pub use replace::{check_writable, replace_file};
 pub use summary::{
     Counts, Neighbors, NodeKind, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,
     SummarySettings, summarize,

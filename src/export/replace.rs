@@ -34,10 +34,7 @@ fn make_folder(folder: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The folder cannot be made or written, or `write` fails; nothing is left behind then.
-pub(super) fn replace_file(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
-) -> Result<()> {
+pub fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
     let failed = |doing: &'static str| move |source| Error::Io { doing, path: path.to_owned(), source };
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

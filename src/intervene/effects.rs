@@ -84,7 +84,7 @@ impl Original<'_> {
         let keep = Keep { hooks: true, ..Default::default() };
         let mut options = ForwardOptions { hold: self.hold(&Mode::Direct), keep, ..Default::default() };
         let pass = self.replacement.forward_from(resid_pre, &mut options, &mut edit)?;
-        let features = self.pre_activations(&pass.hook_in, 0)?;
+        let features = self.pre_activations(&pass, 0)?;
         let readouts = read(&pass.final_normed, readouts)?;
         let changes = |after: Vec<f32>, before: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
             after.into_iter().zip(before).map(|(after, before)| after - before).collect()
@@ -113,7 +113,7 @@ fn vec_of(sources: &Sources, origin: Origin) -> Result<Option<Vec<f32>>> {
 }
 
 /// Readouts of every alternative. `[batch, n_pos, d_model]` to `[batch][n_readouts]`
-fn read(final_normed: &Tensor, readouts: &[Readout]) -> Result<Vec<Vec<f32>>> {
+pub(super) fn read(final_normed: &Tensor, readouts: &[Readout]) -> Result<Vec<Vec<f32>>> {
     let mut all = vec![Vec::with_capacity(readouts.len()); final_normed.dim(0)?];
     for readout in readouts {
         let at_pos = final_normed.narrow(1, readout.pos, 1)?.squeeze(1)?.contiguous()?;

@@ -6,10 +6,23 @@
 //! [`Intervention`]s. Out: [`Outcome`]s, [`Effects`], generated tokens.
 
 mod change;
+mod compare;
 mod edit;
 mod effects;
+mod generate;
 mod original;
+mod plan;
+mod sweep;
+mod verify;
 
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
+pub use compare::{CompareOptions, Comparison, FeatureChange, TokenChange};
 pub use effects::{Effects, Readout};
+pub use generate::GenerateOptions;
 pub use original::{Original, Outcome};
+pub use plan::{Plan, Supernodes};
+pub use sweep::{Alternative, Sweep, SweepPoint, SweepResult};
+pub use verify::{
+    AblationPoint, CircuitCheck, CurvePoint, EdgeCheck, Faithfulness, IdentityCheck, ModeFaithfulness, Verification,
+    VerifyOptions, verify,
+};

@@ -29,6 +29,13 @@ pub struct Outcome {
     pub pre_activations: Vec<f32>,
 }
 
+/// A pass of changed alternatives, from the lowest layer that any of them changes.
+#[derive(Debug)]
+pub(super) struct ChangedRun {
+    pub pass: Pass,
+    pub first_layer: usize,
+}
+
 impl<'a> Original<'a> {
     /// Runs the model on a prompt and finds its active features.
     ///
@@ -77,22 +84,44 @@ impl<'a> Original<'a> {
     /// Interventions that do not fit model or prompt; a mode that does not fit the model; those of reading and of the
     /// tensor operations.
     pub fn intervene(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<Vec<Outcome>> {
-        let resolved = self.resolve(alternatives)?;
-        mode.check(self.replacement.model.config.n_layers)?;
-        if resolved.n_alternatives == 0 {
+        if alternatives.is_empty() {
             return Ok(Vec::new());
         }
+        let ChangedRun { pass, first_layer } = self.changed_run(alternatives, mode, true)?;
+        let logits = last_logits(self.replacement, &pass)?;
+        let pre_activations = self.pre_activations(&pass, first_layer)?;
+        let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
+        Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
+    }
+
+    /// As [`Original::intervene`], the logits alone. `[n_alternatives][d_vocab]`
+    ///
+    /// # Errors
+    /// As [`Original::intervene`].
+    pub fn changed_logits(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<Vec<Vec<f32>>> {
+        if alternatives.is_empty() {
+            return Ok(Vec::new());
+        }
+        last_logits(self.replacement, &self.changed_run(alternatives, mode, false)?.pass)
+    }
+
+    /// The pass behind [`Original::intervene`].
+    pub(super) fn changed_run(
+        &self,
+        alternatives: &[Vec<Intervention>],
+        mode: &Mode,
+        keep_hooks: bool,
+    ) -> Result<ChangedRun> {
+        mode.check(self.replacement.model.config.n_layers)?;
+        let resolved = self.resolve(alternatives)?;
         let first_layer = resolved.first_layer().unwrap_or(self.pass.resid_pre.len());
         let mut edit = self.edit(&resolved, mode);
         let resid_pre = self.pass.resid_pre.get(first_layer).unwrap_or(&self.pass.resid_final);
         let resid_pre = repeat(resid_pre, resolved.n_alternatives)?;
-        let keep = Keep { hooks: true, ..Default::default() };
+        let keep = Keep { hooks: keep_hooks, ..Default::default() };
         let mut options = ForwardOptions { hold: self.hold(mode), keep, first_layer, ..Default::default() };
         let pass = self.replacement.forward_from(resid_pre, &mut options, &mut edit)?;
-        let logits = last_logits(self.replacement, &pass)?;
-        let pre_activations = self.pre_activations(&pass.hook_in, first_layer)?;
-        let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
-        Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
+        Ok(ChangedRun { pass, first_layer })
     }
 
     pub(super) fn resolve(&self, alternatives: &[Vec<Intervention>]) -> Result<Resolved<'a>> {
@@ -112,28 +141,24 @@ impl<'a> Original<'a> {
     /// Pre-activations of the active features in a changed run, for each alternative of its batch.
     ///
     /// # Shapes
-    /// `hook_in` begins at `first_layer`, `[batch, n_pos, d_model]` each; returns `[batch][n_active]`.
-    pub(super) fn pre_activations(&self, hook_in: &[Tensor], first_layer: usize) -> Result<Vec<Vec<f32>>> {
-        let n_alternatives = hook_in.first().map_or(Ok(1), |x| x.dim(0))?;
+    /// `pass` begins at `first_layer` and kept its hooks; returns `[batch][n_active]`.
+    pub(super) fn pre_activations(&self, pass: &Pass, first_layer: usize) -> Result<Vec<Vec<f32>>> {
         // Below the first changed layer everything is as it was; an activation there is its pre-activation.
         let first = self.features.layer_starts[first_layer];
         let unchanged: Vec<f32> = self.features.all[..first].iter().map(|f| f.value).collect();
-        let mut all = vec![unchanged; n_alternatives];
-        for (input, layer) in hook_in.iter().zip(first_layer..) {
-            let (positions, b_enc): (Vec<u32>, Vec<f32>) = self
-                .features
-                .of_layer(layer)
-                .map(|(_, f)| (f.pos as u32, self.replacement.transcoders.layers[layer].b_enc(f.feature)))
-                .unzip();
-            if positions.is_empty() {
-                continue;
-            }
-            let n = positions.len();
-            let positions = Tensor::from_vec(positions, n, input.device())?;
-            for (alternative, z) in all.iter_mut().enumerate() {
-                let rows = input.get(alternative)?.index_select(&positions, 0)?;
-                let products = (rows * &self.features.encoder_vecs[layer])?.sum(1)?.to_vec1::<f32>()?;
-                z.extend(products.iter().zip(&b_enc).map(|(product, b)| product + b));
+        let mut all = vec![unchanged; pass.final_normed.dim(0)?];
+        for (input, layer) in pass.hook_in.iter().zip(first_layer..) {
+            let transcoder = &self.replacement.transcoders.layers[layer];
+            let features = &self.features.all[self.features.layer_starts[layer]..self.features.layer_starts[layer + 1]];
+            let mut done = 0;
+            // Features are sorted by position: one product for each position, all alternatives at once.
+            for here in features.chunk_by(|a, b| a.pos == b.pos) {
+                let rows = input.narrow(1, here[0].pos, 1)?.squeeze(1)?.contiguous()?;
+                let encoder_vecs = self.features.encoder_vecs[layer].narrow(0, done, here.len())?;
+                done += here.len();
+                for (z, products) in all.iter_mut().zip(rows.matmul(&encoder_vecs.t()?)?.to_vec2::<f32>()?) {
+                    z.extend(products.iter().zip(here).map(|(product, f)| product + transcoder.b_enc(f.feature)));
+                }
             }
         }
         Ok(all)

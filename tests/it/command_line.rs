@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use crate::support::fixture;
 
-const PROMPT: &str = "The capital of the state containing Dallas is";
+pub const PROMPT: &str = "The capital of the state containing Dallas is";
 
-fn circuitscope(folder: &Path, args: &[&str]) -> Output {
+pub fn circuitscope(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_circuitscope")).current_dir(folder).args(args).output().unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
@@ -31,7 +31,7 @@ fn refused(folder: &Path, args: &[&str]) -> String {
 
 /// As [`refused`], for a message that must contain all of `parts`.
 #[track_caller]
-fn refused_with(folder: &Path, args: &[&str], parts: &[&str]) {
+pub fn refused_with(folder: &Path, args: &[&str], parts: &[&str]) {
     let message = refused(folder, args);
     for part in parts {
         assert!(message.contains(part), "{args:?}: {part:?} is not in {message}");

@@ -6,6 +6,7 @@ mod command_line;
 mod export;
 mod graph;
 mod intervene;
+mod intervene_commands;
 mod ops;
 mod prune;
 mod reference;

@@ -1,0 +1,149 @@
+//! Changed runs and sweeps as text and CSV.
+
+use std::fmt::Write;
+
+use crate::intervene::SweepResult;
+
+use super::intervene::{InterveneReport, SweepReport};
+use super::summary::{Align, cut, quoted, write_table};
+
+/// A changed run beside the original.
+pub(super) fn comparison_text(report: &InterveneReport) -> String {
+    let mut text = head(&report.prompt, &report.interventions, &report.mode);
+    let comparison = &report.comparison;
+    let target = &comparison.target;
+    line(&mut text, "KL", &format!("{:.4} nats from the original distribution", comparison.kl_divergence));
+    line(
+        &mut text,
+        "target",
+        &format!(
+            "{} {:.3} -> {:.3}, rank {} -> {}, logit {:+.3}",
+            quoted(&target.text),
+            target.probability_before,
+            target.probability_after,
+            target.rank_before,
+            target.rank_after,
+            target.logit_change
+        ),
+    );
+    text.push_str("\nnext token\n");
+    let header = ["token", "before", "after", "rank", "logit"].map(str::to_owned).to_vec();
+    let rows = comparison.tokens.iter().map(|token| {
+        vec![
+            quoted(&token.text),
+            format!("{:.3}", token.probability_before),
+            format!("{:.3}", token.probability_after),
+            format!("{} -> {}", token.rank_before, token.rank_after),
+            format!("{:+.3}", token.logit_change),
+        ]
+    });
+    write_table(&mut text, &[Align::Left, Align::Right, Align::Right, Align::Right, Align::Right], header, rows);
+
+    if !comparison.features.is_empty() {
+        text.push_str("\nlargest changes of features (pre-activations)\n");
+        let header = ["feature", "at", "before", "after", "change", "label"].map(str::to_owned).to_vec();
+        let rows = comparison.features.iter().map(|change| {
+            let id = change.id;
+            vec![
+                format!("{}_{}_{}", id.layer, id.feature, id.pos),
+                report.prompt_tokens.get(id.pos as usize).map(|t| quoted(t)).unwrap_or_default(),
+                format!("{:.3}", change.before),
+                format!("{:.3}", change.after),
+                format!("{:+.3}", change.after - change.before),
+                change.label.as_deref().map(cut).unwrap_or_default(),
+            ]
+        });
+        let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right, Align::Left];
+        write_table(&mut text, &aligns, header, rows);
+    }
+    if let Some(continuation) = &report.continuation {
+        let held = if continuation.is_held { ", generated tokens held too" } else { "" };
+        let _ = writeln!(text, "\ncontinuation{held}");
+        let _ = writeln!(text, "  original  {}", quoted(&continuation.original));
+        let _ = writeln!(text, "  changed   {}", quoted(&continuation.changed));
+    }
+    text
+}
+
+/// Alternatives, one a row.
+pub(super) fn sweep_text(report: &SweepReport) -> String {
+    let mut text = head(&report.prompt, &report.interventions, &report.mode);
+    let result = &report.result;
+    line(
+        &mut text,
+        "target",
+        &format!("{} {:.3} in the original run", quoted(&result.target), result.original_probability),
+    );
+    text.push('\n');
+    let header = ["alternative", "target p", "rank", "logit", "KL", "likeliest"].map(str::to_owned).to_vec();
+    let rows = result.points.iter().map(|point| {
+        vec![
+            point.name.clone(),
+            format!("{:.3}", point.target_probability),
+            point.target_rank.to_string(),
+            format!("{:.3}", point.target_logit),
+            format!("{:.4}", point.kl_divergence),
+            format!("{} {:.3}", quoted(&point.top_token), point.top_probability),
+        ]
+    });
+    let aligns = [Align::Left, Align::Right, Align::Right, Align::Right, Align::Right, Align::Left];
+    write_table(&mut text, &aligns, header, rows);
+    text
+}
+
+/// Alternatives as CSV with a header (RFC 4180).
+pub(super) fn sweep_csv(result: &SweepResult) -> String {
+    let mut text = String::from(
+        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability\n",
+    );
+    for point in &result.points {
+        let value = point.value.map(|v| v.to_string()).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{},{value},{},{},{},{},{},{},{}",
+            csv_field(&point.name),
+            csv_field(&result.target),
+            point.target_probability,
+            point.target_rank,
+            point.target_logit,
+            point.kl_divergence,
+            csv_field(&point.top_token),
+            point.top_probability,
+        );
+    }
+    text
+}
+
+/// Quoted where it must be; texts that begin or end with a space too, so that no reader trims them.
+fn csv_field(text: &str) -> String {
+    if text.contains(['"', ',', '\n', '\r']) || text.trim() != text {
+        return format!("\"{}\"", text.replace('"', "\"\""));
+    }
+    text.to_owned()
+}
+
+fn head(prompt: &str, interventions: &[String], mode: &str) -> String {
+    let mut text = String::new();
+    line(&mut text, "prompt", &quoted(prompt));
+    if !interventions.is_empty() {
+        line(&mut text, "changed", &interventions.join(", "));
+    }
+    line(&mut text, "mode", mode);
+    text
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    let _ = writeln!(text, "{name:<12}{value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::csv_field;
+
+    #[test]
+    fn csv_fields_are_quoted_where_they_must_be() {
+        assert_eq!(csv_field("plain"), "plain");
+        assert_eq!(csv_field(" Austin"), "\" Austin\"");
+        assert_eq!(csv_field("a,\"b\""), "\"a,\"\"b\"\"\"");
+    }
+}

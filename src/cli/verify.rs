@@ -1,0 +1,146 @@
+//! `circuitscope verify`: does a graph tell the truth about its model?
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::Result;
+use crate::graph::{FeatureId, NodeId};
+use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions, verify};
+
+use super::graph_file::{Thresholds, open_raw, prune_raw};
+use super::setup::SetupArgs;
+use super::summary::{Align, quoted, write_table};
+use super::{Format, print_data, print_json};
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The raw graph, a .safetensors file that `trace` wrote
+    graph: PathBuf,
+    #[command(flatten)]
+    setup: SetupArgs,
+    /// Features, errors and tokens whose edges are measured, at most so many of each
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    samples: usize,
+    /// Ablate the K most influential features, one by one and together
+    #[arg(long, value_name = "K", default_value_t = 20)]
+    ablate: usize,
+    /// Seed of the random features that the circuit is compared with
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    thresholds: Thresholds,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Checks a graph and prints what was found; whether it passed.
+///
+/// # Errors
+/// Bad thresholds, a graph that cannot be read or is of another model.
+pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
+    args.setup.start_threads();
+    let settings = args.thresholds.settings()?;
+    let graph = open_raw(&args.graph)?;
+    let circuit = prune_raw(&graph, &settings)?;
+    let feature = |id: NodeId| match id {
+        NodeId::Feature { layer, pos, feature } => Some(FeatureId { layer, pos, feature }),
+        _ => None,
+    };
+    let kept = circuit.order().iter().filter_map(|&index| feature(circuit.node(index).id)).collect();
+    let replacement = args.setup.open()?;
+    let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
+    let found = verify(&replacement, &graph, &options)?;
+    match args.format {
+        Format::Text => print_data(&verification_text(&found))?,
+        Format::Json => print_json(&found)?,
+    }
+    Ok(found.passed)
+}
+
+fn verification_text(found: &Verification) -> String {
+    let mut text = String::new();
+    let verdict = |passed: bool| if passed { "holds" } else { "FAILS" };
+    let _ = writeln!(text, "{:<12}{}", "prompt", quoted(&found.prompt));
+    let identity = &found.identity;
+    let _ = writeln!(
+        text,
+        "{:<12}{}: {} rows add up to {:.1e} at worst (allowed {:.0e})",
+        "identity",
+        verdict(identity.passed),
+        identity.n_rows,
+        identity.largest_relative_error,
+        identity.tolerance
+    );
+    let edges = &found.edges;
+    let _ = writeln!(
+        text,
+        "{:<12}{}: {} edges from {} features, {} errors and {} tokens measured, {:.4} % within tolerance; largest error \
+         {:.1e}, largest edge {:.3}",
+        "edges",
+        verdict(edges.passed),
+        edges.n_edges,
+        edges.n_features,
+        edges.n_errors,
+        edges.n_tokens,
+        edges.share_within * 100.0,
+        edges.largest_error,
+        edges.largest_edge
+    );
+    if let Some(faithfulness) = &found.faithfulness {
+        write_faithfulness(&mut text, faithfulness);
+    }
+    let circuit = &found.circuit;
+    let n_pruned = circuit.n_pruned;
+    write_curve(
+        &mut text,
+        &format!("is the circuit sufficient? its {n_pruned} pruned-away features ablated, least influential first"),
+        &circuit.sufficiency,
+    );
+    write_curve(
+        &mut text,
+        &format!("is it necessary? its {} kept features ablated, most influential first", circuit.n_kept),
+        &circuit.necessity,
+    );
+    text
+}
+
+fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
+    let _ = writeln!(
+        text,
+        "\nthe {} most influential features ablated one by one: logit of {}, predicted and real",
+        faithfulness.n_ablated,
+        quoted(&faithfulness.target)
+    );
+    let header =
+        ["mode", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
+    let correlation = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+    let rows = faithfulness.modes.iter().map(|mode| {
+        vec![
+            mode.mode.clone(),
+            mode.prediction.to_owned(),
+            correlation(mode.pearson),
+            correlation(mode.spearman),
+            format!("{:+.3}", mode.together.predicted),
+            format!("{:+.3}", mode.together.real),
+        ]
+    });
+    let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right, Align::Right];
+    write_table(text, &aligns, header, rows);
+}
+
+fn write_curve(text: &mut String, title: &str, points: &[CurvePoint]) {
+    let _ = writeln!(text, "\n{title}");
+    let header = ["share", "ablated", "KL", "KL of random features"].map(str::to_owned).to_vec();
+    let rows = points.iter().map(|point| {
+        vec![
+            format!("{:.0} %", point.share * 100.0),
+            point.n_ablated.to_string(),
+            format!("{:.4}", point.kl_divergence),
+            format!("{:.4}", point.kl_divergence_random),
+        ]
+    });
+    write_table(text, &[Align::Right, Align::Right, Align::Right, Align::Right], header, rows);
+}

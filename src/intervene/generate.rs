@@ -1,0 +1,110 @@
+//! Continuations under intervention, token by token with a cache of keys and values.
+
+use candle_core::{Device, Tensor};
+use candle_transformers::generation::LogitsProcessor;
+
+use super::change::{Intervention, Mode};
+use super::edit::{Constraint, InterventionEdit};
+use super::original::{Original, hold, last_logits};
+use crate::error::{Error, Result};
+use crate::model::KvCache;
+use crate::replacement::{ForwardOptions, Hold, Keep, Pass, Unedited};
+
+/// How a continuation is made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateOptions {
+    /// At most this many tokens; fewer where the model ends the text or its context is full.
+    pub n_tokens: usize,
+    /// Sample at this temperature; `None`: take the likeliest token.
+    pub temperature: Option<f64>,
+    /// With a temperature: sample among the likeliest tokens that add up to this probability.
+    pub top_p: Option<f64>,
+    pub seed: u64,
+    /// Hold generated tokens too: to a run of the unchanged model over the same tokens, the changed continuation so
+    /// far. Otherwise the mode's holds end with the prompt, and new tokens are computed freely.
+    pub keep_frozen: bool,
+}
+
+impl GenerateOptions {
+    /// # Errors
+    /// [`Error::Setting`] with the option's name.
+    pub fn check(&self) -> Result<()> {
+        let out_of_range = |name: &'static str, value: f64, range: &'static str| Error::Setting { name, value, range };
+        match (self.temperature, self.top_p) {
+            (Some(t), _) if !(t.is_finite() && t >= 0.0) => Err(out_of_range("temperature", t, "0.. and finite")),
+            (_, Some(p)) if !(p > 0.0 && p <= 1.0) => Err(out_of_range("top-p", p, "above 0, at most 1")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Original<'_> {
+    /// Continues the prompt while interventions act; open-ended ones act on every new token as well. Without
+    /// interventions, the original continuation.
+    ///
+    /// Keeps all layers in memory from the first call on, since every token needs all of them.
+    ///
+    /// # Shapes
+    /// Returns the new tokens alone, a final EOS included.
+    ///
+    /// # Errors
+    /// As [`Original::intervene`], and [`GenerateOptions::check`].
+    pub fn generate(&self, interventions: &[Intervention], mode: &Mode, options: &GenerateOptions) -> Result<Vec<u32>> {
+        options.check()?;
+        let config = &self.replacement.model.config;
+        mode.check(config.n_layers)?;
+        let resolved = self.resolve(&[interventions.to_vec()])?;
+        let mut processor = LogitsProcessor::new(options.seed, options.temperature, options.top_p);
+        let mut generated = Vec::new();
+        if options.n_tokens == 0 {
+            return Ok(generated);
+        }
+        self.replacement.model.keep_layers()?;
+
+        let mut cache = KvCache::new(config.n_layers);
+        let forward_options = ForwardOptions { hold: self.hold(mode), cache: Some(&mut cache), ..Default::default() };
+        let mut edit = self.edit(&resolved, mode);
+        let mut pass = self.replacement.forward(std::slice::from_ref(&self.tokens), forward_options, &mut edit)?;
+
+        let is_held = options.keep_frozen && *mode != Mode::Free;
+        let mut reference_cache = KvCache::new(config.n_layers);
+        if is_held {
+            let forward_options = ForwardOptions { cache: Some(&mut reference_cache), ..Default::default() };
+            self.replacement.forward(std::slice::from_ref(&self.tokens), forward_options, &mut Unedited)?;
+        }
+        loop {
+            let logits = last_logits(self.replacement, &pass)?.remove(0);
+            let n_logits = logits.len();
+            let next = processor.sample(&Tensor::from_vec(logits, n_logits, &Device::Cpu)?)?;
+            generated.push(next);
+            let n_past = cache.n_past();
+            let is_over = self.replacement.tokenizer.eos() == Some(next) || n_past == config.n_ctx;
+            if generated.len() == options.n_tokens || is_over {
+                return Ok(generated);
+            }
+
+            let reference = match is_held {
+                true => Some(self.reference_pass(next, &mut reference_cache)?),
+                false => None,
+            };
+            let (hold, constraint) = match &reference {
+                Some(pass) => {
+                    let layers = mode.constrained_layers(config.n_layers);
+                    let constraint = layers.map(|layers| Constraint { layers, original: pass });
+                    (hold(mode, pass, config.n_layers), constraint)
+                }
+                None => (Hold::Nothing, None),
+            };
+            let forward_options = ForwardOptions { hold, cache: Some(&mut cache), ..Default::default() };
+            let mut edit = InterventionEdit::new(self.replacement, &resolved, constraint, n_past..n_past + 1);
+            pass = self.replacement.forward(&[vec![next]], forward_options, &mut edit)?;
+        }
+    }
+
+    /// One new token in the unchanged model.
+    fn reference_pass(&self, token: u32, cache: &mut KvCache) -> Result<Pass> {
+        let keep = Keep { frozen: true, hooks: true, weights: false };
+        let options = ForwardOptions { keep, cache: Some(cache), ..Default::default() };
+        self.replacement.forward(&[vec![token]], options, &mut Unedited)
+    }
+}

@@ -1,0 +1,147 @@
+//! Many alternatives in one batch: a feature's value moved along a range, or named plans side by side.
+
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::change::{Change, FeatureSpec, Intervention, Mode};
+use super::compare::{CompareOptions, Distribution, largest, rank};
+use super::original::Original;
+use crate::error::{Error, Result};
+
+/// Alternatives that go through the model together, at most: more would cost memory and gain nothing.
+const BATCH: usize = 32;
+
+/// Points of one sweep, at most.
+const MAX_POINTS: usize = 10_000;
+
+/// A feature whose value is moved along a range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sweep {
+    pub feature: FeatureSpec,
+    pub values: Vec<f32>,
+}
+
+impl FromStr for Sweep {
+    type Err = Error;
+
+    /// `L_F_P=A..B/STEP`, where B is included if the steps meet it: `5_123_4=-10..10/2`.
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || Error::Spec { text: text.to_owned(), expected: "LAYER_FEATURE_POSITION=START..END/STEP" };
+        let (feature, range) = text.split_once('=').ok_or_else(bad)?;
+        let (range, step) = range.rsplit_once('/').ok_or_else(bad)?;
+        let (start, end) = range.split_once("..").ok_or_else(bad)?;
+        let number = |text: &str| text.parse::<f64>().ok().filter(|n| n.is_finite()).ok_or_else(bad);
+        let (start, end, step) = (number(start)?, number(end)?, number(step)?);
+        let n_steps = ((end - start) / step + 1e-9).floor();
+        if step <= 0.0 || n_steps < 0.0 || n_steps >= MAX_POINTS as f64 {
+            let expected = "a sweep of 1 to 10000 points: START..END/STEP with START at most END and STEP above 0";
+            return Err(Error::Spec { text: text.to_owned(), expected });
+        }
+        let values = (0..=n_steps as usize).map(|i| (start + i as f64 * step) as f32).collect();
+        Ok(Sweep { feature: feature.parse()?, values })
+    }
+}
+
+impl Sweep {
+    /// One alternative a value, each with the interventions of `base` as well.
+    pub fn alternatives(&self, base: &[Intervention]) -> Vec<Alternative> {
+        let alternative = |&value: &f32| Alternative {
+            name: format!("{}={value}", self.feature),
+            value: Some(value),
+            interventions: base.iter().copied().chain([self.feature.changed(Change::Set(value))]).collect(),
+        };
+        self.values.iter().map(alternative).collect()
+    }
+}
+
+/// One way to change the prompt's run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    pub name: String,
+    /// What a sweep sets its feature to.
+    pub value: Option<f32>,
+    pub interventions: Vec<Intervention>,
+}
+
+/// What one alternative leads to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SweepPoint {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<f32>,
+    pub target_probability: f64,
+    pub target_logit: f32,
+    pub target_rank: usize,
+    pub kl_divergence: f64,
+    pub top_token: String,
+    pub top_probability: f64,
+}
+
+/// A sweep's results.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SweepResult {
+    pub target_id: u32,
+    pub target: String,
+    /// Without any intervention.
+    pub original_probability: f64,
+    pub points: Vec<SweepPoint>,
+}
+
+impl Original<'_> {
+    /// Runs alternatives as one batch (in parts, where there are very many) and follows one token through them.
+    ///
+    /// # Errors
+    /// As [`Original::intervene`]; [`Error::TokenOutOfRange`] for a target that is no token.
+    pub fn sweep(&self, alternatives: &[Alternative], mode: &Mode, options: &CompareOptions) -> Result<SweepResult> {
+        let target = self.target(options)?;
+        let before = Distribution::new(&self.logits);
+        let mut points = Vec::with_capacity(alternatives.len());
+        for part in alternatives.chunks(BATCH) {
+            let interventions: Vec<Vec<Intervention>> = part.iter().map(|a| a.interventions.clone()).collect();
+            for (alternative, logits) in part.iter().zip(self.changed_logits(&interventions, mode)?) {
+                let after = Distribution::new(&logits);
+                let top = largest(&logits, 1).first().copied().unwrap_or(0);
+                points.push(SweepPoint {
+                    name: alternative.name.clone(),
+                    value: alternative.value,
+                    target_probability: after.probability(target),
+                    target_logit: logits[target as usize],
+                    target_rank: rank(&logits, target),
+                    kl_divergence: before.kl_divergence(&after),
+                    top_token: self.replacement.tokenizer.token(top),
+                    top_probability: after.probability(top),
+                });
+            }
+        }
+        Ok(SweepResult {
+            target_id: target,
+            target: self.replacement.tokenizer.token(target),
+            original_probability: before.probability(target),
+            points,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_includes_the_end_that_its_steps_meet() {
+        let sweep: Sweep = "5_123_4=-10..10/2".parse().unwrap();
+        assert_eq!(sweep.values.len(), 11);
+        assert_eq!((sweep.values[0], sweep.values[10]), (-10.0, 10.0));
+        assert_eq!("0_1_2..=0..1/0.1".parse::<Sweep>().unwrap().values.len(), 11);
+        assert_eq!("0_1_2=0..1/0.3".parse::<Sweep>().unwrap().values, [0.0, 0.3, 0.6, 0.9]);
+    }
+
+    #[test]
+    fn bad_sweeps_are_refused() {
+        for text in
+            ["5_1_2", "5_1_2=1", "5_1_2=1..2", "5_1_2=2..1/1", "5_1_2=0..1/0", "5_1_2=0..1/-1", "5_1_2=0..1e9/1"]
+        {
+            assert!(text.parse::<Sweep>().is_err(), "{text}");
+        }
+    }
+}

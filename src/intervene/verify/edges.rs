@@ -1,0 +1,116 @@
+//! Edges against measured direct effects.
+
+use serde::Serialize;
+
+use super::{TokenTarget, feature_at, feature_ids};
+use crate::error::Result;
+use crate::graph::{AttributionGraph, FeatureId, NodeId};
+use crate::intervene::effects::Readout;
+use crate::intervene::original::Original;
+use crate::replacement::LinearModel;
+
+/// An effect is the difference of two f32 values; this part of the larger one is lost to rounding over all layers.
+const ROUNDING: f64 = 2e-5;
+/// Absolute tolerance beyond rounding: that of the field's acceptance test.
+const ATOL: f64 = 5e-4;
+/// Relative tolerance: as above.
+const RTOL: f64 = 1e-3;
+/// Share of the edges that must be within tolerance. Of a million f32 differences a few fall outside of any tolerance
+/// that is still strict for the rest.
+const MIN_SHARE_WITHIN: f64 = 0.9999;
+
+/// How edges and measured effects agree.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EdgeCheck {
+    pub n_features: usize,
+    pub n_errors: usize,
+    pub n_tokens: usize,
+    pub n_edges: usize,
+    pub largest_error: f64,
+    /// Where the largest error is: source and target node.
+    pub largest_error_at: Option<(NodeId, NodeId)>,
+    /// The largest edge that was compared, for scale.
+    pub largest_edge: f64,
+    pub share_within: f64,
+    pub passed: bool,
+}
+
+/// Measures the columns of a sample of sources: half of the features by influence, the rest and the other kinds spread
+/// evenly.
+pub fn check(
+    original: &Original,
+    linear: &LinearModel,
+    graph: &AttributionGraph,
+    targets: &[TokenTarget],
+    n_samples: usize,
+    influence: &[f64],
+) -> Result<EdgeCheck> {
+    let layout = graph.layout();
+    // Where the graph's features are among those of this run; the few that are not active here are left out.
+    let here = feature_ids(original);
+    let index_here = |feature: FeatureId| here.binary_search(&feature).ok();
+    let mut by_influence = super::features_by_influence(graph, influence);
+    by_influence.retain(|&index| index_here(feature_at(graph, index)).is_some());
+    let rest = by_influence.split_off((n_samples / 2).min(by_influence.len()));
+    let mut features = by_influence;
+    features.extend(spread(&rest, n_samples - features.len().min(n_samples)));
+    let errors = spread(&layout.errors().collect::<Vec<_>>(), n_samples);
+    let tokens = spread(&layout.tokens().collect::<Vec<_>>(), n_samples);
+    let columns: Vec<usize> = features.iter().chain(&errors).chain(&tokens).copied().collect();
+    let sources: Vec<NodeId> = columns.iter().filter_map(|&column| layout.node(column)).collect();
+    let readouts: Vec<Readout> = targets.iter().map(|t| t.readout.clone()).collect();
+
+    let mut found = EdgeCheck {
+        n_features: features.len(),
+        n_errors: errors.len(),
+        n_tokens: tokens.len(),
+        ..EdgeCheck::default()
+    };
+    let mut n_within = 0;
+    let effects = original.direct_effects(linear, &sources, &readouts)?;
+    for ((&column, &source), effects) in columns.iter().zip(&sources).zip(&effects) {
+        let mut compare = |row: usize, effect: f32, target: NodeId| {
+            let (edge, value) = (f64::from(graph.row(row)[column]), f64::from(graph.row_values[row]));
+            let error = (f64::from(effect) - edge).abs();
+            found.n_edges += 1;
+            n_within += usize::from(error <= ATOL + RTOL * edge.abs() + ROUNDING * value.abs());
+            found.largest_edge = found.largest_edge.max(edge.abs());
+            if found.largest_error_at.is_none() || error > found.largest_error || error.is_nan() {
+                found.largest_error = error;
+                found.largest_error_at = Some((source, target));
+            }
+        };
+        for row in layout.features() {
+            let feature = feature_at(graph, row);
+            if let Some(active) = index_here(feature) {
+                compare(row, effects.features[active], feature.into());
+            }
+        }
+        for (target, &effect) in targets.iter().zip(&effects.readouts) {
+            let node = NodeId::Target { index: target.index as u32 };
+            compare(layout.n_features() + target.index, effect, node);
+        }
+    }
+    found.share_within = if found.n_edges == 0 { 1.0 } else { n_within as f64 / found.n_edges as f64 };
+    found.passed = found.share_within >= MIN_SHARE_WITHIN;
+    Ok(found)
+}
+
+/// At most `n` of `all`, evenly spread.
+fn spread(all: &[usize], n: usize) -> Vec<usize> {
+    let n = n.min(all.len());
+    (0..n).map(|i| all[i * all.len() / n]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn a_sample_is_spread_and_no_larger_than_asked() {
+        let all: Vec<usize> = (0..10).collect();
+        assert_eq!(spread(&all, 3), [0, 3, 6]);
+        assert_eq!(spread(&all, 20), all);
+        assert!(spread(&all, 0).is_empty() && spread(&[], 3).is_empty());
+    }
+}
