@@ -92,12 +92,9 @@ fn useful_flop(replacement: &Replacement, linear: &LinearModel) -> f64 {
     // Sources of layers below l at positions up to c.
     let mut below = vec![vec![0f64; n_pos]; config.n_layers + 1];
     for layer in 0..config.n_layers {
-        let mut sum = 0.0;
-        for pos in 0..n_pos {
-            let sources = &linear.mlp_sources[layer];
-            sum += (sources.starts[pos + 1] - sources.starts[pos]) as f64;
-            below[layer + 1][pos] = below[layer][pos] + sum;
-        }
+        // Sources are sorted by position, so those up to one are those before the next.
+        let up_to = &linear.mlp_sources[layer].starts[1..];
+        below[layer + 1] = below[layer].iter().zip(up_to).map(|(below, &here)| below + here as f64).collect();
     }
     let row = |own_layer: Option<usize>, pos: usize| -> f64 {
         let n = (pos + 1) as f64;

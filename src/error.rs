@@ -257,7 +257,7 @@ impl Error {
                 Some(format!("these are single tokens: {}; leading spaces count", quoted(near)))
             }
             Error::UnknownSource { spec } => {
-                Some(format!("check the path; `{spec}` does not exist here, and Hub ids have exactly one `/`"))
+                Some(format!("check the path; `{spec}` does not exist here, and Hub ids have exactly one `/` (or are hf://org/name/folder)"))
             }
             Error::NotCached { repo, revision, file, cache } => Some(format!(
                 "with network: `hf download {repo} --revision {revision}` or run again without HF_HUB_OFFLINE; \

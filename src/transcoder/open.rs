@@ -103,29 +103,12 @@ fn per_layer(folder: &Folder, expected: &Expected) -> Result<Vec<Transcoder>> {
         });
     }
     let open = |(layer, name): (usize, &String)| {
-        file(folder, name)
+        folder
+            .checkpoint(name)
             .and_then(|checkpoint| one_per_layer(&checkpoint, expected))
             .doing(|| format!("cannot load the transcoder of layer {layer}"))
     };
     names.iter().enumerate().map(open).collect()
-}
-
-/// A file of the folder, or of another Hub repository (`hf://org/name/path/in/repository[@revision]`).
-fn file(folder: &Folder, name: &str) -> Result<Checkpoint> {
-    let Some(address) = name.strip_prefix("hf://") else { return folder.checkpoint(name) };
-    let (path, revision) = address.split_once('@').map_or((address, None), |(path, r)| (path, Some(r)));
-    let mut parts = path.splitn(3, '/');
-    let (Some(org), Some(repository), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
-        return Err(Error::Transcoders {
-            folder: folder.spec().to_owned(),
-            problem: format!("`{name}` in `config.yaml` is not of the form hf://org/name/file"),
-        });
-    };
-    let id = match revision {
-        Some(revision) => format!("{org}/{repository}@{revision}"),
-        None => format!("{org}/{repository}"),
-    };
-    Folder::open(&id)?.checkpoint(file.trim_start_matches('/'))
 }
 
 /// The tensor names of the three layouts, in the order encoder, decoder, threshold, skip.
@@ -164,7 +147,8 @@ fn one_per_layer(checkpoint: &Checkpoint, expected: &Expected) -> Result<Transco
 fn cross_layer(folder: &Folder, expected: &Expected) -> Result<Vec<Transcoder>> {
     let (n_layers, d_model) = (expected.n_layers, expected.d_model);
     let n_files = folder.list()?.iter().filter(|name| name.starts_with("W_enc_")).count();
-    if n_files != n_layers {
+    // Of a Hub repository only what is cached is listed; there a missing layer shows when it is asked for.
+    if n_files != n_layers && (folder.path().is_some() || n_files > n_layers) {
         return Err(Error::LayerCount { folder: folder.spec().to_owned(), transcoders: n_files, model: n_layers });
     }
     let open = |layer: usize| -> Result<Transcoder> {

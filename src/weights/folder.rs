@@ -22,7 +22,7 @@ enum Place {
 }
 
 impl Folder {
-    /// A folder, or a Hub id `org/name[@revision]`.
+    /// A folder, a Hub id `org/name[@revision]`, or a folder of a Hub repository, `hf://org/name/folder[@revision]`.
     ///
     /// # Errors
     /// [`Error::UnknownSource`]; [`Error::MissingFile`] is left to reading.
@@ -38,6 +38,8 @@ impl Folder {
         let path = Path::new(spec);
         let place = if path.is_dir() {
             Place::Disk(path.to_path_buf())
+        } else if let Some(repo) = Repo::parse_folder(spec, &hub) {
+            Place::Hub(repo)
         } else if let (false, Some(repo)) = (path.exists(), Repo::parse(spec, &hub)) {
             Place::Hub(repo)
         } else {
@@ -73,8 +75,8 @@ impl Folder {
         match &self.place {
             Place::Disk(path) => list_into(path, "", 0, &mut names)?,
             Place::Hub(repo) => {
-                if let Some(snapshot) = repo.snapshot() {
-                    list_into(&snapshot, "", 0, &mut names)?;
+                if let Some(folder) = repo.cached_folder() {
+                    list_into(&folder, "", 0, &mut names)?;
                 }
             }
             Place::Static(files) => names.extend(files.iter().map(|(name, _)| name.to_string())),

@@ -28,6 +28,8 @@ pub(super) struct Repo {
     owner: String,
     name: String,
     revision: String,
+    /// The part of the repository that is meant, empty or ending in `/`.
+    folder: String,
 }
 
 impl Repo {
@@ -41,15 +43,34 @@ impl Repo {
         };
         let is_repo = word(owner) && word(name) && revision.split('/').all(word);
         let [owner, name, revision] = [owner, name, revision].map(str::to_string);
-        is_repo.then(|| Self { hub: hub.clone(), owner, name, revision })
+        is_repo.then(|| Self { hub: hub.clone(), owner, name, revision, folder: String::new() })
     }
 
-    /// `hf://org/name/path[@revision]`, and the path.
+    /// `hf://org/name/path`, and the path; with a revision as `?revision=R` (as published lists of transcoders have
+    /// it) or `@R` at the end.
     pub fn parse_url(url: &str, hub: &Hub) -> Option<(Self, String)> {
-        let (rest, revision) = url.strip_prefix("hf://")?.split_once('@').unwrap_or((&url[5..], "main"));
+        let rest = url.strip_prefix("hf://")?;
+        let revised = rest.split_once("?revision=").or_else(|| rest.split_once('@'));
+        let (rest, revision) = revised.unwrap_or((rest, "main"));
         let mut words = rest.splitn(3, '/');
         let (owner, name, file) = (words.next()?, words.next()?, words.next()?);
-        Some((Self::parse(&format!("{owner}/{name}@{revision}"), hub)?, file.to_string()))
+        // Published lists hold paths with doubled slashes; none may lead out of the repository.
+        let file = file.trim_start_matches('/');
+        let leads_out = file.split('/').any(|word| word == "..");
+        let repo = Self::parse(&format!("{owner}/{name}@{revision}"), hub)?;
+        (!leads_out).then(|| (repo, file.to_string()))
+    }
+
+    /// A folder of a repository, `hf://org/name/folder`, revision as for [`Repo::parse_url`].
+    pub fn parse_folder(url: &str, hub: &Hub) -> Option<Self> {
+        let (repo, folder) = Self::parse_url(url, hub)?;
+        let folder = folder.trim_end_matches('/');
+        Some(Self { folder: if folder.is_empty() { String::new() } else { format!("{folder}/") }, ..repo })
+    }
+
+    /// The folder of this repository's part in the cache, when it is there.
+    pub fn cached_folder(&self) -> Option<PathBuf> {
+        self.snapshot().map(|snapshot| snapshot.join(&self.folder)).filter(|folder| folder.is_dir())
     }
 
     /// The folder of this revision's files, when there is one in the cache.
@@ -76,6 +97,7 @@ impl Repo {
     /// # Errors
     /// [`Error::NotCached`] offline, when nothing of this revision is cached; [`Error::Hub`].
     pub fn file(&self, file: &str) -> Result<Option<PathBuf>> {
+        let file = &format!("{}{file}", self.folder);
         let snapshot = self.snapshot();
         if let Some(path) = snapshot.as_deref().map(|s| s.join(file)).filter(|p| p.is_file()) {
             return Ok(Some(path));

@@ -8,6 +8,7 @@ mod graph;
 mod intervene;
 mod intervene_commands;
 mod ops;
+mod layouts;
 mod prune;
 mod reference;
 mod rooms;
