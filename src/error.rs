@@ -256,9 +256,9 @@ impl Error {
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 Some(format!("these are single tokens: {}; leading spaces count", quoted(near)))
             }
-            Error::UnknownSource { spec } => {
-                Some(format!("check the path; `{spec}` does not exist here, and Hub ids have exactly one `/` (or are hf://org/name/folder)"))
-            }
+            Error::UnknownSource { spec } => Some(format!(
+                "check the path; `{spec}` does not exist here, and Hub ids have exactly one `/` (or are hf://org/name/folder)"
+            )),
             Error::NotCached { repo, revision, file, cache } => Some(format!(
                 "with network: `hf download {repo} --revision {revision}` or run again without HF_HUB_OFFLINE; \
                  without: put `{file}` and the repository's other files into a folder and give its path, \

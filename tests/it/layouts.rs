@@ -128,7 +128,8 @@ fn a_skip_connection_is_read_from_either_layout() {
         Replacement::open(host, &transcoders, &Device::Cpu).unwrap()
     };
     let skips = |replacement: &Replacement| -> Vec<Vec<f32>> {
-        let of = |t: &circuitscope::transcoder::Transcoder| t.w_skip().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let of =
+            |t: &circuitscope::transcoder::Transcoder| t.w_skip().unwrap().flatten_all().unwrap().to_vec1().unwrap();
         replacement.transcoders.layers.iter().map(of).collect()
     };
     assert_eq!(skips(&open(temporary.path())), skips(&open(&folder.join("transcoders"))));
