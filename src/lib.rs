@@ -1,4 +1,27 @@
 //! circuitscope: attribution graphs of language models, on one machine, in one binary.
+//!
+//! `ARCHITECTURE.md` has the rooms and the way of the data. In code, with the model that is part of the program:
+//!
+//! ```
+//! use candle_core::Device;
+//! use circuitscope::attribution::{AttributionOptions, attribute};
+//! use circuitscope::graph::influence;
+//! use circuitscope::prune::{PruneSettings, prune};
+//! use circuitscope::replacement::Replacement;
+//! use circuitscope::weights::{atlas_model, atlas_transcoders};
+//!
+//! # fn main() -> circuitscope::Result<()> {
+//! let replacement = Replacement::open(atlas_model()?, &atlas_transcoders(), &Device::Cpu)?;
+//! let prompt = "The capital of the state containing Dallas is";
+//! let linear = replacement.linearize(&replacement.tokenizer.encode_prompt(prompt)?)?;
+//! let graph = attribute(&replacement, &linear, prompt, &AttributionOptions::default(), &|_, _| ())?.graph;
+//! assert!(graph.meta.row_identity_error < 1e-5);
+//! let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+//! let circuit = prune(&graph, &influence, &PruneSettings::default())?.circuit(&graph)?;
+//! assert_eq!(circuit.graph().node_count(), 24);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod attribution;
 pub mod cli;

@@ -1,5 +1,7 @@
 //! Targets: what the graph explains (definitions 4 and 5).
 
+use std::collections::HashSet;
+
 use candle_core::Tensor;
 
 use super::AttributionOptions;
@@ -114,6 +116,9 @@ pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: 
             }
         }
     }
+    // A token that was asked for twice, or is among the likeliest anyway, is one node.
+    let mut seen = HashSet::new();
+    targets.retain(|target| target.token_id.is_none_or(|token| seen.insert((token, target.pos))));
     Ok(Chosen { targets, logits })
 }
 

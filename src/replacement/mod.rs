@@ -65,11 +65,15 @@ impl Replacement {
         }
     }
 
-    /// How many positions at the start have no features and no errors: the BOS token, or the whole preamble of a
-    /// gemma-3-it chat.
+    /// How many positions at the start have no features and no errors: the BOS token, or of a gemma-3-it chat its
+    /// whole preamble, as far as the prompt has it.
     pub fn n_excluded(&self, tokens: &[u32]) -> usize {
-        let is_chat = self.transcoders.model_name.contains("gemma-3") && self.transcoders.model_name.ends_with("-it");
-        if is_chat && tokens.starts_with(&GEMMA3_IT_START) { GEMMA3_IT_START.len() } else { 1.min(tokens.len()) }
+        let is_chat_model = |name: &str| name.contains("gemma-3") && name.ends_with("-it");
+        let n_preamble = match is_chat_model(&self.transcoders.model_name) || is_chat_model(&self.source) {
+            true => tokens.iter().zip(GEMMA3_IT_START).take_while(|&(&token, start)| token == start).count(),
+            false => 0,
+        };
+        n_preamble.max(1).min(tokens.len())
     }
 
     fn layer_config(&self, layer: usize) -> LayerConfig {

@@ -136,6 +136,8 @@ fn every_kind_of_target_can_be_traced() {
         "g",
         "--target",
         " Austin",
+        "--target",
+        " Austin",
         "--target-id",
         "100",
         "--target-diff",
