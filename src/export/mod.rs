@@ -14,6 +14,6 @@ pub use raw::{read_raw, write_raw};
 pub use replace::check_writable;
 pub use summary::{
     Counts, Neighbors, NodeKind, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,
-    SummarySettings, summarize,
+    SummarySettings, find_node, summarize,
 };
 pub use wire::{WireGraph, node_id_text, read_wire, write_wire};
