@@ -79,6 +79,10 @@ pub enum Error {
     #[error("the supernode `{name}` {problem}")]
     Supernode { name: String, problem: String },
 
+    /// A JSON graph would be written over itself.
+    #[error("pruning the JSON graph `{graph}` further needs `--output`")]
+    NeedsOutput { graph: String },
+
     /// A picture that cannot be made.
     #[error("cannot draw the graph: {reason}")]
     Picture { reason: String },

@@ -9,6 +9,7 @@ mod replace;
 mod summary;
 pub mod wire;
 mod wire_read;
+mod wire_stream;
 
 pub use raw::{read_raw, write_raw};
 pub use replace::check_writable;
@@ -17,3 +18,4 @@ pub use summary::{
     SummarySettings, find_node, summarize,
 };
 pub use wire::{WireGraph, node_id_text, read_wire, write_wire};
+pub use wire_stream::{StreamedGraph, stream_wire};

@@ -6,19 +6,26 @@ use super::text;
 use crate::circuits::{View, ViewNode};
 use crate::graph::{Circuit, NodeId};
 
-const BOX_WIDTH: f64 = 112.0;
+const MAX_BOX_WIDTH: f64 = 116.0;
+/// Shorter texts get this much, so that there is something to point at.
+const MIN_BOX_WIDTH: f64 = 44.0;
 const LINE_HEIGHT: f64 = 13.0;
 const BOX_PADDING: f64 = 5.0;
 /// Between boxes of one layer and position.
 const GAP: f64 = 10.0;
-/// Between layers, where the edges run.
-const LAYER_GAP: f64 = 30.0;
+/// Between layers, where the edges run: the smallest and the largest; in between, wide pictures get more, so that edges
+/// over many positions do not lie flat.
+const LAYER_GAPS: [f64; 2] = [40.0, 96.0];
+/// Height of a picture as a part of its width that the gaps between layers try to reach.
+const ASPECT: f64 = 0.5;
 const COLUMN_GAP: f64 = 26.0;
 const MARGIN: f64 = 22.0;
 /// Room for the layers' names on the left.
 const LAYER_NAMES: f64 = 46.0;
 /// Room for the title above.
 pub(super) const TITLE: f64 = 34.0;
+/// The title needs some room in whatever picture.
+const MIN_WIDTH: f64 = 420.0;
 const MAX_LINES: usize = 2;
 /// Passes that put boxes of a cell into the order of what they are connected with.
 const ORDER_PASSES: usize = 6;
@@ -102,28 +109,32 @@ pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Ar
         .iter()
         .map(|&node| {
             let mut lines =
-                text::wrap(&text::label(circuit, &view.nodes[node]), BOX_WIDTH - 2.0 * BOX_PADDING, MAX_LINES);
+                text::wrap(&text::label(circuit, &view.nodes[node]), MAX_BOX_WIDTH - 2.0 * BOX_PADDING, MAX_LINES);
             if lines.is_empty() {
                 lines.push(String::new());
             }
             let height = lines.len() as f64 * LINE_HEIGHT + 2.0 * BOX_PADDING;
-            DrawnBox { node, x: 0.0, y: 0.0, width: BOX_WIDTH, height, lines }
+            let widest = lines.iter().map(|line| text::width(line)).fold(0.0, f64::max);
+            let width = (widest + 2.0 * BOX_PADDING).clamp(MIN_BOX_WIDTH, MAX_BOX_WIDTH);
+            DrawnBox { node, x: 0.0, y: 0.0, width, height, lines }
         })
         .collect();
-    // Positions have their columns, wide enough for their fullest cell.
-    let mut column_width: BTreeMap<u32, usize> = BTreeMap::new();
+    // Positions have their columns, wide enough for their widest cell in whatever order.
+    let mut column_width: BTreeMap<u32, f64> = BTreeMap::new();
     for ((_, pos), members) in &cells {
+        let mut widths: Vec<f64> = members.iter().map(|&at| boxes[at].width).collect();
+        widths.sort_by(|a, b| b.total_cmp(a));
+        let widest: f64 = widths.iter().take(per_line(members.len())).map(|width| width + GAP).sum::<f64>() - GAP;
         let width = column_width.entry(*pos).or_default();
-        *width = (*width).max(per_line(members.len()));
+        *width = width.max(widest);
     }
     let mut column_x: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
     let mut x = MARGIN + LAYER_NAMES;
-    for (&pos, &count) in &column_width {
-        let width = count as f64 * (BOX_WIDTH + GAP) - GAP;
+    for (&pos, &width) in &column_width {
         column_x.insert(pos, (x, width));
         x += width + COLUMN_GAP;
     }
-    let width = x - COLUMN_GAP + MARGIN;
+    let width = (x - COLUMN_GAP + MARGIN).max(MIN_WIDTH);
 
     for _ in 0..ORDER_PASSES {
         for ((_, pos), members) in &mut cells {
@@ -137,7 +148,8 @@ pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Ar
     // Rows from above.
     let used: BTreeSet<Row> = cells.keys().map(|(row, _)| *row).collect();
     let mut y = MARGIN + TITLE;
-    let mut rows = Vec::new();
+    let mut rows: Vec<(String, f64)> = Vec::new();
+    let mut row_members: Vec<Vec<usize>> = Vec::new();
     for &row in used.iter().rev() {
         let in_row: Vec<(u32, &Vec<usize>)> =
             cells.iter().filter(|((r, _), _)| *r == row).map(|((_, pos), members)| (*pos, members)).collect();
@@ -168,9 +180,17 @@ pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Ar
             Row::Targets => "logits".to_owned(),
         };
         rows.push((name, y + row_height / 2.0));
-        y += row_height + LAYER_GAP;
+        row_members.push(in_row.iter().flat_map(|(_, members)| members.iter().copied()).collect());
+        y += row_height;
     }
-    let height = (y - LAYER_GAP).max(MARGIN + TITLE) + MARGIN;
+    // What the rows leave of the wanted height goes between them.
+    let n_gaps = rows.len().saturating_sub(1) as f64;
+    let layer_gap = ((ASPECT * width - y) / n_gaps.max(1.0)).clamp(LAYER_GAPS[0], LAYER_GAPS[1]);
+    for (at, members) in row_members.iter().enumerate() {
+        rows[at].1 += at as f64 * layer_gap;
+        members.iter().for_each(|&member| boxes[member].y += at as f64 * layer_gap);
+    }
+    let height = (y + n_gaps * layer_gap).max(MARGIN + TITLE) + MARGIN;
     Arrangement { width, height, boxes, edges, rows, n_hidden }
 }
 
@@ -186,10 +206,11 @@ fn per_line(count: usize) -> usize {
 
 fn place_in_columns(boxes: &mut [DrawnBox], members: &[usize], (x, width): (f64, f64)) {
     for line in members.chunks(per_line(members.len())) {
-        let line_width = line.len() as f64 * (BOX_WIDTH + GAP) - GAP;
-        let start = x + (width - line_width) / 2.0;
-        for (at, &member) in line.iter().enumerate() {
-            boxes[member].x = start + at as f64 * (BOX_WIDTH + GAP);
+        let line_width = line.iter().map(|&member| boxes[member].width + GAP).sum::<f64>() - GAP;
+        let mut next = x + (width - line_width) / 2.0;
+        for &member in line {
+            boxes[member].x = next;
+            next += boxes[member].width + GAP;
         }
     }
 }
