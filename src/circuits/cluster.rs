@@ -30,7 +30,7 @@ impl Default for ClusterSettings {
 /// over the target's sum and then scaled to the same total, the part that every node at the other end has in it. Two
 /// features are as near as the mean of the cosines of the two halves; features further apart than
 /// `max_pos_distance` positions, and clusters with such a pair, are never merged. Clusters of one are no supernodes. The
-/// name is the label that most members share, else the common words of the labels, else that of the strongest member.
+/// name is the label that most members share, else the words that all labels begin with, else that of the strongest member.
 ///
 /// # Cost
 /// O(n² · degree + n³) for the n features that are considered, n <= `max_features`.
@@ -153,10 +153,14 @@ fn name_of(circuit: &Circuit, members: &[NodeIndex]) -> String {
         return (*label).to_owned();
     }
     if labels.len() == members.len() {
-        let is_common = |word: &&str| word.len() > 1 && labels.iter().all(|l| l.split_whitespace().any(|w| w == *word));
-        let words: Vec<&str> = labels[0].split_whitespace().filter(is_common).collect();
-        if !words.is_empty() {
-            return words.join(" ");
+        let first: Vec<&str> = labels[0].split_whitespace().collect();
+        let shared_with =
+            |label: &&str| first.iter().zip(label.split_whitespace()).take_while(|(a, b)| **a == *b).count();
+        let n_words = labels.iter().map(shared_with).min().unwrap_or(0);
+        let beginning = first[..n_words].join(" ");
+        let beginning = beginning.trim_end_matches([',', '/', '(', ' ']);
+        if !beginning.is_empty() {
+            return beginning.to_owned();
         }
     }
     match (labels.first(), circuit.node(members[0]).id) {

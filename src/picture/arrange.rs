@@ -257,7 +257,8 @@ fn shown_nodes(circuit: &Circuit, view: &View, max_nodes: usize) -> (Vec<usize>,
     (ranked, n_hidden)
 }
 
-/// For every shown node the strongest shown inputs that make up `edge_share` of the shown ones; weakest first.
+/// For every shown node the strongest shown inputs that make up `edge_share` of the shown ones, and its strongest shown
+/// output, so that nothing seems to lead nowhere; weakest first.
 fn shown_edges(view: &View, drawn: &[usize], edge_share: f64) -> Vec<DrawnEdge> {
     let mut by_target: BTreeMap<usize, Vec<DrawnEdge>> = BTreeMap::new();
     for edge in &view.edges {
@@ -267,17 +268,24 @@ fn shown_edges(view: &View, drawn: &[usize], edge_share: f64) -> Vec<DrawnEdge> 
             by_target.entry(target).or_default().push(edge);
         }
     }
+    let mut strongest_output: BTreeMap<usize, DrawnEdge> = BTreeMap::new();
+    for &edge in by_target.values().flatten() {
+        let strongest = strongest_output.entry(edge.source).or_insert(edge);
+        if edge.share > strongest.share {
+            *strongest = edge;
+        }
+    }
     let mut edges = Vec::new();
     for mut inputs in by_target.into_values() {
         inputs.sort_by(|a, b| b.share.total_cmp(&a.share).then(a.source.cmp(&b.source)));
         let wanted = edge_share * inputs.iter().map(|edge| edge.share).sum::<f64>();
         let mut sum = 0.0;
         for edge in inputs {
-            if sum >= wanted {
-                break;
+            let is_strongest = strongest_output[&edge.source].target == edge.target;
+            if sum < wanted || is_strongest {
+                edges.push(edge);
             }
             sum += edge.share;
-            edges.push(edge);
         }
     }
     edges.sort_by(|a, b| a.weight.abs().total_cmp(&b.weight.abs()));
