@@ -148,6 +148,10 @@ pub(super) fn resolve<'a>(
             missing: id.to_owned(),
         })
     };
+    // Almost every id is that of one node only.
+    if let ([source], [target]) = (find(&wire.source)?, find(&wire.target)?) {
+        return Ok(Link { source: *source, target: *target, weight: wire.weight });
+    }
     // Nothing leads to an error node.
     let targets = find(&wire.target)?;
     let target = *targets.iter().find(|&&t| !matches!(nodes[t].id, NodeId::Error { .. })).unwrap_or(&targets[0]);
