@@ -75,6 +75,18 @@ pub enum Error {
     #[error("{name} is {value}, must be in 0..=1")]
     Threshold { name: &'static str, value: f64 },
 
+    /// A supernode that cannot be.
+    #[error("the supernode `{name}` {problem}")]
+    Supernode { name: String, problem: String },
+
+    /// A JSON graph would be written over itself.
+    #[error("pruning the JSON graph `{graph}` further needs `--output`")]
+    NeedsOutput { graph: String },
+
+    /// A picture that cannot be made.
+    #[error("cannot draw the graph: {reason}")]
+    Picture { reason: String },
+
     /// A tensor operation failed: out of memory, a device error, or a bug of ours.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),

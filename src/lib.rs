@@ -24,6 +24,7 @@
 //! ```
 
 pub mod attribution;
+pub mod circuits;
 pub mod cli;
 pub mod error;
 pub mod export;
@@ -32,6 +33,7 @@ pub mod intervene;
 pub mod labels;
 pub mod model;
 pub mod ops;
+pub mod picture;
 pub mod prune;
 pub mod replacement;
 pub mod transcoder;

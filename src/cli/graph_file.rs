@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::error::Doing;
-use crate::export::{Summary, raw, read_raw, read_wire};
+use crate::export::{Summary, WireGraph, raw, read_raw, read_wire};
 use crate::graph::{AttributionGraph, Circuit, influence};
 use crate::labels::Labels;
 use crate::prune::{PruneSettings, prune};
@@ -46,14 +46,41 @@ pub(super) fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> R
     prune(graph, &influence, settings)?.circuit(graph)
 }
 
+/// A graph with what its file holds besides the circuit.
+pub(super) struct OpenedGraph {
+    pub(super) circuit: Circuit,
+    /// Where the file is a raw graph.
+    pub(super) raw: Option<AttributionGraph>,
+    /// Where the file is JSON. Node i is node i of the circuit.
+    pub(super) wire: Option<WireGraph>,
+}
+
+impl OpenedGraph {
+    /// The supernodes in the file: name and ids.
+    pub(super) fn stored_groups(&self) -> Vec<(String, Vec<String>)> {
+        let stored = self.wire.as_ref().and_then(|wire| wire.q_params.get("supernodes")).cloned();
+        let lists: Vec<Vec<String>> = stored.and_then(|lists| serde_json::from_value(lists).ok()).unwrap_or_default();
+        lists.into_iter().filter(|list| !list.is_empty()).map(|mut list| (list.remove(0), list)).collect()
+    }
+}
+
 /// The circuit in a raw graph, which is pruned, or in a JSON graph, which is taken as it is.
-pub(super) fn open_circuit(path: &Path, settings: &PruneSettings) -> Result<Circuit> {
+pub(super) fn open_graph(path: &Path, settings: &PruneSettings) -> Result<OpenedGraph> {
     // By content: names are free.
     if raw::looks_raw(path).unwrap_or(false) {
-        return prune_raw(&open_raw(path)?, settings);
+        let graph = open_raw(path)?;
+        let circuit = prune_raw(&graph, settings)?;
+        return Ok(OpenedGraph { circuit, raw: Some(graph), wire: None });
     }
-    let circuit = read_wire(path).and_then(|graph| graph.circuit());
-    circuit.doing(|| format!("cannot load the graph `{}`", path.display()))
+    let doing = || format!("cannot load the graph `{}`", path.display());
+    let wire = read_wire(path).doing(doing)?;
+    let circuit = wire.circuit().doing(doing)?;
+    Ok(OpenedGraph { circuit, raw: None, wire: Some(wire) })
+}
+
+/// As [`open_graph`], the circuit only.
+pub(super) fn open_circuit(path: &Path, settings: &PruneSettings) -> Result<Circuit> {
+    Ok(open_graph(path, settings)?.circuit)
 }
 
 /// Labels from a file, over those that the graph carries.

@@ -1,5 +1,6 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
+mod compare;
 mod graph_file;
 mod inspect;
 mod intervene;
@@ -19,6 +20,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{Error, Result};
 
+pub use compare::{CommonArgs, DiffArgs};
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use prune::PruneArgs;
@@ -46,8 +48,12 @@ enum Command {
     Trace(TraceArgs),
     /// Prune a raw graph to the nodes and edges that carry most of the influence
     Prune(PruneArgs),
-    /// Show what is in a graph: prediction, scores, strongest nodes and paths, one node's inputs and outputs
-    Inspect(InspectArgs),
+    /// Show what is in a graph: prediction, scores, strongest nodes and paths, one node's inputs and outputs; draw it
+    Inspect(Box<InspectArgs>),
+    /// Compare two graphs: features of both, of one only, and how their influence changed
+    Diff(DiffArgs),
+    /// Features and edges that several graphs have in common
+    Common(CommonArgs),
     /// Change features while the model runs, and compare what it predicts
     Intervene(InterveneArgs),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
@@ -68,6 +74,8 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Diff(args) => compare::run_diff(&args),
+        Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
@@ -108,8 +116,13 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 /// Prints data. A reader that has seen enough (`| head`) is no error.
 fn print_data(text: &str) -> Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// As [`print_data`], for what is no text.
+fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source })
         }

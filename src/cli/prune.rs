@@ -4,19 +4,22 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::Error;
 use crate::Result;
-use crate::export::{SummarySettings, WireGraph, summarize, write_wire};
+use crate::error::Doing;
+use crate::export::{SummarySettings, WireGraph, raw, stream_wire, summarize, write_wire};
+use crate::prune::{PruneSettings, prune_links};
 
 use super::graph_file::{Thresholds, open_raw, prune_raw, relabel, render};
 use super::{Format, print_data};
 
 #[derive(Debug, Args)]
 pub struct PruneArgs {
-    /// The raw graph, a .safetensors file that `trace` wrote
+    /// The raw graph, a .safetensors file that `trace` wrote; or a .json, of any size, to be pruned further
     graph: PathBuf,
     #[command(flatten)]
     thresholds: Thresholds,
-    /// Where to write the pruned graph [default: beside the raw graph, as .json]
+    /// Where to write the pruned graph [default: beside a raw graph, as .json; needed for a .json]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Name of the graph in the JSON [default: the file's name]
@@ -36,6 +39,9 @@ pub struct PruneArgs {
 /// Bad thresholds, a graph that cannot be read, an output that cannot be written.
 pub(super) fn run(args: &PruneArgs) -> Result<()> {
     let settings = args.thresholds.settings()?;
+    if !raw::looks_raw(&args.graph).unwrap_or(false) && args.graph.extension().is_some_and(|e| e == "json") {
+        return prune_json(args, &settings);
+    }
     let graph = open_raw(&args.graph)?;
     let mut circuit = prune_raw(&graph, &settings)?;
     relabel(&mut circuit, args.labels.as_ref())?;
@@ -46,5 +52,29 @@ pub(super) fn run(args: &PruneArgs) -> Result<()> {
     let summary = summarize(&circuit, &SummarySettings::default())?;
     print_data(&render(&summary, args.format)?)?;
     eprintln!("wrote {}", output.display());
+    Ok(())
+}
+
+/// A JSON graph, pruned further without ever being held whole.
+fn prune_json(args: &PruneArgs, settings: &PruneSettings) -> Result<()> {
+    let Some(output) = &args.output else {
+        return Err(Error::NeedsOutput { graph: args.graph.display().to_string() });
+    };
+    let streamed = stream_wire(&args.graph, settings.node_threshold);
+    let mut streamed = streamed.doing(|| format!("cannot load the graph `{}`", args.graph.display()))?;
+    let mut links = std::mem::take(&mut streamed.links);
+    let keep_node = prune_links(&streamed.nodes, &mut links, settings.edge_threshold)?;
+    let n_links_read = streamed.n_links_read;
+    let mut wire = streamed.wire(&keep_node, &links);
+    drop(links);
+    if let Some(slug) = &args.slug {
+        wire.metadata.slug.clone_from(slug);
+    }
+    wire.set_thresholds(settings.node_threshold, settings.edge_threshold);
+    write_wire(&wire, output)?;
+    let mut circuit = wire.circuit()?;
+    relabel(&mut circuit, args.labels.as_ref())?;
+    print_data(&render(&summarize(&circuit, &SummarySettings::default())?, args.format)?)?;
+    eprintln!("kept {} of {n_links_read} links; wrote {}", wire.links.len(), output.display());
     Ok(())
 }

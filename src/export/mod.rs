@@ -9,11 +9,13 @@ mod replace;
 mod summary;
 pub mod wire;
 mod wire_read;
+mod wire_stream;
 
 pub use raw::{read_raw, write_raw};
 pub use replace::{check_writable, replace_file};
 pub use summary::{
     Counts, Neighbors, NodeKind, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,
-    SummarySettings, summarize,
+    SummarySettings, find_node, summarize,
 };
 pub use wire::{WireGraph, node_id_text, read_wire, write_wire};
+pub use wire_stream::{StreamedGraph, stream_wire};

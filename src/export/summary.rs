@@ -4,7 +4,7 @@ use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
 use super::wire::node_id_text;
-use crate::graph::{Circuit, Neighbor, NodeId, strongest_paths};
+use crate::graph::{Circuit, Neighbor, NodeId, StrongestPaths, strongest_paths};
 use crate::{Error, Result};
 
 /// How much a summary shows.
@@ -181,17 +181,29 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
         counts,
         strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| teller.node(index)).collect(),
         node,
-        paths: paths
-            .paths
-            .iter()
-            .map(|path| SummaryPath {
-                strength: path.strength,
-                is_negative: path.is_negative,
-                nodes: path.nodes.iter().map(|&index| teller.node(index)).collect(),
-            })
-            .collect(),
         paths_total: paths.total,
+        paths: teller.paths(&paths),
     })
+}
+
+impl Summary {
+    /// Puts other paths into the summary: the `count` strongest from any of `sources` to any of `targets`.
+    ///
+    /// # Cost
+    /// As [`strongest_paths`].
+    pub fn set_paths(&mut self, circuit: &Circuit, sources: &[NodeIndex], targets: &[NodeIndex], count: usize) {
+        let paths = strongest_paths(circuit, sources, targets, count);
+        self.paths_total = paths.total;
+        self.paths = Teller::new(circuit).paths(&paths);
+    }
+}
+
+/// The node with this id.
+///
+/// # Errors
+/// There is none; names the same feature elsewhere.
+pub fn find_node(circuit: &Circuit, id: &str) -> Result<NodeIndex> {
+    Teller::new(circuit).find(id)
 }
 
 /// Puts the nodes of one circuit into words.
@@ -223,6 +235,15 @@ impl Teller<'_> {
         let near = indices().map(|index| self.id(index));
         let near = near.filter(|other| other.rsplit_once('_').is_some_and(|(other, _)| other == stem));
         Err(Error::UnknownNode { id: id.to_owned(), near: near.take(5).map(|id| format!("`{id}`")).collect() })
+    }
+
+    fn paths(&self, paths: &StrongestPaths) -> Vec<SummaryPath> {
+        let told = paths.paths.iter().map(|path| SummaryPath {
+            strength: path.strength,
+            is_negative: path.is_negative,
+            nodes: path.nodes.iter().map(|&index| self.node(index)).collect(),
+        });
+        told.collect()
     }
 
     fn prediction(&self, index: NodeIndex) -> Prediction {

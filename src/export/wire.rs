@@ -187,6 +187,18 @@ impl WireGraph {
     }
 }
 
+impl WireGraph {
+    /// Notes what the file was pruned with.
+    pub fn set_thresholds(&mut self, node_threshold: f64, edge_threshold: f64) {
+        self.metadata.node_threshold = Some(node_threshold);
+        let pruning = self.metadata.extra.entry("pruning_settings".to_owned()).or_insert_with(|| json!({}));
+        if let Value::Object(pruning) = pruning {
+            pruning.insert("node_threshold".to_owned(), json!(node_threshold));
+            pruning.insert("edge_threshold".to_owned(), json!(edge_threshold));
+        }
+    }
+}
+
 fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
     let meta = &circuit.meta;
     let mut extra = BTreeMap::new();

@@ -20,64 +20,17 @@ impl WireGraph {
     pub fn circuit(&self) -> Result<Circuit> {
         let mut nodes: Vec<Node> = Vec::with_capacity(self.nodes.len());
         let mut by_id: HashMap<&str, Vec<usize>> = HashMap::with_capacity(self.nodes.len());
-        let mut n_targets = 0;
+        let mut reader = NodeReader::new(&self.metadata.prompt_tokens);
         for wire in &self.nodes {
             by_id.entry(&wire.node_id).or_default().push(nodes.len());
-            nodes.push(self.node(wire, &mut n_targets)?);
+            nodes.push(reader.node(wire)?);
         }
         let mut links: Vec<Link> = Vec::with_capacity(self.links.len());
         for wire in &self.links {
-            let link = resolve(&nodes, &by_id, wire, links.last())?;
+            let link = resolve(&nodes, |id| by_id.get(id).map(Vec::as_slice), wire, links.last())?;
             links.push(link);
         }
         Circuit::new(self.circuit_meta(&nodes), nodes, links)
-    }
-
-    fn node(&self, wire: &WireNode, n_targets: &mut u32) -> Result<Node> {
-        let unknown = |reason: &str| Error::WireNode { id: wire.node_id.clone(), reason: reason.to_owned() };
-        let pos = wire.ctx_idx;
-        let layer = || match &wire.layer {
-            Value::String(text) => text.parse::<u32>().map_err(|_| unknown("its `layer` is no number")),
-            Value::Number(number) => number
-                .as_u64()
-                .and_then(|n| u32::try_from(n).ok())
-                .ok_or_else(|| unknown("its `layer` is out of range")),
-            _ => Err(unknown("its `layer` is no number")),
-        };
-        let mut parts = wire.node_id.split('_').skip(1);
-        let mut number = || parts.next().and_then(|part| part.parse::<i64>().ok());
-        let mut token_id = None;
-        let mut text = String::new();
-        let id = match wire.feature_type.as_str() {
-            ERROR_TYPE => NodeId::Error { layer: layer()?, pos },
-            TOKEN_TYPE => {
-                token_id = number();
-                text = self.metadata.prompt_tokens.get(pos as usize).cloned().unwrap_or_default();
-                NodeId::Token { pos }
-            }
-            LOGIT_TYPE => {
-                token_id = number().or(wire.feature).map(|id| id.max(-1));
-                text = logit_text(&wire.clerp).to_owned();
-                *n_targets += 1;
-                NodeId::Target { index: *n_targets - 1 }
-            }
-            _ => {
-                let feature = number().and_then(|n| u32::try_from(n).ok());
-                let feature = feature.ok_or_else(|| unknown("it is not {layer}_{feature}_{position}"))?;
-                NodeId::Feature { layer: layer()?, pos, feature }
-            }
-        };
-        let is_logit = matches!(id, NodeId::Target { .. });
-        Ok(Node {
-            id,
-            pos,
-            token_id,
-            text,
-            label: (!is_logit && !wire.clerp.is_empty()).then(|| wire.clerp.clone()),
-            activation: wire.activation,
-            influence: wire.influence.filter(|_| !is_logit),
-            probability: wire.token_prob.filter(|_| is_logit),
-        })
     }
 
     fn circuit_meta(&self, nodes: &[Node]) -> CircuitMeta {
@@ -116,6 +69,65 @@ impl WireGraph {
     }
 }
 
+/// Reads nodes one after the other; targets are numbered as they come.
+pub(super) struct NodeReader<'a> {
+    prompt_tokens: &'a [String],
+    n_targets: u32,
+}
+
+impl<'a> NodeReader<'a> {
+    pub(super) fn new(prompt_tokens: &'a [String]) -> NodeReader<'a> {
+        NodeReader { prompt_tokens, n_targets: 0 }
+    }
+
+    pub(super) fn node(&mut self, wire: &WireNode) -> Result<Node> {
+        let unknown = |reason: &str| Error::WireNode { id: wire.node_id.clone(), reason: reason.to_owned() };
+        let pos = wire.ctx_idx;
+        let layer = || match &wire.layer {
+            Value::String(text) => text.parse::<u32>().map_err(|_| unknown("its `layer` is no number")),
+            Value::Number(number) => number
+                .as_u64()
+                .and_then(|n| u32::try_from(n).ok())
+                .ok_or_else(|| unknown("its `layer` is out of range")),
+            _ => Err(unknown("its `layer` is no number")),
+        };
+        let mut parts = wire.node_id.split('_').skip(1);
+        let mut number = || parts.next().and_then(|part| part.parse::<i64>().ok());
+        let mut token_id = None;
+        let mut text = String::new();
+        let id = match wire.feature_type.as_str() {
+            ERROR_TYPE => NodeId::Error { layer: layer()?, pos },
+            TOKEN_TYPE => {
+                token_id = number();
+                text = self.prompt_tokens.get(pos as usize).cloned().unwrap_or_default();
+                NodeId::Token { pos }
+            }
+            LOGIT_TYPE => {
+                token_id = number().or(wire.feature).map(|id| id.max(-1));
+                text = logit_text(&wire.clerp).to_owned();
+                self.n_targets += 1;
+                NodeId::Target { index: self.n_targets - 1 }
+            }
+            _ => {
+                let feature = number().and_then(|n| u32::try_from(n).ok());
+                let feature = feature.ok_or_else(|| unknown("it is not {layer}_{feature}_{position}"))?;
+                NodeId::Feature { layer: layer()?, pos, feature }
+            }
+        };
+        let is_logit = matches!(id, NodeId::Target { .. });
+        Ok(Node {
+            id,
+            pos,
+            token_id,
+            text,
+            label: (!is_logit && !wire.clerp.is_empty()).then(|| wire.clerp.clone()),
+            activation: wire.activation,
+            influence: wire.influence.filter(|_| !is_logit),
+            probability: wire.token_prob.filter(|_| is_logit),
+        })
+    }
+}
+
 /// The token in `Output "tok" (p=0.123)`; the whole text where it is anything else.
 fn logit_text(clerp: &str) -> &str {
     let inner = clerp.strip_prefix("Output \"").and_then(|rest| rest.rsplit_once("\" (p=")).map(|(text, _)| text);
@@ -123,14 +135,23 @@ fn logit_text(clerp: &str) -> &str {
 }
 
 /// Finds the ends of a link, `before` being the link before it.
-fn resolve(nodes: &[Node], by_id: &HashMap<&str, Vec<usize>>, wire: &WireLink, before: Option<&Link>) -> Result<Link> {
+pub(super) fn resolve<'a>(
+    nodes: &[Node],
+    nodes_of_id: impl Fn(&str) -> Option<&'a [usize]>,
+    wire: &WireLink,
+    before: Option<&Link>,
+) -> Result<Link> {
     let find = |id: &str| {
-        by_id.get(id).filter(|found| !found.is_empty()).ok_or_else(|| Error::LinkToNowhere {
+        nodes_of_id(id).filter(|found| !found.is_empty()).ok_or_else(|| Error::LinkToNowhere {
             source_id: wire.source.clone(),
             target_id: wire.target.clone(),
             missing: id.to_owned(),
         })
     };
+    // Almost every id is that of one node only.
+    if let ([source], [target]) = (find(&wire.source)?, find(&wire.target)?) {
+        return Ok(Link { source: *source, target: *target, weight: wire.weight });
+    }
     // Nothing leads to an error node.
     let targets = find(&wire.target)?;
     let target = *targets.iter().find(|&&t| !matches!(nodes[t].id, NodeId::Error { .. })).unwrap_or(&targets[0]);

@@ -47,6 +47,14 @@ pub struct Link {
     pub weight: f32,
 }
 
+/// A [`Link`] in 12 bytes, for the tens of millions that a large file holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CompactLink {
+    pub source: u32,
+    pub target: u32,
+    pub weight: f32,
+}
+
 /// Where a circuit comes from.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CircuitMeta {

@@ -46,6 +46,15 @@ impl NodeId {
         }
     }
 
+    /// How high a node is: edges lead from lower to higher ones. Tokens are below everything, targets above.
+    pub fn height(self) -> u32 {
+        match self {
+            NodeId::Token { .. } => 0,
+            NodeId::Feature { layer, .. } | NodeId::Error { layer, .. } => layer.saturating_add(1).min(u32::MAX - 1),
+            NodeId::Target { .. } => u32::MAX,
+        }
+    }
+
     /// The position of the node in the prompt; where a target sits is known to the graph, not to the id.
     pub fn pos(self) -> Option<u32> {
         match self {

@@ -15,7 +15,7 @@ mod scores;
 pub use attribution_graph::{
     AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION, ROW_IDENTITY_FLOOR,
 };
-pub use circuit::{Circuit, CircuitMeta, Edge, Link, Neighbor, Node};
+pub use circuit::{Circuit, CircuitMeta, CompactLink, Edge, Link, Neighbor, Node};
 pub use edge_rows::EdgeRows;
 pub use influence::{Influence, PartialRows, influence, next_features, partial_influence};
 pub use layout::{FeatureId, NodeId, NodeLayout};

@@ -3,6 +3,7 @@
 //! In go an [`AttributionGraph`] and its influence, out comes which nodes and edges stay ([`Pruned`]) and, from that, a
 //! [`Circuit`]. No pair of nodes is sorted and no copy of the edge rows is made.
 
+mod links;
 mod threshold;
 
 use rayon::prelude::*;
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 use crate::graph::influence::{ROW_SUM_CLAMP, sweep};
 use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeLayout};
 use crate::{Error, Result};
+pub use links::prune_links;
 use threshold::{ScoreHistogram, node_threshold};
 
 /// The share of influence that nodes and edges have to add up to.

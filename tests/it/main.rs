@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod attribution;
+mod circuits;
 mod command_line;
 mod export;
 mod graph;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A room and the rooms that it may import.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 17] = [
     ("error", &[]),
     ("ops", &["error"]),
     ("weights", &["error"]),
@@ -16,6 +16,8 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("attribution", &["error", "replacement", "graph"]),
     ("intervene", &["error", "replacement", "graph", "model", "transcoder", "weights"]),
     ("prune", &["error", "graph"]),
+    ("circuits", &["error", "graph"]),
+    ("picture", &["error", "graph", "circuits", "export"]),
     ("export", &["error", "graph"]),
     ("train", &["error", "ops", "weights", "model", "transcoder"]),
     ("features", &["error", "ops", "weights", "model", "transcoder"]),

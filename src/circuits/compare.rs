@@ -1,0 +1,191 @@
+//! Circuits of different prompts, compared by what they have in common.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use petgraph::visit::EdgeRef;
+use serde::{Deserialize, Serialize};
+
+use crate::graph::{Circuit, NodeId};
+
+/// What two circuits share, features matched by (layer, feature) and their positions by alignment of the prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Diff {
+    /// Positions of the two prompts that hold the same token, in order (longest common subsequence).
+    pub aligned: Vec<(u32, u32)>,
+    /// Features of both, by how much their influence changed.
+    pub shared: Vec<ChangedFeature>,
+    /// Features of the first only, strongest first.
+    pub only_left: Vec<ChangedFeature>,
+    /// Features of the second only, strongest first.
+    pub only_right: Vec<ChangedFeature>,
+    /// Features of both over features of either.
+    pub jaccard: f64,
+    /// Cosine of the features' shares of influence: 1 where the same features carry the same parts.
+    pub similarity: f64,
+}
+
+/// One (layer, feature), all its positions together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChangedFeature {
+    pub layer: u32,
+    pub feature: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    pub left_positions: Vec<u32>,
+    pub right_positions: Vec<u32>,
+    /// Whether some position of the one is aligned with some position of the other.
+    pub is_aligned: bool,
+    /// Shares of the targets' weight that pass through the feature.
+    pub left_share: f64,
+    pub right_share: f64,
+}
+
+/// A feature or an edge that several circuits have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Common {
+    /// One (layer, feature); two for an edge, source first.
+    pub features: Vec<(u32, u32)>,
+    /// [features].
+    pub labels: Vec<Option<String>>,
+    /// Indices of the circuits that have it.
+    pub graphs: Vec<usize>,
+    /// Mean share of influence over those circuits; for an edge, mean share of the target's input.
+    pub mean_share: f64,
+}
+
+#[derive(Default)]
+struct Features {
+    by_feature: BTreeMap<(u32, u32), (f64, Vec<u32>, Option<String>)>,
+}
+
+fn features(circuit: &Circuit) -> Features {
+    let influence = circuit.node_influence();
+    let total: f64 = circuit.targets().iter().map(|target| influence[target.index()]).sum();
+    let mut found = Features::default();
+    for index in circuit.graph().node_indices() {
+        let node = circuit.node(index);
+        if let NodeId::Feature { layer, feature, pos } = node.id {
+            let entry = found.by_feature.entry((layer, feature)).or_default();
+            entry.0 += if total > 0.0 { influence[index.index()] / total } else { 0.0 };
+            entry.1.push(pos);
+            entry.1.sort_unstable();
+            entry.2 = entry.2.take().or_else(|| node.label.clone());
+        }
+    }
+    found
+}
+
+/// Compares two circuits.
+///
+/// # Cost
+/// O(nodes + edges), and the product of the lengths of the prompts.
+pub fn diff(left: &Circuit, right: &Circuit) -> Diff {
+    let aligned = align(&left.meta.prompt_tokens, &right.meta.prompt_tokens);
+    let pairs: BTreeSet<(u32, u32)> = aligned.iter().copied().collect();
+    let (left, right) = (features(left).by_feature, features(right).by_feature);
+    let ids: BTreeSet<(u32, u32)> = left.keys().chain(right.keys()).copied().collect();
+    let none = (0.0, Vec::new(), None);
+    let (mut shared, mut only_left, mut only_right) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut product, mut left_square, mut right_square) = (0.0, 0.0, 0.0);
+    for id in &ids {
+        let (l, r) = (left.get(id).unwrap_or(&none), right.get(id).unwrap_or(&none));
+        product += l.0 * r.0;
+        left_square += l.0 * l.0;
+        right_square += r.0 * r.0;
+        let changed = ChangedFeature {
+            layer: id.0,
+            feature: id.1,
+            label: l.2.clone().or_else(|| r.2.clone()),
+            is_aligned: l.1.iter().any(|&a| r.1.iter().any(|&b| pairs.contains(&(a, b)))),
+            left_positions: l.1.clone(),
+            right_positions: r.1.clone(),
+            left_share: l.0,
+            right_share: r.0,
+        };
+        match (left.contains_key(id), right.contains_key(id)) {
+            (true, true) => shared.push(changed),
+            (true, false) => only_left.push(changed),
+            _ => only_right.push(changed),
+        }
+    }
+    let change = |feature: &ChangedFeature| (feature.right_share - feature.left_share).abs();
+    for list in [&mut shared, &mut only_left, &mut only_right] {
+        list.sort_by(|a, b| change(b).total_cmp(&change(a)));
+    }
+    let norm = (left_square * right_square).sqrt();
+    Diff {
+        jaccard: if ids.is_empty() { 1.0 } else { shared.len() as f64 / ids.len() as f64 },
+        similarity: if norm > 0.0 { product / norm } else { 0.0 },
+        aligned,
+        shared,
+        only_left,
+        only_right,
+    }
+}
+
+/// Longest common subsequence of two lists of tokens.
+fn align(left: &[String], right: &[String]) -> Vec<(u32, u32)> {
+    let mut longest = vec![vec![0u32; right.len() + 1]; left.len() + 1];
+    for i in (0..left.len()).rev() {
+        for j in (0..right.len()).rev() {
+            longest[i][j] =
+                if left[i] == right[j] { longest[i + 1][j + 1] + 1 } else { longest[i + 1][j].max(longest[i][j + 1]) };
+        }
+    }
+    let (mut i, mut j, mut pairs) = (0, 0, Vec::new());
+    while i < left.len() && j < right.len() {
+        if left[i] == right[j] {
+            pairs.push((i as u32, j as u32));
+            i += 1;
+            j += 1;
+        } else if longest[i + 1][j] >= longest[i][j + 1] {
+            i += 1;
+        } else {
+            j += 1;
+        }
+    }
+    pairs
+}
+
+/// Features, then edges between features, that at least `at_least` of `circuits` have; most common first, then by share.
+///
+/// # Cost
+/// O(nodes + edges) with a logarithm for the maps.
+pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common>) {
+    let mut nodes: BTreeMap<(u32, u32), Vec<(usize, f64)>> = BTreeMap::new();
+    let mut edges: BTreeMap<[(u32, u32); 2], BTreeMap<usize, f64>> = BTreeMap::new();
+    let mut labels: BTreeMap<(u32, u32), String> = BTreeMap::new();
+    for (at, circuit) in circuits.iter().enumerate() {
+        for (id, (share, _, label)) in features(circuit).by_feature {
+            nodes.entry(id).or_default().push((at, share));
+            if let Some(label) = label {
+                labels.entry(id).or_insert(label);
+            }
+        }
+        let graph = circuit.graph();
+        for edge in graph.edge_references() {
+            if let (NodeId::Feature { layer: a, feature: f, .. }, NodeId::Feature { layer: b, feature: g, .. }) =
+                (graph[edge.source()].id, graph[edge.target()].id)
+            {
+                let largest = edges.entry([(a, f), (b, g)]).or_default().entry(at).or_default();
+                *largest = largest.max(edge.weight().share);
+            }
+        }
+    }
+    let told = |features: Vec<(u32, u32)>, found: Vec<(usize, f64)>| Common {
+        labels: features.iter().map(|id| labels.get(id).cloned()).collect(),
+        features,
+        mean_share: found.iter().map(|(_, share)| share).sum::<f64>() / found.len() as f64,
+        graphs: found.into_iter().map(|(at, _)| at).collect(),
+    };
+    let sorted = |mut list: Vec<Common>| {
+        list.sort_by(|a, b| b.graphs.len().cmp(&a.graphs.len()).then(b.mean_share.total_cmp(&a.mean_share)));
+        list
+    };
+    let kept_nodes = nodes.into_iter().filter(|(_, found)| found.len() >= at_least);
+    let kept_edges = edges.into_iter().filter(|(_, found)| found.len() >= at_least);
+    (
+        sorted(kept_nodes.map(|(id, found)| told(vec![id], found)).collect()),
+        sorted(kept_edges.map(|(ends, found)| told(ends.to_vec(), found.into_iter().collect())).collect()),
+    )
+}

@@ -1,0 +1,107 @@
+//! A part of a circuit as a circuit of its own, and how much of the whole it explains (definitions 8).
+
+use std::collections::BTreeMap;
+
+use petgraph::Direction;
+use petgraph::graph::NodeIndex;
+use petgraph::visit::EdgeRef;
+
+use crate::Result;
+use crate::graph::influence::ROW_SUM_CLAMP;
+use crate::graph::{Circuit, Link, NodeId, Scores};
+
+/// The circuit of `nodes` (ascending, distinct) and the edges between them.
+///
+/// # Errors
+/// None for nodes of this circuit; building checks again.
+///
+/// # Cost
+/// Linear in nodes and edges.
+pub fn induced(circuit: &Circuit, nodes: &[NodeIndex]) -> Result<Circuit> {
+    let graph = circuit.graph();
+    let mut place = vec![usize::MAX; graph.node_count()];
+    nodes.iter().enumerate().for_each(|(at, node)| place[node.index()] = at);
+    let links = graph.edge_references().filter_map(|edge| {
+        let (source, target) = (place[edge.source().index()], place[edge.target().index()]);
+        let is_in = source != usize::MAX && target != usize::MAX;
+        is_in.then(|| Link { source, target, weight: edge.weight().weight })
+    });
+    let links = links.collect();
+    Circuit::new(circuit.meta.clone(), nodes.iter().map(|&node| circuit.node(node).clone()).collect(), links)
+}
+
+/// The scores of the circuit as it is: definitions 8 with the circuit's own edges.
+///
+/// # Cost
+/// Linear in nodes and edges.
+pub fn circuit_scores(circuit: &Circuit) -> Scores {
+    pinned_scores(circuit, |_| true)
+}
+
+/// The scores of the subgraph in which only the features that `pinned` names remain.
+///
+/// Every other feature's outgoing edges are added to the error node of its layer and position, its incoming ones dropped;
+/// tokens, errors and targets stay. (On a raw graph, [`crate::graph::subgraph_scores`] does the same with all edges.)
+///
+/// # Cost
+/// O(edges · log positions and layers) time, memory for the merged errors of one node.
+pub fn pinned_scores(circuit: &Circuit, pinned: impl Fn(NodeIndex) -> bool) -> Scores {
+    let graph = circuit.graph();
+    let mut influence = vec![0.0f64; graph.node_count()];
+    for target in circuit.targets() {
+        influence[target.index()] = circuit.node(target).probability.map_or(1.0, f64::from);
+    }
+    let (mut from_tokens, mut from_errors, mut explained, mut total) = (0.0, 0.0, 0.0, 0.0);
+    for &node in circuit.order().iter().rev() {
+        let passed = influence[node.index()];
+        let is_row = match circuit.node(node).id {
+            NodeId::Token { .. } => {
+                from_tokens += passed;
+                false
+            }
+            // Summed where they are met, merged with the features that are left out.
+            NodeId::Error { .. } => continue,
+            NodeId::Feature { .. } => pinned(node),
+            NodeId::Target { .. } => true,
+        };
+        total += passed;
+        if !is_row {
+            explained += passed;
+            continue;
+        }
+        let mut errors: BTreeMap<(u32, u32), f64> = BTreeMap::new();
+        let mut kept_sum = 0.0;
+        for edge in graph.edges_directed(node, Direction::Incoming) {
+            let (source, weight) = (circuit.node(edge.source()), f64::from(edge.weight().weight));
+            match source.id {
+                NodeId::Error { layer, pos } => *errors.entry((layer, pos)).or_default() += weight,
+                NodeId::Feature { layer, pos, .. } if !pinned(edge.source()) => {
+                    *errors.entry((layer, pos)).or_default() += weight;
+                }
+                _ => kept_sum += weight.abs(),
+            }
+        }
+        let error_sum: f64 = errors.values().map(|weight| weight.abs()).sum();
+        let sum = (kept_sum + error_sum).max(ROW_SUM_CLAMP);
+        for edge in graph.edges_directed(node, Direction::Incoming) {
+            let is_kept = match circuit.node(edge.source()).id {
+                NodeId::Error { .. } => false,
+                NodeId::Feature { .. } => pinned(edge.source()),
+                _ => true,
+            };
+            if is_kept {
+                influence[edge.source().index()] += passed * f64::from(edge.weight().weight).abs() / sum;
+            }
+        }
+        from_errors += passed * error_sum / sum;
+        explained += passed * (1.0 - error_sum / sum);
+    }
+    // Error nodes have empty rows, which count as explained.
+    explained += from_errors;
+    total += from_errors;
+    let ratio = |part: f64, whole: f64, otherwise: f64| if whole > 0.0 { part / whole } else { otherwise };
+    Scores {
+        replacement: ratio(from_tokens, from_tokens + from_errors, 0.0),
+        completeness: ratio(explained, total, 1.0),
+    }
+}

@@ -1,0 +1,142 @@
+//! `circuitscope diff` and `circuitscope common`: graphs compared.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::circuits::{ChangedFeature, Common, common, diff};
+use crate::{Error, Result};
+
+use super::graph_file::{Thresholds, open_circuit};
+use super::{Format, print_data, print_json};
+
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// A raw or a pruned graph
+    left: PathBuf,
+    /// Another one
+    right: PathBuf,
+    /// How many features every list shows
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    top: usize,
+    #[command(flatten)]
+    thresholds: Thresholds,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct CommonArgs {
+    /// Raw or pruned graphs
+    #[arg(required = true, num_args = 1..)]
+    graphs: Vec<PathBuf>,
+    /// How many of the graphs must have it [default: all]
+    #[arg(long, value_name = "M")]
+    at_least: Option<usize>,
+    /// How many entries every list shows
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    top: usize,
+    #[command(flatten)]
+    thresholds: Thresholds,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Compares two graphs.
+///
+/// # Errors
+/// A graph that cannot be read, bad thresholds.
+pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
+    let settings = args.thresholds.settings()?;
+    let (left, right) = (open_circuit(&args.left, &settings)?, open_circuit(&args.right, &settings)?);
+    let diff = diff(&left, &right);
+    if args.format == Format::Json {
+        return print_json(&diff);
+    }
+    let mut text = String::new();
+    let _ = writeln!(text, "left        {:?}", left.meta.prompt);
+    let _ = writeln!(text, "right       {:?}", right.meta.prompt);
+    let (n_left, n_right) = (left.meta.prompt_tokens.len(), right.meta.prompt_tokens.len());
+    let _ = writeln!(text, "tokens      {} of {n_left} and {n_right} aligned", diff.aligned.len());
+    let _ = writeln!(
+        text,
+        "features    {} shared, {} only left, {} only right; similarity {:.3}, overlap {:.3}",
+        diff.shared.len(),
+        diff.only_left.len(),
+        diff.only_right.len(),
+        diff.similarity,
+        diff.jaccard
+    );
+    let lists = [("shared", &diff.shared), ("only left", &diff.only_left), ("only right", &diff.only_right)];
+    for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+        let _ = writeln!(text, "\n{name} (left share, right share)");
+        list.iter().take(args.top).for_each(|feature| write_changed(&mut text, feature));
+    }
+    print_data(&text)
+}
+
+fn write_changed(text: &mut String, feature: &ChangedFeature) {
+    let id = format!("{}_{}", feature.layer, feature.feature);
+    let label = feature.label.as_deref().unwrap_or("");
+    let (left, right) = (feature.left_share * 100.0, feature.right_share * 100.0);
+    let positions = |positions: &[u32]| positions.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let at = format!("@{} / @{}", positions(&feature.left_positions), positions(&feature.right_positions));
+    let _ = writeln!(text, "{}", format!("  {left:5.1} %  {right:5.1} %  {id:<12} {at:<14} {label}").trim_end());
+}
+
+/// What several graphs have in common, as JSON.
+#[derive(Serialize)]
+struct CommonReport {
+    graphs: Vec<String>,
+    at_least: usize,
+    features: Vec<Common>,
+    edges: Vec<Common>,
+}
+
+/// Finds what at least `--at-least` of the graphs have.
+///
+/// # Errors
+/// A graph that cannot be read, bad thresholds, a count outside the number of graphs.
+pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
+    let settings = args.thresholds.settings()?;
+    let at_least = args.at_least.unwrap_or(args.graphs.len());
+    if !(1..=args.graphs.len()).contains(&at_least) {
+        return Err(Error::Setting { name: "at-least", value: at_least as f64, range: "1 to the number of graphs" });
+    }
+    let circuits = args.graphs.iter().map(|path| open_circuit(path, &settings)).collect::<Result<Vec<_>>>()?;
+    let (features, edges) = common(&circuits, at_least);
+    let graphs: Vec<String> = args.graphs.iter().map(|path| path.display().to_string()).collect();
+    if args.format == Format::Json {
+        return print_json(&CommonReport { graphs, at_least, features, edges });
+    }
+    let mut text = format!(
+        "{} features and {} edges in at least {at_least} of {} graphs\n",
+        features.len(),
+        edges.len(),
+        graphs.len()
+    );
+    for (name, list) in [("features", &features), ("edges", &edges)] {
+        if !list.is_empty() {
+            let _ = writeln!(text, "\n{name} (graphs, mean share)");
+        }
+        for found in list.iter().take(args.top) {
+            let told = |(id, label): (&(u32, u32), &Option<String>)| match label {
+                Some(label) => format!("{}_{} [{label}]", id.0, id.1),
+                None => format!("{}_{}", id.0, id.1),
+            };
+            let names: Vec<String> = found.features.iter().zip(&found.labels).map(told).collect();
+            let _ = writeln!(
+                text,
+                "  {:>3}  {:5.1} %  {}",
+                found.graphs.len(),
+                found.mean_share * 100.0,
+                names.join(" > ")
+            );
+        }
+    }
+    print_data(&text)
+}

@@ -1,0 +1,158 @@
+//! `circuitscope inspect`: what is in a graph, all of it or a part, as text, table or picture.
+
+mod choose;
+mod group;
+mod report;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::circuits::{induced, view};
+use crate::export::{SummarySettings, find_node, summarize};
+use crate::graph::Circuit;
+use crate::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
+use crate::{Error, Result};
+
+use super::graph_file::{Thresholds, open_graph, relabel};
+use super::{print_bytes, summary_text};
+use choose::ChooseArgs;
+use group::GroupArgs;
+use report::Report;
+
+/// What `inspect` prints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum InspectFormat {
+    #[default]
+    Text,
+    Json,
+    Svg,
+    Png,
+    Dot,
+    Graphml,
+    /// The edges as a table
+    Csv,
+    /// The nodes as a table
+    CsvNodes,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A raw graph (.safetensors, pruned on the way) or a pruned one (.json, also circuit-tracer's)
+    graph: PathBuf,
+    /// Show the inputs and outputs of this node, e.g. 3_41_7
+    #[arg(long, value_name = "ID")]
+    node: Option<String>,
+    /// How many of the strongest paths to show
+    #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths)]
+    paths: usize,
+    /// Where the paths begin [default: all tokens]
+    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    from: Vec<String>,
+    /// Where the paths end [default: the first target]
+    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    to: Vec<String>,
+    /// How many nodes every list shows
+    #[arg(long, value_name = "N", default_value_t = SummarySettings::default().top)]
+    top: usize,
+    #[command(flatten)]
+    choose: ChooseArgs,
+    #[command(flatten)]
+    group: GroupArgs,
+    #[command(flatten)]
+    thresholds: Thresholds,
+    /// A feature_labels.json to name features from
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: InspectFormat,
+    /// Features, errors and supernodes that a picture shows, the strongest
+    #[arg(long, value_name = "N", default_value_t = PictureSettings::default().max_nodes)]
+    max_nodes: usize,
+    /// Of every node's inputs, a picture shows the strongest that make up this share
+    #[arg(long, value_name = "SHARE", default_value_t = PictureSettings::default().edge_share)]
+    edge_share: f64,
+    /// Where to write what is printed otherwise
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Write the graph as JSON too, with the chosen nodes pinned and the supernodes stored
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+/// Prints what was asked for about a graph.
+///
+/// # Errors
+/// Bad thresholds, a graph that cannot be read, a node that is not in it, a supernode that cannot be, an output that
+/// cannot be written.
+pub(super) fn run(args: &InspectArgs) -> Result<()> {
+    check_share("edge-share", args.edge_share)?;
+    args.choose.check()?;
+    args.group.check()?;
+    let mut opened = open_graph(&args.graph, &args.thresholds.settings()?)?;
+    relabel(&mut opened.circuit, args.labels.as_ref())?;
+    let chosen = args.choose.nodes(&opened.circuit)?;
+    let groups = args.group.supernodes(&opened)?;
+    if let Some(path) = &args.save {
+        report::save(&opened, chosen.as_deref(), &groups, path)?;
+        eprintln!("wrote {}", path.display());
+    }
+
+    let shown: std::borrow::Cow<'_, Circuit> = match &chosen {
+        Some(nodes) => std::borrow::Cow::Owned(induced(&opened.circuit, nodes)?),
+        None => std::borrow::Cow::Borrowed(&opened.circuit),
+    };
+    // Supernodes keep those of their members that are shown.
+    let groups = group::within(&opened.circuit, &shown, groups);
+    let shown_view = || view(&shown, &groups);
+    let settings = PictureSettings { max_nodes: args.max_nodes, edge_share: args.edge_share, ..Default::default() };
+    let picture = || -> Result<String> {
+        let view = shown_view()?;
+        Ok(svg(&shown, &view, &arrange(&shown, &view, &settings)))
+    };
+    let bytes = match args.format {
+        InspectFormat::Svg => picture()?.into_bytes(),
+        InspectFormat::Png => png(&picture()?, settings.scale)?,
+        InspectFormat::Dot => dot(&shown, &shown_view()?).into_bytes(),
+        InspectFormat::Graphml => graphml(&shown, &shown_view()?).into_bytes(),
+        InspectFormat::Csv => csv_edges(&shown, &shown_view()?).into_bytes(),
+        InspectFormat::CsvNodes => csv_nodes(&shown, &shown_view()?).into_bytes(),
+        InspectFormat::Text | InspectFormat::Json => {
+            let summary_settings = SummarySettings { top: args.top, paths: args.paths, node: args.node.clone() };
+            let mut summary = summarize(&shown, &summary_settings)?;
+            if !args.from.is_empty() || !args.to.is_empty() {
+                let found = |ids: &[String]| ids.iter().map(|id| find_node(&shown, id)).collect::<Result<Vec<_>>>();
+                let from = if args.from.is_empty() { shown.tokens() } else { found(&args.from)? };
+                let mut to = found(&args.to)?;
+                if to.is_empty() {
+                    to.extend(shown.targets().first());
+                }
+                summary.set_paths(&shown, &from, &to, args.paths);
+            }
+            let report = Report::new(&opened, &shown, chosen.as_deref(), &groups, summary)?;
+            match args.format {
+                InspectFormat::Json => report.json()?.into_bytes(),
+                _ => (summary_text(&report.summary) + &report.text()).into_bytes(),
+            }
+        }
+    };
+    match &args.output {
+        Some(path) => {
+            std::fs::write(path, bytes).map_err(|source| Error::Io {
+                doing: "cannot write",
+                path: path.clone(),
+                source,
+            })?;
+            eprintln!("wrote {}", path.display());
+            Ok(())
+        }
+        None => print_bytes(&bytes),
+    }
+}
+
+/// # Errors
+/// A share outside 0..=1.
+fn check_share(name: &'static str, value: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Setting { name, value, range: "0..=1" }) }
+}

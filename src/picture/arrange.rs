@@ -1,0 +1,293 @@
+//! Where everything goes in a picture: positions are columns, layers are rows, and no two boxes meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::text;
+use crate::circuits::{View, ViewNode};
+use crate::graph::{Circuit, NodeId};
+
+const MAX_BOX_WIDTH: f64 = 116.0;
+/// Shorter texts get this much, so that there is something to point at.
+const MIN_BOX_WIDTH: f64 = 44.0;
+const LINE_HEIGHT: f64 = 13.0;
+const BOX_PADDING: f64 = 5.0;
+/// Between boxes of one layer and position.
+const GAP: f64 = 10.0;
+/// Between layers, where the edges run: the smallest and the largest; in between, wide pictures get more, so that edges
+/// over many positions do not lie flat.
+const LAYER_GAPS: [f64; 2] = [40.0, 96.0];
+/// Height of a picture as a part of its width that the gaps between layers try to reach.
+const ASPECT: f64 = 0.5;
+const COLUMN_GAP: f64 = 26.0;
+const MARGIN: f64 = 22.0;
+/// Room for the layers' names on the left.
+const LAYER_NAMES: f64 = 46.0;
+/// Room for the title above.
+pub(super) const TITLE: f64 = 34.0;
+/// The title needs some room in whatever picture.
+const MIN_WIDTH: f64 = 420.0;
+const MAX_LINES: usize = 2;
+/// Passes that put boxes of a cell into the order of what they are connected with.
+const ORDER_PASSES: usize = 6;
+
+/// How much a picture shows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PictureSettings {
+    /// Features, errors and supernodes: the strongest. Tokens and targets come on top.
+    pub max_nodes: usize,
+    /// Of every node's inputs, the strongest that make up this share.
+    pub edge_share: f64,
+    /// Pixels of a PNG for one of the SVG.
+    pub scale: f64,
+}
+
+impl Default for PictureSettings {
+    fn default() -> PictureSettings {
+        PictureSettings { max_nodes: 60, edge_share: 0.8, scale: 2.0 }
+    }
+}
+
+/// A node where it is drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DrawnBox {
+    /// Index in the view.
+    pub node: usize,
+    /// Left, upper edge.
+    pub x: f64,
+    pub y: f64,
+    pub width: f64,
+    pub height: f64,
+    pub lines: Vec<String>,
+}
+
+/// An edge where it is drawn, its ends as indices into the boxes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DrawnEdge {
+    pub source: usize,
+    pub target: usize,
+    pub weight: f64,
+    pub share: f64,
+}
+
+/// A picture without colours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrangement {
+    pub width: f64,
+    pub height: f64,
+    pub boxes: Vec<DrawnBox>,
+    /// Weakest first: the strong ones are drawn over them.
+    pub edges: Vec<DrawnEdge>,
+    /// Names of the rows and the middle of each.
+    pub rows: Vec<(String, f64)>,
+    /// Features, errors and supernodes that are not shown.
+    pub n_hidden: usize,
+}
+
+/// The row of a node, from below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Row {
+    Tokens,
+    Layer(u32),
+    Targets,
+}
+
+/// Places the nodes of `view`.
+///
+/// # Cost
+/// O(nodes · log nodes + edges · log edges).
+pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Arrangement {
+    let (shown, n_hidden) = shown_nodes(circuit, view, settings.max_nodes);
+    let mut drawn = vec![usize::MAX; view.nodes.len()];
+    shown.iter().enumerate().for_each(|(at, &node)| drawn[node] = at);
+    let edges = shown_edges(view, &drawn, settings.edge_share);
+
+    let mut cells: BTreeMap<(Row, u32), Vec<usize>> = BTreeMap::new();
+    for (at, &node) in shown.iter().enumerate() {
+        cells.entry(cell_of(circuit, &view.nodes[node])).or_default().push(at);
+    }
+    let mut boxes: Vec<DrawnBox> = shown
+        .iter()
+        .map(|&node| {
+            let mut lines =
+                text::wrap(&text::label(circuit, &view.nodes[node]), MAX_BOX_WIDTH - 2.0 * BOX_PADDING, MAX_LINES);
+            if lines.is_empty() {
+                lines.push(String::new());
+            }
+            let height = lines.len() as f64 * LINE_HEIGHT + 2.0 * BOX_PADDING;
+            let widest = lines.iter().map(|line| text::width(line)).fold(0.0, f64::max);
+            let width = (widest + 2.0 * BOX_PADDING).clamp(MIN_BOX_WIDTH, MAX_BOX_WIDTH);
+            DrawnBox { node, x: 0.0, y: 0.0, width, height, lines }
+        })
+        .collect();
+    // Positions have their columns, wide enough for their widest cell in whatever order.
+    let mut column_width: BTreeMap<u32, f64> = BTreeMap::new();
+    for ((_, pos), members) in &cells {
+        let mut widths: Vec<f64> = members.iter().map(|&at| boxes[at].width).collect();
+        widths.sort_by(|a, b| b.total_cmp(a));
+        let widest: f64 = widths.iter().take(per_line(members.len())).map(|width| width + GAP).sum::<f64>() - GAP;
+        let width = column_width.entry(*pos).or_default();
+        *width = width.max(widest);
+    }
+    let mut column_x: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+    let mut x = MARGIN + LAYER_NAMES;
+    for (&pos, &width) in &column_width {
+        column_x.insert(pos, (x, width));
+        x += width + COLUMN_GAP;
+    }
+    let width = (x - COLUMN_GAP + MARGIN).max(MIN_WIDTH);
+
+    for _ in 0..ORDER_PASSES {
+        for ((_, pos), members) in &mut cells {
+            place_in_columns(&mut boxes, members, column_x[pos]);
+        }
+        let mean = means_of_neighbors(&boxes, &edges);
+        for members in cells.values_mut() {
+            members.sort_by(|&a, &b| mean[a].total_cmp(&mean[b]).then(a.cmp(&b)));
+        }
+    }
+    // Rows from above.
+    let used: BTreeSet<Row> = cells.keys().map(|(row, _)| *row).collect();
+    let mut y = MARGIN + TITLE;
+    let mut rows: Vec<(String, f64)> = Vec::new();
+    let mut row_members: Vec<Vec<usize>> = Vec::new();
+    for &row in used.iter().rev() {
+        let in_row: Vec<(u32, &Vec<usize>)> =
+            cells.iter().filter(|((r, _), _)| *r == row).map(|((_, pos), members)| (*pos, members)).collect();
+        let mut row_height = 0.0f64;
+        let mut heights = Vec::new();
+        for (pos, members) in &in_row {
+            place_in_columns(&mut boxes, members, column_x[pos]);
+            let lines: Vec<f64> = members
+                .chunks(per_line(members.len()))
+                .map(|line| line.iter().map(|&at| boxes[at].height).fold(0.0, f64::max))
+                .collect();
+            let height = lines.iter().sum::<f64>() + GAP * (lines.len() - 1) as f64;
+            row_height = row_height.max(height);
+            heights.push((lines, height));
+        }
+        for ((_, members), (lines, height)) in in_row.iter().zip(heights) {
+            let mut top = y + (row_height - height) / 2.0;
+            for (line, line_height) in members.chunks(per_line(members.len())).zip(lines) {
+                for &at in line {
+                    boxes[at].y = top + (line_height - boxes[at].height) / 2.0;
+                }
+                top += line_height + GAP;
+            }
+        }
+        let name = match row {
+            Row::Tokens => "tokens".to_owned(),
+            Row::Layer(layer) => format!("L{layer}"),
+            Row::Targets => "logits".to_owned(),
+        };
+        rows.push((name, y + row_height / 2.0));
+        row_members.push(in_row.iter().flat_map(|(_, members)| members.iter().copied()).collect());
+        y += row_height;
+    }
+    // What the rows leave of the wanted height goes between them.
+    let n_gaps = rows.len().saturating_sub(1) as f64;
+    let layer_gap = ((ASPECT * width - y) / n_gaps.max(1.0)).clamp(LAYER_GAPS[0], LAYER_GAPS[1]);
+    for (at, members) in row_members.iter().enumerate() {
+        rows[at].1 += at as f64 * layer_gap;
+        members.iter().for_each(|&member| boxes[member].y += at as f64 * layer_gap);
+    }
+    let height = (y + n_gaps * layer_gap).max(MARGIN + TITLE) + MARGIN;
+    Arrangement { width, height, boxes, edges, rows, n_hidden }
+}
+
+/// Boxes side by side in one cell: as square as labels allow.
+fn per_line(count: usize) -> usize {
+    match count {
+        0..=1 => 1,
+        2..=6 => 2,
+        7..=15 => 3,
+        _ => 4,
+    }
+}
+
+fn place_in_columns(boxes: &mut [DrawnBox], members: &[usize], (x, width): (f64, f64)) {
+    for line in members.chunks(per_line(members.len())) {
+        let line_width = line.iter().map(|&member| boxes[member].width + GAP).sum::<f64>() - GAP;
+        let mut next = x + (width - line_width) / 2.0;
+        for &member in line {
+            boxes[member].x = next;
+            next += boxes[member].width + GAP;
+        }
+    }
+}
+
+/// Mean of the middles of everything that a box is connected with, weighted by share; its own where there is nothing.
+fn means_of_neighbors(boxes: &[DrawnBox], edges: &[DrawnEdge]) -> Vec<f64> {
+    let middle = |at: usize| boxes[at].x + boxes[at].width / 2.0;
+    let mut sums = vec![(0.0, 0.0); boxes.len()];
+    for edge in edges {
+        for (at, other) in [(edge.source, edge.target), (edge.target, edge.source)] {
+            sums[at].0 += edge.share * middle(other);
+            sums[at].1 += edge.share;
+        }
+    }
+    let mean = |(at, (sum, weight)): (usize, (f64, f64))| if weight > 0.0 { sum / weight } else { middle(at) };
+    sums.into_iter().enumerate().map(mean).collect()
+}
+
+/// Where a node belongs. A supernode goes to the median layer of its members and to their commonest position.
+fn cell_of(circuit: &Circuit, node: &ViewNode) -> (Row, u32) {
+    let row_of = |id: NodeId| match id {
+        NodeId::Token { .. } => Row::Tokens,
+        NodeId::Target { .. } => Row::Targets,
+        NodeId::Feature { layer, .. } | NodeId::Error { layer, .. } => Row::Layer(layer),
+    };
+    let mut rows: Vec<Row> = node.members.iter().map(|&member| row_of(circuit.node(member).id)).collect();
+    rows.sort_unstable();
+    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+    node.members.iter().for_each(|&member| *counts.entry(circuit.node(member).pos).or_default() += 1);
+    let pos = counts.iter().max_by_key(|(_, count)| **count).map_or(0, |(pos, _)| *pos);
+    (rows[rows.len() / 2], pos)
+}
+
+/// The nodes to show, in the view's order, and how many are not.
+fn shown_nodes(circuit: &Circuit, view: &View, max_nodes: usize) -> (Vec<usize>, usize) {
+    let is_fixed = |node: &ViewNode| matches!(cell_of(circuit, node).0, Row::Tokens | Row::Targets);
+    let (fixed, mut ranked): (Vec<usize>, Vec<usize>) =
+        (0..view.nodes.len()).partition(|&at| is_fixed(&view.nodes[at]));
+    ranked.sort_by(|&a, &b| view.nodes[b].influence.total_cmp(&view.nodes[a].influence).then(a.cmp(&b)));
+    let n_hidden = ranked.len().saturating_sub(max_nodes);
+    ranked.truncate(max_nodes);
+    ranked.extend(fixed);
+    ranked.sort_unstable();
+    (ranked, n_hidden)
+}
+
+/// For every shown node the strongest shown inputs that make up `edge_share` of the shown ones, and its strongest shown
+/// output, so that nothing seems to lead nowhere; weakest first.
+fn shown_edges(view: &View, drawn: &[usize], edge_share: f64) -> Vec<DrawnEdge> {
+    let mut by_target: BTreeMap<usize, Vec<DrawnEdge>> = BTreeMap::new();
+    for edge in &view.edges {
+        let (source, target) = (drawn[edge.source], drawn[edge.target]);
+        if source != usize::MAX && target != usize::MAX && edge.weight != 0.0 {
+            let edge = DrawnEdge { source, target, weight: edge.weight, share: edge.share };
+            by_target.entry(target).or_default().push(edge);
+        }
+    }
+    let mut strongest_output: BTreeMap<usize, DrawnEdge> = BTreeMap::new();
+    for &edge in by_target.values().flatten() {
+        let strongest = strongest_output.entry(edge.source).or_insert(edge);
+        if edge.share > strongest.share {
+            *strongest = edge;
+        }
+    }
+    let mut edges = Vec::new();
+    for mut inputs in by_target.into_values() {
+        inputs.sort_by(|a, b| b.share.total_cmp(&a.share).then(a.source.cmp(&b.source)));
+        let wanted = edge_share * inputs.iter().map(|edge| edge.share).sum::<f64>();
+        let mut sum = 0.0;
+        for edge in inputs {
+            let is_strongest = strongest_output[&edge.source].target == edge.target;
+            if sum < wanted || is_strongest {
+                edges.push(edge);
+            }
+            sum += edge.share;
+        }
+    }
+    edges.sort_by(|a, b| a.weight.abs().total_cmp(&b.weight.abs()));
+    edges
+}

@@ -1,0 +1,41 @@
+//! SVG as PNG.
+
+use std::sync::Arc;
+
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::{self, Options, Tree};
+
+use crate::{Error, Result};
+
+/// Part of DejaVu Sans, so that pictures are the same everywhere: Latin, Greek, Cyrillic, some signs (`sans.LICENSE`).
+const FONT: &[u8] = include_bytes!("sans.ttf");
+
+/// Largest picture in pixels; a larger one is drawn smaller.
+const MAX_PIXELS: f64 = 1e8;
+
+/// Draws an SVG picture, `scale` pixels for one of its own. Scripts that the built-in font lacks come from the system.
+///
+/// # Errors
+/// An SVG that is none, or no memory for the picture.
+pub fn png(svg: &str, scale: f64) -> Result<Vec<u8>> {
+    let failed = |e: &dyn std::fmt::Display| Error::Picture { reason: e.to_string() };
+    let mut fonts = usvg::fontdb::Database::new();
+    fonts.load_font_data(FONT.to_vec());
+    if svg.chars().any(is_foreign) {
+        fonts.load_system_fonts();
+    }
+    fonts.set_sans_serif_family("DejaVu Sans");
+    let options = Options { fontdb: Arc::new(fonts), font_family: "DejaVu Sans".to_owned(), ..Options::default() };
+    let tree = Tree::from_str(svg, &options).map_err(|e| failed(&e))?;
+    let (width, height) = (f64::from(tree.size().width()), f64::from(tree.size().height()));
+    let scale = scale.min((MAX_PIXELS / (width * height)).sqrt());
+    let size = |side: f64| (side * scale).ceil().max(1.0) as u32;
+    let mut pixels =
+        Pixmap::new(size(width), size(height)).ok_or_else(|| failed(&"there is no memory for the picture"))?;
+    resvg::render(&tree, Transform::from_scale(scale as f32, scale as f32), &mut pixels.as_mut());
+    pixels.encode_png().map_err(|e| failed(&e))
+}
+
+fn is_foreign(c: char) -> bool {
+    !matches!(c, '\0'..='\u{17F}' | '\u{391}'..='\u{3C9}' | '\u{410}'..='\u{44F}' | '…' | '→' | '↵' | '−' | '␣' | '\u{FFFD}')
+}

@@ -1,0 +1,125 @@
+//! An arrangement as SVG.
+
+use std::fmt::Write;
+
+use super::arrange::{Arrangement, DrawnBox, DrawnEdge, TITLE};
+use super::text::{self, FONT_SIZE, xml};
+use crate::circuits::View;
+use crate::graph::Circuit;
+
+const POSITIVE: &str = "#2f6db3";
+const NEGATIVE: &str = "#c8452f";
+const MIN_EDGE_WIDTH: f64 = 0.5;
+const MAX_EDGE_WIDTH: f64 = 6.0;
+
+/// Fill and border of a kind of node.
+fn colors(kind: &str) -> (&'static str, &'static str, &'static str) {
+    match kind {
+        "token" => ("#f4f0e6", "#9a8f74", ""),
+        "target" => ("#fbe6d4", "#b8763f", ""),
+        "error" => ("#f2f2f2", "#999999", " stroke-dasharray=\"3 2\""),
+        "supernode" => ("#fff6cf", "#a98600", " stroke-width=\"2\""),
+        _ => ("#edf3fb", "#5b7fae", ""),
+    }
+}
+
+/// The picture of `view`, arranged as `arrangement`. Everything has its details as a tooltip.
+pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String {
+    let Arrangement { width, height, .. } = *arrangement;
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
+         viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"'DejaVu Sans', Verdana, sans-serif\" \
+         font-size=\"{FONT_SIZE}\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>"
+    );
+    let title = text::wrap(&text::token(&circuit.meta.prompt), (width - 40.0) / 1.3, 1).concat();
+    let _ = writeln!(out, "<text x=\"20\" y=\"24\" font-size=\"13\" fill=\"#222\">{}</text>", xml(&title));
+    let mut note = String::new();
+    if arrangement.n_hidden > 0 {
+        let _ = write!(note, "{} weaker nodes are not shown; ", arrangement.n_hidden);
+    }
+    note.push_str("edge width: |weight|");
+    let _ = writeln!(
+        out,
+        "<text x=\"20\" y=\"{:.0}\" font-size=\"9\" fill=\"#777\">{note}, <tspan fill=\"{POSITIVE}\">positive</tspan>, \
+         <tspan fill=\"{NEGATIVE}\">negative</tspan></text>",
+        TITLE + 6.0
+    );
+    for (name, middle) in &arrangement.rows {
+        let _ = writeln!(out, "<text x=\"16\" y=\"{:.1}\" fill=\"#888\">{name}</text>", middle + 3.5);
+    }
+    let largest = arrangement.edges.iter().map(|edge| edge.weight.abs()).fold(0.0, f64::max);
+    out.push_str("<g fill=\"none\" stroke-linecap=\"round\">\n");
+    for edge in &arrangement.edges {
+        write_edge(&mut out, circuit, view, arrangement, edge, largest);
+    }
+    out.push_str("</g>\n");
+    for drawn in &arrangement.boxes {
+        write_box(&mut out, circuit, view, drawn);
+    }
+    out.push_str("</svg>\n");
+    out
+}
+
+fn write_edge(
+    out: &mut String,
+    circuit: &Circuit,
+    view: &View,
+    arrangement: &Arrangement,
+    edge: &DrawnEdge,
+    largest: f64,
+) {
+    let (source, target) = (&arrangement.boxes[edge.source], &arrangement.boxes[edge.target]);
+    let (x1, y1) = (source.x + source.width / 2.0, source.y);
+    let (x2, y2) = (target.x + target.width / 2.0, target.y + target.height);
+    // Weights span decades: the width goes with the root, the strength of the colour too.
+    let part = if largest > 0.0 { (edge.weight.abs() / largest).sqrt() } else { 0.0 };
+    let width = MIN_EDGE_WIDTH + (MAX_EDGE_WIDTH - MIN_EDGE_WIDTH) * part;
+    let color = if edge.weight < 0.0 { NEGATIVE } else { POSITIVE };
+    let bend = ((y1 - y2).abs() * 0.45).max(16.0);
+    let name = |drawn: &DrawnBox| xml(&text::label(circuit, &view.nodes[drawn.node]));
+    let _ = writeln!(
+        out,
+        "<path d=\"M{x1:.1} {y1:.1}C{x1:.1} {:.1} {x2:.1} {:.1} {x2:.1} {y2:.1}\" stroke=\"{color}\" \
+         stroke-width=\"{width:.2}\" stroke-opacity=\"{:.2}\"><title>{} → {}: {:+.4} ({:.1} % of its input)</title></path>",
+        y1 - bend,
+        y2 + bend,
+        0.25 + 0.5 * part,
+        name(source),
+        name(target),
+        edge.weight,
+        edge.share * 100.0,
+    );
+}
+
+fn write_box(out: &mut String, circuit: &Circuit, view: &View, drawn: &DrawnBox) {
+    let node = &view.nodes[drawn.node];
+    let kind = text::kind(circuit, node);
+    let (fill, border, extra) = colors(kind);
+    let DrawnBox { x, y, width, height, .. } = *drawn;
+    let _ = writeln!(
+        out,
+        "<g><title>{}: {}, influence {:.4}</title>",
+        xml(&text::id(circuit, node)),
+        xml(&text::label(circuit, node)),
+        node.influence
+    );
+    let _ = writeln!(
+        out,
+        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"4\" fill=\"{fill}\" \
+         stroke=\"{border}\"{extra}/>"
+    );
+    let line_height = (height - 8.0) / drawn.lines.len() as f64;
+    let weight = "";
+    for (at, line) in drawn.lines.iter().enumerate() {
+        let _ = writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#1b1b1b\"{weight}>{}</text>",
+            x + width / 2.0,
+            y + 4.0 + line_height * (at as f64 + 0.5) + 3.6,
+            xml(line)
+        );
+    }
+    out.push_str("</g>\n");
+}

@@ -1,0 +1,140 @@
+//! Circuits for other programs: Graphviz, GraphML, tables.
+
+use std::fmt::Write;
+
+use super::text::{self, xml};
+use crate::circuits::{View, ViewNode};
+use crate::graph::Circuit;
+
+/// Layer of a node that is in one.
+fn layer(circuit: &Circuit, node: &ViewNode) -> String {
+    match (&node.name, circuit.node(node.members[0]).id.layer()) {
+        (None, Some(layer)) => layer.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// A text for Graphviz, quoted.
+fn dot_text(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}
+
+/// A cell of a table (RFC 4180).
+fn cell(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
+/// The view in Graphviz's language, bottom to top.
+pub fn dot(circuit: &Circuit, view: &View) -> String {
+    let mut out = String::from("digraph circuit {\n  rankdir=BT;\n  node [shape=box, style=rounded, fontsize=10];\n");
+    for node in &view.nodes {
+        let shape = match text::kind(circuit, node) {
+            "error" => ", style=\"rounded,dashed\"",
+            "supernode" => ", peripheries=2",
+            _ => "",
+        };
+        let (id, label) = (dot_text(&text::id(circuit, node)), dot_text(&text::label(circuit, node)));
+        let _ = writeln!(out, "  {id} [label={label}{shape}];");
+    }
+    let largest = view.edges.iter().map(|edge| edge.weight.abs()).fold(f64::MIN_POSITIVE, f64::max);
+    for edge in &view.edges {
+        let (source, target) = (&view.nodes[edge.source], &view.nodes[edge.target]);
+        let _ = writeln!(
+            out,
+            "  {} -> {} [weight={}, penwidth={:.2}, color=\"{}\", tooltip=\"{:+.4}\"];",
+            dot_text(&text::id(circuit, source)),
+            dot_text(&text::id(circuit, target)),
+            // Graphviz wants whole numbers here.
+            (edge.share * 100.0).round(),
+            0.3 + 4.0 * (edge.weight.abs() / largest).sqrt(),
+            if edge.weight < 0.0 { "#c8452f" } else { "#2f6db3" },
+            edge.weight,
+        );
+    }
+    out.push_str("}\n");
+    out
+}
+
+/// The view as GraphML.
+pub fn graphml(circuit: &Circuit, view: &View) -> String {
+    let mut out = String::from(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<graphml xmlns=\"http://graphml.graphdrawing.org/xmlns\">\n",
+    );
+    let keys = [
+        ("kind", "node", "string"),
+        ("label", "node", "string"),
+        ("layer", "node", "int"),
+        ("position", "node", "int"),
+        ("influence", "node", "double"),
+        ("members", "node", "int"),
+        ("weight", "edge", "double"),
+        ("share", "edge", "double"),
+    ];
+    for (name, on, kind) in keys {
+        let _ = writeln!(out, "<key id=\"{name}\" for=\"{on}\" attr.name=\"{name}\" attr.type=\"{kind}\"/>");
+    }
+    out.push_str("<graph edgedefault=\"directed\">\n");
+    for node in &view.nodes {
+        let _ = write!(out, "<node id=\"{}\">", xml(&text::id(circuit, node)));
+        let facts = [
+            ("kind", text::kind(circuit, node).to_owned()),
+            ("label", xml(&text::label(circuit, node))),
+            ("layer", layer(circuit, node)),
+            ("position", circuit.node(node.members[0]).pos.to_string()),
+            ("influence", node.influence.to_string()),
+            ("members", node.members.len().to_string()),
+        ];
+        for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
+            let _ = write!(out, "<data key=\"{name}\">{value}</data>");
+        }
+        out.push_str("</node>\n");
+    }
+    for edge in &view.edges {
+        let (source, target) = (&view.nodes[edge.source], &view.nodes[edge.target]);
+        let _ = writeln!(
+            out,
+            "<edge source=\"{}\" target=\"{}\"><data key=\"weight\">{}</data><data key=\"share\">{}</data></edge>",
+            xml(&text::id(circuit, source)),
+            xml(&text::id(circuit, target)),
+            edge.weight,
+            edge.share,
+        );
+    }
+    out.push_str("</graph>\n</graphml>\n");
+    out
+}
+
+/// The nodes of the view as a table, one a line.
+pub fn csv_nodes(circuit: &Circuit, view: &View) -> String {
+    let mut out = String::from("id,kind,layer,position,label,activation,influence,members\n");
+    for node in &view.nodes {
+        let first = circuit.node(node.members[0]);
+        let activation = match (&node.name, first.activation) {
+            (None, Some(activation)) => activation.to_string(),
+            _ => String::new(),
+        };
+        let _ = writeln!(
+            out,
+            "{},{},{},{},{},{activation},{},{}",
+            cell(&text::id(circuit, node)),
+            text::kind(circuit, node),
+            layer(circuit, node),
+            first.pos,
+            cell(&text::label(circuit, node)),
+            node.influence,
+            node.members.len(),
+        );
+    }
+    out
+}
+
+/// The edges of the view as a table, one a line.
+pub fn csv_edges(circuit: &Circuit, view: &View) -> String {
+    let mut out = String::from("source,target,weight,share\n");
+    for edge in &view.edges {
+        let (source, target) = (&view.nodes[edge.source], &view.nodes[edge.target]);
+        let (source, target) = (text::id(circuit, source), text::id(circuit, target));
+        let _ = writeln!(out, "{},{},{},{}", cell(&source), cell(&target), edge.weight, edge.share);
+    }
+    out
+}

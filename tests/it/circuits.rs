@@ -1,0 +1,373 @@
+//! What is done with circuits: parts, paths, supernodes, comparison, pictures, large files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use circuitscope::Error;
+use circuitscope::circuits::{
+    ClusterSettings, Selection, Supernode, carrying_paths, circuit_scores, common, diff, find_supernodes, induced,
+    neighborhood, pinned_scores, view,
+};
+use circuitscope::export::{WireGraph, stream_wire, wire};
+use circuitscope::graph::{
+    AttributionGraph, Circuit, CircuitMeta, Link, Node, NodeId, influence, scores, strongest_paths, subgraph_scores,
+};
+use circuitscope::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
+use circuitscope::prune::{PruneSettings, prune, prune_links};
+use petgraph::graph::NodeIndex;
+use petgraph::visit::EdgeRef;
+use proptest::prelude::*;
+
+use crate::graph::any_graph;
+use crate::reference::close;
+
+fn node(id: NodeId, pos: u32) -> Node {
+    Node {
+        id,
+        pos,
+        token_id: matches!(id, NodeId::Token { .. } | NodeId::Target { .. }).then_some(7),
+        text: " tok & <i>\"".to_owned(),
+        label: None,
+        activation: None,
+        influence: None,
+        probability: matches!(id, NodeId::Target { .. }).then_some(0.5),
+    }
+}
+
+const N_LAYERS: u32 = 6;
+const N_POS: u32 = 5;
+
+/// A circuit with features and errors anywhere and edges upwards between any of its nodes.
+fn any_circuit(n_features: std::ops::Range<usize>) -> impl Strategy<Value = Circuit> {
+    let cells = prop::collection::btree_set((0..N_LAYERS, 0..N_POS, 0..40u32, prop::bool::weighted(0.15)), n_features);
+    (cells, prop::collection::vec((any::<u32>(), any::<u32>(), -1.0f32..1.0), 0..120)).prop_map(|(cells, edges)| {
+        let mut ids: BTreeSet<NodeId> = BTreeSet::new();
+        for (layer, pos, feature, is_error) in cells {
+            let feature_id = NodeId::Feature { layer, pos, feature };
+            ids.insert(if is_error { NodeId::Error { layer, pos } } else { feature_id });
+        }
+        ids.extend((0..N_POS).map(|pos| NodeId::Token { pos }));
+        ids.insert(NodeId::Target { index: 0 });
+        let nodes: Vec<Node> = ids.into_iter().map(|id| node(id, id.pos().unwrap_or(N_POS - 1))).collect();
+        let mut links: BTreeMap<(usize, usize), f32> = BTreeMap::new();
+        for (a, b, weight) in edges {
+            let (a, b) = (a as usize % nodes.len(), b as usize % nodes.len());
+            let (low, high) = if nodes[a].id.height() <= nodes[b].id.height() { (a, b) } else { (b, a) };
+            let leads_up = nodes[low].id.height() < nodes[high].id.height();
+            if leads_up && !matches!(nodes[high].id, NodeId::Error { .. }) {
+                links.insert((high, low), weight);
+            }
+        }
+        let links = links.into_iter().map(|((target, source), weight)| Link { source, target, weight }).collect();
+        let meta = CircuitMeta {
+            prompt: "a & b <c>".to_owned(),
+            prompt_tokens: vec!["tok".to_owned(); N_POS as usize],
+            n_layers: N_LAYERS as usize,
+            ..CircuitMeta::default()
+        };
+        Circuit::new(meta, nodes, links).unwrap()
+    })
+}
+
+fn all_paths(circuit: &Circuit, from: NodeIndex, strength: f64, ends: &[NodeIndex], found: &mut Vec<f64>) {
+    if ends.contains(&from) {
+        found.push(strength);
+    }
+    for edge in circuit.graph().edges(from) {
+        if edge.weight().share > 0.0 {
+            all_paths(circuit, edge.target(), strength * edge.weight().share, ends, found);
+        }
+    }
+}
+
+fn circuit_of(graph: &AttributionGraph, settings: &PruneSettings) -> Circuit {
+    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    prune(graph, &influence, settings).unwrap().circuit(graph).unwrap()
+}
+
+/// The graph as a circuit, nothing dropped: pruning drops features that nothing leads to, which definitions 8 count.
+fn whole(graph: &AttributionGraph) -> Circuit {
+    let layout = graph.layout();
+    let nodes = (0..layout.n_nodes()).map(|at| {
+        let id = layout.node(at).unwrap();
+        let probability = match id {
+            NodeId::Target { index } => Some(graph.target_probabilities[index as usize]),
+            _ => None,
+        };
+        Node { probability, ..node(id, id.pos().unwrap_or_default()) }
+    });
+    let mut links = Vec::new();
+    for row in 0..layout.n_rows() {
+        let target = if row < layout.n_features() { row } else { layout.targets().start + row - layout.n_features() };
+        for source in layout.source_ranges(row).flatten() {
+            if graph.row(row)[source] != 0.0 {
+                links.push(Link { source, target, weight: graph.row(row)[source] });
+            }
+        }
+    }
+    Circuit::new(CircuitMeta::default(), nodes.collect(), links).unwrap()
+}
+
+const EVERYTHING: PruneSettings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn strongest_paths_between_any_sets_are_those_of_brute_force(
+        circuit in any_circuit(1..14),
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 2..6),
+        count in 1usize..12,
+    ) {
+        let n = circuit.graph().node_count();
+        let picks: BTreeSet<usize> = picks.iter().map(|pick| pick.index(n)).collect();
+        let picks: Vec<NodeIndex> = picks.into_iter().map(NodeIndex::new).collect();
+        let (sources, targets) = picks.split_at(picks.len() / 2);
+        let mut expected = Vec::new();
+        sources.iter().for_each(|&source| all_paths(&circuit, source, 1.0, targets, &mut expected));
+        expected.sort_by(|a, b| b.total_cmp(a));
+        let found = strongest_paths(&circuit, sources, targets, count);
+        close(found.total, expected.iter().sum(), 1e-9, 1e-9, "total");
+        prop_assert_eq!(found.paths.len(), count.min(expected.len()));
+        for (path, expected) in found.paths.iter().zip(&expected) {
+            close(path.strength, *expected, 1e-12, 1e-9, "strength");
+        }
+    }
+
+    #[test]
+    fn collapsed_edges_are_the_sums_of_what_they_stand_for(
+        circuit in any_circuit(4..20),
+        colors in prop::collection::vec(0usize..4, 40),
+    ) {
+        let mut groups: Vec<Supernode> =
+            (0..3).map(|at| Supernode { name: format!("g{at}"), members: Vec::new() }).collect();
+        let mut place = BTreeMap::new();
+        for index in circuit.graph().node_indices() {
+            let is_feature = matches!(circuit.node(index).id, NodeId::Feature { .. });
+            if is_feature && colors[index.index()] < 3 {
+                groups[colors[index.index()]].members.push(index);
+                place.insert(index, colors[index.index()]);
+            }
+        }
+        groups.retain(|group| !group.members.is_empty());
+        let view = view(&circuit, &groups).unwrap();
+        let members: usize = view.nodes.iter().map(|node| node.members.len()).sum();
+        prop_assert_eq!(members, circuit.graph().node_count());
+        for edge in &view.edges {
+            let (sources, targets) = (&view.nodes[edge.source].members, &view.nodes[edge.target].members);
+            let inner = circuit.graph().edge_references();
+            let sum: f64 = inner
+                .filter(|e| sources.contains(&e.source()) && targets.contains(&e.target()))
+                .map(|e| f64::from(e.weight().weight))
+                .sum();
+            close(edge.weight, sum, 1e-9, 1e-9, "summed edge");
+        }
+        let total: f64 = view.edges.iter().map(|edge| edge.weight).sum();
+        let outside = circuit.graph().edge_references().filter(|e| {
+            place.get(&e.source()).is_none() || place.get(&e.source()) != place.get(&e.target())
+        });
+        close(total, outside.map(|e| f64::from(e.weight().weight)).sum(), 1e-6, 1e-6, "all edges");
+    }
+
+    #[test]
+    fn scores_of_a_part_are_those_of_the_definitions(graph in any_graph(), pins in prop::collection::vec(any::<bool>(), 64)) {
+        let circuit = whole(&graph);
+        let swept = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+        let expected = scores(graph.layout(), &swept, &graph.target_probabilities);
+        let actual = circuit_scores(&circuit);
+        close(actual.replacement, expected.replacement, 1e-5, 1e-5, "replacement");
+        close(actual.completeness, expected.completeness, 1e-5, 1e-5, "completeness");
+
+        let pinned: Vec<bool> = (0..graph.layout().n_features()).map(|at| pins[at % pins.len()]).collect();
+        let expected = subgraph_scores(&graph.edge_rows, graph.layout(), &graph.target_probabilities, &pinned);
+        let is_pinned = |index: NodeIndex| {
+            graph.layout().index(circuit.node(index).id).and_then(|at| pinned.get(at)).is_some_and(|&pinned| pinned)
+        };
+        let actual = pinned_scores(&circuit, is_pinned);
+        close(actual.replacement, expected.replacement, 1e-5, 1e-5, "pinned replacement");
+        close(actual.completeness, expected.completeness, 1e-5, 1e-5, "pinned completeness");
+    }
+
+    #[test]
+    fn parts_hold_what_they_promise(circuit in any_circuit(1..20), share in 0.0f64..1.0) {
+        let layers = Selection { layers: Some(1..=3), ..Selection::default() };
+        for index in layers.nodes(&circuit) {
+            prop_assert!(circuit.node(index).id.layer().is_none_or(|layer| (1..=3).contains(&layer)));
+        }
+        prop_assert_eq!(Selection::default().nodes(&circuit).len(), circuit.graph().node_count());
+        let target = circuit.targets();
+        let mut before = 0;
+        for hops in 0..4 {
+            let around = neighborhood(&circuit, &target, hops);
+            prop_assert!(around.len() >= before && around.contains(&target[0]));
+            before = around.len();
+        }
+        let some = carrying_paths(&circuit, share);
+        prop_assert!(carrying_paths(&circuit, 1.0).len() >= some.len());
+        let part = induced(&circuit, &some).unwrap();
+        prop_assert_eq!(part.graph().node_count(), some.len());
+    }
+
+    #[test]
+    fn boxes_never_meet_and_tables_are_whole(circuit in any_circuit(1..200), max_nodes in 0usize..250) {
+        let groups = find_supernodes(&circuit, &ClusterSettings::default());
+        for group in &groups {
+            let pos: Vec<u32> = group.members.iter().map(|&member| circuit.node(member).pos).collect();
+            prop_assert!(pos.iter().max().unwrap() - pos.iter().min().unwrap() <= 1);
+        }
+        let view = view(&circuit, &groups).unwrap();
+        let settings = PictureSettings { max_nodes, ..PictureSettings::default() };
+        let arrangement = arrange(&circuit, &view, &settings);
+        for (at, a) in arrangement.boxes.iter().enumerate() {
+            prop_assert!(a.x >= 0.0 && a.y >= 0.0);
+            prop_assert!(a.x + a.width <= arrangement.width && a.y + a.height <= arrangement.height);
+            for b in &arrangement.boxes[..at] {
+                let apart = a.x + a.width <= b.x || b.x + b.width <= a.x || a.y + a.height <= b.y || b.y + b.height <= a.y;
+                prop_assert!(apart, "{a:?} {b:?}");
+            }
+        }
+        prop_assert!(svg(&circuit, &view, &arrangement).ends_with("</svg>\n"));
+        prop_assert_eq!(csv_edges(&circuit, &view).lines().count(), view.edges.len() + 1);
+        prop_assert_eq!(csv_nodes(&circuit, &view).lines().count(), view.nodes.len() + 1);
+        prop_assert_eq!(dot(&circuit, &view).matches(" -> ").count(), view.edges.len());
+        prop_assert_eq!(graphml(&circuit, &view).matches("<edge ").count(), view.edges.len());
+    }
+
+    #[test]
+    fn a_graph_equals_itself(circuit in any_circuit(1..20)) {
+        let same = diff(&circuit, &circuit);
+        prop_assert!(same.only_left.is_empty() && same.only_right.is_empty());
+        prop_assert_eq!(same.jaccard, 1.0);
+        prop_assert!(same.shared.iter().all(|feature| feature.left_share == feature.right_share && feature.is_aligned));
+        let copies = [circuit.clone(), circuit];
+        prop_assert_eq!(common(&copies, 2).0.len(), same.shared.len());
+        prop_assert_eq!(common(&copies, 1), common(&copies, 2));
+    }
+
+    #[test]
+    fn streamed_graphs_are_the_same(graph in any_graph(), links_first in any::<bool>(), threshold in 0.3f64..1.0) {
+        let circuit = circuit_of(&graph, &EVERYTHING);
+        let written = WireGraph::new(&circuit, "slug").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("graph.json");
+        let mut value = serde_json::to_value(&written).unwrap();
+        let links = value["links"].take();
+        let rest = value.to_string().replace(",\"links\":null", "").replace("\"links\":null,", "");
+        let body = &rest[1..rest.len() - 1];
+        let text = if links_first { format!("{{\"links\":{links},{body}}}") } else { format!("{{{body},\"links\":{links}}}") };
+        std::fs::write(&path, text).unwrap();
+
+        let streamed = stream_wire(&path, 1.0).unwrap();
+        prop_assert_eq!(streamed.n_links_read, written.links.len());
+        let links = streamed.links.clone();
+        let nodes = vec![true; streamed.nodes.len()];
+        let back = streamed.wire(&nodes, &links);
+        if links.len() == written.links.len() {
+            prop_assert_eq!(&back.nodes, &written.nodes);
+            prop_assert_eq!(&back.links, &written.links);
+        }
+
+        let mut streamed = stream_wire(&path, threshold).unwrap();
+        let mut links = std::mem::take(&mut streamed.links);
+        let kept = prune_links(&streamed.nodes, &mut links, threshold).unwrap();
+        let pruned = streamed.wire(&kept, &links);
+        let circuit = pruned.circuit().unwrap();
+        prop_assert!(circuit.graph().node_count() <= written.nodes.len());
+        for index in circuit.graph().node_indices() {
+            if matches!(circuit.node(index).id, NodeId::Feature { .. } | NodeId::Error { .. }) {
+                prop_assert!(!circuit.outputs(index).is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_of_many_links_is_pruned_as_a_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.json");
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
+    let n_features = 900u32;
+    let target = "8_5_3";
+    write!(file, r#"{{"metadata":{{"slug":"s","scan":null,"prompt_tokens":["a","b","c","d"],"prompt":"abcd"}},"qParams":{{}},"nodes":["#).unwrap();
+    for at in 0..n_features {
+        let (layer, share) = (at / 150, f64::from(at + 1) / f64::from(n_features));
+        write!(file, r#"{{"node_id":"{layer}_{at}_3","feature":0,"layer":"{layer}","ctx_idx":3,"feature_type":"cross layer transcoder","jsNodeId":"","clerp":"","influence":{share}}},"#).unwrap();
+    }
+    write!(file, r#"{{"node_id":"E_1_3","feature":3,"layer":"E","ctx_idx":3,"feature_type":"embedding","jsNodeId":"","clerp":""}},"#).unwrap();
+    write!(file, r#"{{"node_id":"{target}","feature":5,"layer":"8","ctx_idx":3,"feature_type":"logit","token_prob":0.9,"jsNodeId":"","clerp":"x"}}],"links":["#).unwrap();
+    let mut n_links = 0;
+    for to in 0..n_features {
+        for from in (0..to / 150 * 150).map(|from| format!("{}_{from}_3", from / 150)).chain(["E_1_3".to_owned()]) {
+            write!(file, r#"{{"source":"{from}","target":"{}_{to}_3","weight":0.125}},"#, to / 150).unwrap();
+            n_links += 1;
+        }
+        write!(file, r#"{{"source":"{}_{to}_3","target":"{target}","weight":-0.5}}"#, to / 150).unwrap();
+        n_links += 1;
+        file.write_all(if to + 1 < n_features { b"," } else { b"]}" }).unwrap();
+    }
+    file.flush().unwrap();
+    assert!(std::fs::metadata(&path).unwrap().len() > 15_000_000);
+    let streamed = stream_wire(&path, 0.1).unwrap();
+    assert_eq!(streamed.n_links_read, n_links);
+    assert_eq!(streamed.nodes.len(), 90 + 2);
+    // 90 features of the lowest layer: one link from the token, one to the target.
+    assert_eq!(streamed.links.len(), 180);
+}
+
+#[test]
+fn what_cannot_be_streamed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("graph.json");
+    let feature = |id: &str, layer: u32| {
+        format!(
+            r#"{{"node_id":"{id}","feature":0,"layer":"{layer}","ctx_idx":0,"feature_type":"cross layer transcoder","jsNodeId":"","clerp":""}}"#
+        )
+    };
+    let error_of = |nodes: &[String], links: &str| {
+        let nodes = nodes.join(",");
+        let meta = r#"{"slug":"s","scan":null,"prompt_tokens":["a"],"prompt":"a"}"#;
+        std::fs::write(&path, format!(r#"{{"metadata":{meta},"qParams":{{}},"nodes":[{nodes}],"links":[{links}]}}"#))
+            .unwrap();
+        stream_wire(&path, 0.8).unwrap_err()
+    };
+    let two = [feature("0_1_0", 0), feature("1_2_0", 1)];
+    let link = |a: &str, b: &str, w: &str| format!(r#"{{"source":"{a}","target":"{b}","weight":{w}}}"#);
+    assert!(matches!(error_of(&two, &link("0_1_0", "9_9_9", "1")), Error::LinkToNowhere { .. }));
+    assert!(matches!(error_of(&two, &link("1_2_0", "0_1_0", "1")), Error::CircuitCycle { .. }));
+    assert!(matches!(error_of(&two, &link("0_1_0", "1_2_0", "null")), Error::GraphNotFinite { .. }));
+    assert!(matches!(error_of(&two, &link("0_1_0", "1_2_0", "NaN")), Error::Damaged { .. }));
+    assert!(matches!(error_of(&[two[0].clone(), two[0].clone()], ""), Error::CircuitDuplicate { .. }));
+    std::fs::write(&path, "{}").unwrap();
+    assert!(matches!(stream_wire(&path, 0.8), Err(Error::Damaged { .. })));
+}
+
+#[test]
+fn a_node_in_two_supernodes_is_refused() {
+    let target = vec![node(NodeId::Target { index: 0 }, 0)];
+    let circuit = Circuit::new(CircuitMeta::default(), target, Vec::new()).unwrap();
+    let group = |name: &str| Supernode { name: name.to_owned(), members: vec![NodeIndex::new(0)] };
+    assert!(matches!(view(&circuit, &[group("a"), group("b")]), Err(Error::Supernode { .. })));
+}
+
+#[test]
+fn pictures_of_little_and_of_other_scripts_are_drawn() {
+    let empty = Circuit::new(CircuitMeta::default(), Vec::new(), Vec::new()).unwrap();
+    let mut foreign = node(NodeId::Token { pos: 0 }, 0);
+    foreign.text = "首都 \u{1}\n".to_owned();
+    let foreign = Circuit::new(CircuitMeta::default(), vec![foreign], Vec::new()).unwrap();
+    for circuit in [empty, foreign] {
+        let view = view(&circuit, &[]).unwrap();
+        let picture = svg(&circuit, &view, &arrange(&circuit, &view, &PictureSettings::default()));
+        assert!(png(&picture, 1.0).unwrap().starts_with(b"\x89PNG"));
+    }
+    assert!(matches!(png("no picture", 1.0), Err(Error::Picture { .. })));
+}
+
+#[test]
+fn empty_lists_of_nodes_are_read_without_a_panic() {
+    let text = r#"{"metadata":{"slug":"s","scan":null,"prompt_tokens":[],"prompt":""},"nodes":[],"links":[]}"#;
+    let circuit = wire::parse_wire(text.as_bytes(), "test").unwrap().circuit().unwrap();
+    assert_eq!(circuit_scores(&circuit).replacement, 0.0);
+    assert!(carrying_paths(&circuit, 0.5).is_empty());
+    assert!(find_supernodes(&circuit, &ClusterSettings::default()).is_empty());
+}
