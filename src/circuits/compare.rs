@@ -153,7 +153,8 @@ fn align(left: &[String], right: &[String]) -> Vec<(u32, u32)> {
 /// O(nodes + edges) with a logarithm for the maps.
 pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common>) {
     let mut nodes: BTreeMap<(u32, u32), Vec<(usize, f64)>> = BTreeMap::new();
-    let mut edges: BTreeMap<[(u32, u32); 2], BTreeMap<usize, f64>> = BTreeMap::new();
+    // Sorted, not mapped: there are hundreds of thousands.
+    let mut edges: Vec<([(u32, u32); 2], usize, f64)> = Vec::new();
     let mut labels: BTreeMap<(u32, u32), String> = BTreeMap::new();
     for (at, circuit) in circuits.iter().enumerate() {
         for (id, (share, _, label)) in features(circuit).by_feature {
@@ -167,8 +168,7 @@ pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common
             if let (NodeId::Feature { layer: a, feature: f, .. }, NodeId::Feature { layer: b, feature: g, .. }) =
                 (graph[edge.source()].id, graph[edge.target()].id)
             {
-                let largest = edges.entry([(a, f), (b, g)]).or_default().entry(at).or_default();
-                *largest = largest.max(edge.weight().share);
+                edges.push(([(a, f), (b, g)], at, edge.weight().share));
             }
         }
     }
@@ -183,9 +183,16 @@ pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common
         list
     };
     let kept_nodes = nodes.into_iter().filter(|(_, found)| found.len() >= at_least);
-    let kept_edges = edges.into_iter().filter(|(_, found)| found.len() >= at_least);
+    // Of an edge at several positions the largest counts.
+    edges.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(b.2.total_cmp(&a.2)));
+    edges.dedup_by_key(|edge| (edge.0, edge.1));
+    let kept_edges = edges.chunk_by(|a, b| a.0 == b.0).filter(|found| found.len() >= at_least);
     (
         sorted(kept_nodes.map(|(id, found)| told(vec![id], found)).collect()),
-        sorted(kept_edges.map(|(ends, found)| told(ends.to_vec(), found.into_iter().collect())).collect()),
+        sorted(
+            kept_edges
+                .map(|found| told(found[0].0.to_vec(), found.iter().map(|edge| (edge.1, edge.2)).collect()))
+                .collect(),
+        ),
     )
 }

@@ -3,10 +3,10 @@
 use std::cmp::Ordering;
 
 use petgraph::Direction;
-use petgraph::graph::{EdgeIndex, NodeIndex};
+use petgraph::graph::{EdgeIndex, EdgeReference, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-use super::Circuit;
+use super::{Circuit, Edge};
 
 /// One path, source first.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,14 +60,28 @@ pub fn strongest_paths(
             ways.push(Partial { strength: 1.0, last: None });
             total = 1.0;
         }
-        for edge in graph.edges_directed(node, Direction::Incoming) {
+        // The strongest continuations first: once there are enough, most of the others need not be looked at.
+        let mut edges: Vec<_> = graph
+            .edges_directed(node, Direction::Incoming)
+            .filter(|edge| edge.weight().share > 0.0 && totals[edge.source().index()] > 0.0)
+            .collect();
+        let strongest = |at: NodeIndex| best[at.index()].first().map_or(0.0, |way| way.strength);
+        let top = |edge: &EdgeReference<'_, Edge>| strongest(edge.source()) * edge.weight().share;
+        edges.sort_by(|a, b| top(b).total_cmp(&top(a)));
+        let mut weakest_kept = 0.0;
+        for edge in edges {
             let share = edge.weight().share;
-            if share > 0.0 {
-                let before = best[edge.source().index()].iter().enumerate();
-                ways.extend(
-                    before.map(|(rank, way)| Partial { strength: way.strength * share, last: Some((edge.id(), rank)) }),
-                );
-                total += totals[edge.source().index()] * share;
+            total += totals[edge.source().index()] * share;
+            for (rank, way) in best[edge.source().index()].iter().enumerate() {
+                let strength = way.strength * share;
+                if strength < weakest_kept {
+                    break;
+                }
+                ways.push(Partial { strength, last: Some((edge.id(), rank)) });
+            }
+            if ways.len() > 2 * count {
+                keep_strongest(&mut ways, count, |way| way, |_| 0);
+                weakest_kept = ways.last().map_or(0.0, |way| way.strength);
             }
         }
         keep_strongest(&mut ways, count, |way| way, |_| 0);
