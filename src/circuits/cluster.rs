@@ -34,6 +34,7 @@ impl Default for ClusterSettings {
 ///
 /// # Cost
 /// O(n² · degree + n³) for the n features that are considered, n <= `max_features`.
+#[expect(clippy::needless_range_loop, reason = "a symmetric matrix is written at [a][b] and [b][a]")]
 pub fn find_supernodes(circuit: &Circuit, settings: &ClusterSettings) -> Vec<Supernode> {
     let influence = circuit.node_influence();
     let mut features: Vec<NodeIndex> = circuit

@@ -53,9 +53,15 @@ pub struct Common {
     pub mean_share: f64,
 }
 
+/// A feature wherever it is in a prompt: layer and feature.
+type Key = (u32, u32);
+
+/// Share of influence, positions and label of a feature in one circuit.
+type Occurrence = (f64, Vec<u32>, Option<String>);
+
 #[derive(Default)]
 struct Features {
-    by_feature: BTreeMap<(u32, u32), (f64, Vec<u32>, Option<String>)>,
+    by_feature: BTreeMap<Key, Occurrence>,
 }
 
 fn features(circuit: &Circuit) -> Features {
@@ -147,6 +153,9 @@ fn align(left: &[String], right: &[String]) -> Vec<(u32, u32)> {
     pairs
 }
 
+/// Source and target of an edge, the circuit that has it, its share there.
+type FoundEdge = ([Key; 2], usize, f64);
+
 /// Features, then edges between features, that at least `at_least` of `circuits` have; most common first, then by share.
 ///
 /// # Cost
@@ -154,7 +163,7 @@ fn align(left: &[String], right: &[String]) -> Vec<(u32, u32)> {
 pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common>) {
     let mut nodes: BTreeMap<(u32, u32), Vec<(usize, f64)>> = BTreeMap::new();
     // Sorted, not mapped: there are hundreds of thousands.
-    let mut edges: Vec<([(u32, u32); 2], usize, f64)> = Vec::new();
+    let mut edges: Vec<FoundEdge> = Vec::new();
     let mut labels: BTreeMap<(u32, u32), String> = BTreeMap::new();
     for (at, circuit) in circuits.iter().enumerate() {
         for (id, (share, _, label)) in features(circuit).by_feature {

@@ -164,7 +164,7 @@ proptest! {
         }
         let total: f64 = view.edges.iter().map(|edge| edge.weight).sum();
         let outside = circuit.graph().edge_references().filter(|e| {
-            place.get(&e.source()).is_none() || place.get(&e.source()) != place.get(&e.target())
+            !place.contains_key(&e.source()) || place.get(&e.source()) != place.get(&e.target())
         });
         close(total, outside.map(|e| f64::from(e.weight().weight)).sum(), 1e-6, 1e-6, "all edges");
     }
