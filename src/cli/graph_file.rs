@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::Result;
 use crate::error::Doing;
 use crate::export::{Summary, WireGraph, raw, read_raw, read_wire};
 use crate::graph::{AttributionGraph, Circuit, influence};
 use crate::labels::Labels;
 use crate::prune::{PruneSettings, prune};
-use crate::{Error, Result};
 
-use super::Format;
 use super::summary::summary_text;
+use super::{Format, json_text};
 
 /// Thresholds, as options.
 #[derive(Debug, Args)]
@@ -96,9 +96,6 @@ pub(super) fn relabel(circuit: &mut Circuit, labels: Option<&PathBuf>) -> Result
 pub(super) fn render(summary: &Summary, format: Format) -> Result<String> {
     match format {
         Format::Text => Ok(summary_text(summary)),
-        Format::Json => match serde_json::to_string_pretty(summary) {
-            Ok(json) => Ok(json + "\n"),
-            Err(e) => Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source: e.into() }),
-        },
+        Format::Json => json_text(summary),
     }
 }

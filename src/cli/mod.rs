@@ -106,12 +106,17 @@ pub fn error_text(error: &Error) -> String {
     text
 }
 
-/// Prints a value as JSON.
-fn print_json(value: &impl serde::Serialize) -> Result<()> {
+/// A value as it is printed with `--format json`.
+fn json_text(value: &impl serde::Serialize) -> Result<String> {
     match serde_json::to_string_pretty(value) {
-        Ok(json) => print_data(&(json + "\n")),
+        Ok(json) => Ok(json + "\n"),
         Err(e) => Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source: e.into() }),
     }
+}
+
+/// Prints a value as JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print_data(&json_text(value)?)
 }
 
 /// Prints data. A reader that has seen enough (`| head`) is no error.

@@ -7,12 +7,13 @@ use petgraph::graph::NodeIndex;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::Result;
 use crate::circuits::{Supernode, circuit_scores, pinned_scores, view};
 use crate::export::{Summary, WireGraph, node_id_text, write_wire};
 use crate::graph::{Circuit, NodeId, Scores, subgraph_scores};
-use crate::{Error, Result};
 
 use super::super::graph_file::OpenedGraph;
+use super::super::json_text;
 
 /// All that is said.
 #[derive(Debug, Serialize)]
@@ -98,9 +99,7 @@ impl Report {
     }
 
     pub(super) fn json(&self) -> Result<String> {
-        let failed =
-            |e: serde_json::Error| Error::Io { doing: "cannot write to", path: "stdout".into(), source: e.into() };
-        Ok(serde_json::to_string_pretty(self).map_err(failed)? + "\n")
+        json_text(self)
     }
 
     /// What follows the summary.
