@@ -6,7 +6,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use circuitscope::ops::{TargetBlocks, edge_rows, frozen_attention, matmul, matmul_add};
+use circuitscope::ops::{SourceVecs, TargetBlocks, add_product, edge_rows, frozen_attention, matmul};
 
 const D_MODEL: usize = 576;
 const N_HEADS: usize = 9;
@@ -34,19 +34,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         let sources_per_pos = 15;
         let vecs = random((sources_per_pos * n_pos, D_MODEL))?;
         let starts: Vec<usize> = (0..=n_pos).map(|p| p * sources_per_pos).collect();
+        let sources = SourceVecs { vecs, scales: None, starts: starts.into() };
 
         let dense = 2.0 * (n_rows * D_MODEL) as f64;
         report("matmul W_O", n_pos, dense * (N_HEADS * D_HEAD) as f64, || matmul(&grad, &w_o).map(drop))?;
-        report("matmul_add W_V", n_pos, dense * (N_KV_HEADS * D_HEAD) as f64, || {
-            matmul_add(grad.clone(), &v, &w_v).map(drop)
+        report("add_product W_V", n_pos, dense * (N_KV_HEADS * D_HEAD) as f64, || {
+            add_product(grad.clone(), &v, &w_v, None, &blocks).map(drop)
         })?;
         let pairs: usize = blocks.positions().iter().map(|&p| (p + 1) * (p + 2) / 2).sum();
         report("frozen_attention", n_pos, 2.0 * (pairs * N_HEADS * D_HEAD) as f64, || {
             frozen_attention(&z, &pattern, N_KV_HEADS, &blocks).map(drop)
         })?;
-        report("edge_rows", n_pos, dense * sources_per_pos as f64, || {
-            edge_rows(&grad, &vecs, &blocks, &starts).map(drop)
-        })?;
+        report("edge_rows", n_pos, dense * sources_per_pos as f64, || edge_rows(&grad, &sources, &blocks).map(drop))?;
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ fn useful_flop(replacement: &Replacement, linear: &LinearModel) -> f64 {
     let mut below = vec![vec![0f64; n_pos]; config.n_layers + 1];
     for layer in 0..config.n_layers {
         // Sources are sorted by position, so those up to one are those before the next.
-        let up_to = &linear.mlp_sources[layer].starts[1..];
+        let up_to = &linear.mlp_sources[layer].vecs.starts[1..];
         below[layer + 1] = below[layer].iter().zip(up_to).map(|(below, &here)| below + here as f64).collect();
     }
     let row = |own_layer: Option<usize>, pos: usize| -> f64 {

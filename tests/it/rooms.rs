@@ -13,7 +13,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("transcoder", &["error", "ops", "weights", "labels"]),
     ("graph", &["error"]),
     ("replacement", &["error", "ops", "weights", "model", "transcoder"]),
-    ("attribution", &["error", "replacement", "graph"]),
+    ("attribution", &["error", "ops", "replacement", "graph"]),
     ("intervene", &["error", "replacement", "graph", "model", "transcoder", "weights"]),
     ("prune", &["error", "graph"]),
     ("circuits", &["error", "graph"]),

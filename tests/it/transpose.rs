@@ -1,6 +1,7 @@
 //! The pull-back is the transpose of the frozen forward map: ⟨y, J x⟩ = ⟨Jᵀ y, x⟩, in every family.
 
 use candle_core::{Device, Tensor};
+use circuitscope::ops::{SourceVecs, TargetBlocks};
 use circuitscope::replacement::{ChangeSite, LinearModel, Origin, Sources, TargetBatch, TargetSite};
 
 use crate::reference::cases;
@@ -34,8 +35,11 @@ impl Random {
 
 fn random_sources(random: &mut Random, n_pos: usize, d_model: usize, origin: impl Fn(usize) -> Origin) -> Sources {
     Sources {
-        vecs: Tensor::from_vec(random.vec(n_pos * d_model), (n_pos, d_model), &Device::Cpu).unwrap(),
-        starts: (0..=n_pos).collect(),
+        vecs: SourceVecs {
+            vecs: Tensor::from_vec(random.vec(n_pos * d_model), (n_pos, d_model), &Device::Cpu).unwrap(),
+            scales: None,
+            starts: (0..=n_pos).collect::<Vec<_>>().into(),
+        },
         origins: (0..n_pos).map(origin).collect(),
     }
 }
@@ -53,7 +57,8 @@ fn with_random_sources(linear: &mut LinearModel, random: &mut Random) {
 /// `⟨Jᵀ y, x⟩` for every source x: the effects that the pull-back reads. `[(x, [n_targets])]`
 fn pulled_back(linear: &LinearModel, batch: &TargetBatch) -> Vec<(Origin, Vec<f32>)> {
     let mut all = Vec::new();
-    let read = &mut |sources: &Sources, effects: &Tensor| {
+    let read = &mut |sources: &Sources, grad: &Tensor, blocks: &TargetBlocks| {
+        let effects = sources.effects(grad, blocks)?;
         for (i, &origin) in sources.origins.iter().enumerate() {
             all.push((origin, effects.narrow(1, i, 1)?.flatten_all()?.to_vec1()?));
         }
@@ -72,7 +77,7 @@ fn pushed_forward(linear: &LinearModel, batch: &TargetBatch, origin: Origin) -> 
     };
     let (n_pos, d_model) = linear.final_normed.dims2().unwrap();
     let mut change = vec![0f32; n_pos * d_model];
-    let vec: Vec<f32> = sources.vecs.get(pos).unwrap().to_vec1().unwrap();
+    let vec: Vec<f32> = sources.vecs.vecs.get(pos).unwrap().to_vec1().unwrap();
     change[pos * d_model..(pos + 1) * d_model].copy_from_slice(&vec);
     let change = Tensor::from_vec(change, (1, n_pos, d_model), &Device::Cpu).unwrap();
     let pushed = linear.push_forward(site, &change).unwrap();
