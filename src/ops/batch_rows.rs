@@ -98,17 +98,21 @@ impl RowCollector {
     /// Those of the device.
     pub fn land(&self, rows: Unlanded) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let (Some(copier), Some(copying)) = (&self.copier, rows.copying) {
-            return copier.finish(copying, |values| {
+        return match (&self.copier, rows.copying) {
+            (Some(copier), Some(copying)) => copier.finish(copying, |values| {
                 for (row, values) in rows.host.into_iter().zip(values.chunks_exact(rows.n_nodes + self.n_pos)) {
                     let (effects, biases) = values.split_at(rows.n_nodes);
                     row.effects.copy_from_slice(effects);
                     *row.bias += biases.iter().sum::<f32>();
                 }
-            });
+            }),
+            _ => Ok(()),
+        };
+        #[cfg(not(feature = "cuda"))]
+        {
+            drop(rows);
+            Ok(())
         }
-        drop(rows);
-        Ok(())
     }
 }
 

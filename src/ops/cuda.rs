@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda::cudarc::driver::{
     CudaStream, DevicePtr, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg,
 };
@@ -13,6 +14,7 @@ use candle_core::cuda::{CudaDType, WrapErr};
 pub use candle_core::cuda::{CudaDevice, CudaStorage};
 use candle_core::{DType, Device, Layout, Result, Storage, Tensor, bail};
 
+use super::device::DeviceLimits;
 use super::gpu::{Arg, Element, Gpu, Kernel, Launch};
 
 /// One constant a kernel file, its PTX.
@@ -137,6 +139,25 @@ pub fn open(ordinal: usize) -> Result<Device> {
 /// The name of a GPU, as the driver gives it.
 pub fn name(device: &CudaDevice) -> Result<String> {
     device.cuda_stream().context().name().w()
+}
+
+/// What a GPU can do at most.
+pub fn limits(device: &CudaDevice) -> Result<DeviceLimits> {
+    let stream = device.cuda_stream();
+    let read = |attribute: CUdevice_attribute| stream.context().attribute(attribute).map(f64::from).w();
+    let clock_khz = read(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
+    let memory_khz = read(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let bus_bits = read(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+    let n_multiprocessors = read(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let major = read(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = read(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    // f32 lanes of a multiprocessor: 64 in the A100 (8.0), 128 in all later ones.
+    let lanes = if (major, minor) == (8.0, 0.0) { 64.0 } else { 128.0 };
+    Ok(DeviceLimits {
+        // Twice a clock: double data rate.
+        gb_per_sec: 2.0 * memory_khz * 1e3 * bus_bits / 8.0 / 1e9,
+        gflop_per_sec: 2.0 * n_multiprocessors * lanes * clock_khz * 1e3 / 1e9,
+    })
 }
 
 /// Copies rows to the host while the next ones are computed.

@@ -48,3 +48,24 @@ pub fn block_values(device: &Device) -> usize {
         _ => 64 << 20,
     }
 }
+
+/// What a device can do at most, as its driver says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DeviceLimits {
+    /// Memory bandwidth, 10⁹ bytes a second.
+    pub gb_per_sec: f64,
+    /// f32 multiply-adds without tensor cores, each 2 operations; 10⁹ a second.
+    pub gflop_per_sec: f64,
+}
+
+/// The limits of a GPU; `None` for the CPU.
+///
+/// # Errors
+/// Those of the device.
+pub fn device_limits(device: &Device) -> Result<Option<DeviceLimits>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => super::cuda::limits(cuda).map(Some),
+        _ => Ok(None),
+    }
+}

@@ -1,13 +1,14 @@
 //! The operations of the row phase against slow, obvious twins, on random ragged batches.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use circuitscope::ops::{NormFactors, SourceVecs, TargetBlocks, edge_rows, frozen_attention, norm_pullback};
 use proptest::prelude::*;
 
+use crate::support::device;
 use crate::transpose::Random;
 
 fn tensor(values: Vec<f32>, shape: &[usize]) -> Tensor {
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap()
 }
 
 fn sources(vecs: Vec<f32>, width: usize, starts: Vec<usize>) -> SourceVecs {

@@ -1,6 +1,6 @@
 //! Every kernel against its CPU side, on random shapes and on the edges of its blocks and warps.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use circuitscope::graph::{PartialRows, next_features, partial_influence};
 use circuitscope::ops::edge_rows::EdgeRowsArgs;
 use circuitscope::ops::encode_active;
@@ -21,11 +21,24 @@ fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn assert_close(actual: &[f32], expected: &[f32], what: &str) {
-    assert_eq!(actual.len(), expected.len(), "{what}: size");
-    let differ = |(a, e): &(&f32, &f32)| !((**a - **e).abs() <= 2e-5 + 2e-5 * e.abs());
+/// How the errors of cases begin whose kernel and CPU side differ.
+pub const WRONG_RESULT: &str = "the kernel disagrees";
+
+fn check_close(actual: &[f32], expected: &[f32], what: &str) -> Result<()> {
+    check_equal(actual.len(), expected.len(), what)?;
+    let differ = |(a, e): &(&f32, &f32)| a.is_nan() != e.is_nan() || (**a - **e).abs() > 2e-5 + 2e-5 * e.abs();
     let bad: Vec<_> = actual.iter().zip(expected).enumerate().filter(|(_, pair)| differ(pair)).take(5).collect();
-    assert!(bad.is_empty(), "{what}: (index, (kernel, CPU)) {bad:?}");
+    if !bad.is_empty() {
+        bail!("{WRONG_RESULT}: {what}: (index, (kernel, CPU)) {bad:?}");
+    }
+    Ok(())
+}
+
+fn check_equal<T: PartialEq + std::fmt::Debug>(actual: T, expected: T, what: &str) -> Result<()> {
+    if actual != expected {
+        bail!("{WRONG_RESULT}: {what}: {actual:?}, the CPU {expected:?}");
+    }
+    Ok(())
 }
 
 /// Runs a case on the CPU's copy of the kernels, compiled in each way.
@@ -99,7 +112,7 @@ pub fn edge_rows_case(
                 sums[t * row_stride + columns[s] as usize] += effect;
             }
         }
-        assert_close(&rows, &sums, &format!("edge_rows {dtype:?}, width {width}, at most {most} sources"));
+        check_close(&rows, &sums, &format!("edge_rows {dtype:?}, width {width}, at most {most} sources"))?;
     }
     Ok(())
 }
@@ -161,7 +174,7 @@ pub fn attention_case(
         };
         unsafe { ops::frozen_attention::launch(gpu, &args, &blocks)? };
         let what = format!("frozen_attention {queries:?}, heads {n_heads} {n_kv_heads}, d_head {d_head}");
-        assert_close(&gpu.download::<f32>(&out)?, &flat(&expected), &what);
+        check_close(&gpu.download::<f32>(&out)?, &flat(&expected), &what)?;
     }
     Ok(())
 }
@@ -220,10 +233,10 @@ pub fn norm_case(gpu: &OnCpu, random: &mut Random, positions: Vec<usize>, width:
         };
         unsafe { ops::norm_pullback::launch(gpu, &args, &blocks)? };
         let what = format!("norm_pullback, width {width}, centred {centred}, residual {has_residual}");
-        assert_close(&gpu.download::<f32>(&out)?, &flat(&expected), &what);
+        check_close(&gpu.download::<f32>(&out)?, &flat(&expected), &what)?;
         if has_post {
             let post = ops::norm_pullback(&expected, None, &factors(&post_gain, &post_scale, false)?, &blocks)?;
-            assert_close(&gpu.download::<f32>(&post_out)?, &flat(&post), &format!("{what}, post-norm"));
+            check_close(&gpu.download::<f32>(&post_out)?, &flat(&post), &format!("{what}, post-norm"))?;
         }
     }
     Ok(())
@@ -255,7 +268,7 @@ pub fn encode_case(gpu: &OnCpu, random: &mut Random, n_pos: usize, n_features: u
     for activity in [Activity::Relu, Activity::JumpRelu { threshold: &threshold }].into_iter().chain(top) {
         let expected = ops::encode_active(&tensor(&products, &[n_pos, n_features]), &bias, activity)?;
         let actual = unsafe { encode_active::launch(gpu, gpu.input(&products), n_pos, &bias, activity)? };
-        assert_eq!(actual, expected, "{n_pos} positions, {n_features} features, {activity:?}");
+        check_equal(actual, expected, &format!("{n_pos} positions, {n_features} features, {activity:?}"))?;
     }
     Ok(())
 }
@@ -322,7 +335,8 @@ pub fn influence_case(gpu: &OnCpu, random: &mut Random, layers: &[usize], n_targ
             visited: &all_visited,
         };
         let selected = unsafe { ops::influence::launch(gpu, &so_far, &mut sums, count)? };
-        assert_eq!(selected, next_features(&expected, &is_visited, count), "{count} of {n_open} in {layers:?}");
+        let expected = next_features(&expected, &is_visited, count);
+        check_equal(selected, expected, &format!("{count} of {n_open} in {layers:?}"))?;
     }
     Ok(())
 }
