@@ -4,72 +4,90 @@
 //   rows[t, column(s)] += scale[s] * <grad of target t at the position of s, vec of s>
 //
 // A ragged batch of products: position p has the gradients [count(p), width] of the targets at p or later, and the
-// vectors [n(p), width] of the sources at p. A block computes 32 targets x 64 sources of one position, a thread 4 x 4 of
-// them. Both operands go through shared memory in slices of 32 dimensions: a warp reads 32 neighbouring dimensions of
-// one vector (128 bytes, 64 in bf16) and stores them as a column whose stride is odd, so that no two lanes share a bank;
-// when they are used, the lanes of a half-warp read neighbouring words or the same one. Lanes write neighbouring
-// sources, whose columns are neighbours but for the few that are no features.
+// vectors [n(p), width] of the sources at p. A block computes 64 targets x 32 sources of one position, a thread 4 x 4 of
+// them: there are more targets than sources at a position.
 //
-// Compute-bound from some 16 targets a block on, else bound by reading the vectors once for every 32 targets. No two
+// Both operands go through shared memory in slices of 32 dimensions, turned so that a dimension's targets are
+// neighbours. A warp reads 4 vectors x 32 neighbouring dimensions, each a run of 128 bytes (64 in bf16), 4 dimensions a
+// lane. Stored plainly, its lanes would meet in a few banks; so the targets of dimensions 4i .. 4i+3 are stored with
+// their number xor 4i, which spreads a warp's stores over all 32 banks and leaves groups of 4 together: reading 4
+// targets and 4 sources of a dimension takes 2 passes of 128 bytes for the 16 multiply-adds of each lane, fewer than
+// these take themselves. Lanes write neighbouring sources, whose columns are neighbours but for the few that are no
+// features.
+//
+// Bound by reading the gradient where a position has fewer than 32 sources, else by multiply-adds; vectors are read once
+// for every 64 targets, from L2 but for the first. No two
 // blocks write one element, and each is the sum over the dimensions in order: the same input gives the same bits.
 #include "common.cuh"
 
 constexpr u32 EDGE_THREADS = 128;
-constexpr u32 EDGE_TARGETS = 32;
-constexpr u32 EDGE_SOURCES = 64;
+constexpr u32 EDGE_TARGETS = 64;
+constexpr u32 EDGE_SOURCES = 32;
 constexpr u32 EDGE_DIMS = 32;
-// Threads along the sources and along the targets.
-constexpr u32 EDGE_ACROSS = 16;
-constexpr u32 EDGE_DOWN = EDGE_THREADS / EDGE_ACROSS;
+// Dimensions that a lane loads, and targets and sources that it computes.
+constexpr u32 EDGE_GROUP = 4;
+// Threads along the sources.
+constexpr u32 EDGE_ACROSS = EDGE_SOURCES / EDGE_GROUP;
+static_assert(EDGE_ACROSS * (EDGE_TARGETS / EDGE_GROUP) == EDGE_THREADS, "a thread computes 4 x 4");
+
+// Loads dimensions first_dim .. first_dim + 31 of the vectors first_row .. end_row - 1 into `slice`, zero behind the
+// last vector and dimension.
+template <u32 ROWS, typename Element>
+__device__ void load_slice(float (*slice)[ROWS], const Element* vecs, size_t first_row, size_t end_row, u32 first_dim,
+                           u32 width) {
+    constexpr u32 GROUPS = EDGE_DIMS / EDGE_GROUP;
+    for (u32 i = threadIdx.x; i < ROWS * GROUPS; i += EDGE_THREADS) {
+        const u32 row = i / GROUPS, group = i % GROUPS * EDGE_GROUP;
+        const Element* vec = vecs + (first_row + row) * width + first_dim + group;
+#pragma unroll
+        for (u32 d = 0; d < EDGE_GROUP; ++d) {
+            const bool inside = first_row + row < end_row && first_dim + group + d < width;
+            slice[group + d][row ^ group] = inside ? as_f32(vec[d]) : 0.0f;
+        }
+    }
+}
 
 template <typename Vec>
 __device__ void edge_rows_tile(float* rows, const float* grad, const Vec* vecs, const float* scales,
                                const u32* columns, const u32* block_starts, const u32* source_starts, u32 row_stride,
                                u32 width) {
-    __shared__ float grads[EDGE_DIMS][EDGE_TARGETS + 1];
-    __shared__ float sources[EDGE_DIMS][EDGE_SOURCES + 1];
+    __shared__ __align__(16) float grads[EDGE_DIMS][EDGE_TARGETS];
+    __shared__ __align__(16) float sources[EDGE_DIMS][EDGE_SOURCES];
     const u32 pos = blockIdx.z;
     const u32 first_target = blockIdx.y * EDGE_TARGETS, n_targets = block_starts[pos + 1] - block_starts[pos];
     const u32 first_source = source_starts[pos] + blockIdx.x * EDGE_SOURCES, end_source = source_starts[pos + 1];
     if (first_target >= n_targets || first_source >= end_source) return;  // a whole block leaves
-    const size_t grad_row = block_starts[pos] + first_target;
 
-    const u32 across = threadIdx.x % EDGE_ACROSS, down = threadIdx.x / EDGE_ACROSS;
-    constexpr u32 PER_TARGET = EDGE_TARGETS / EDGE_DOWN, PER_SOURCE = EDGE_SOURCES / EDGE_ACROSS;
-    float sums[PER_TARGET][PER_SOURCE] = {};
-    for (u32 first = 0; first < width; first += EDGE_DIMS) {
-        for (u32 i = threadIdx.x; i < EDGE_TARGETS * EDGE_DIMS; i += EDGE_THREADS) {
-            const u32 t = i / EDGE_DIMS, dim = i % EDGE_DIMS;
-            const bool inside = first_target + t < n_targets && first + dim < width;
-            grads[dim][t] = inside ? grad[(grad_row + t) * width + first + dim] : 0.0f;
-        }
-        for (u32 i = threadIdx.x; i < EDGE_SOURCES * EDGE_DIMS; i += EDGE_THREADS) {
-            const u32 s = i / EDGE_DIMS, dim = i % EDGE_DIMS;
-            const bool inside = first_source + s < end_source && first + dim < width;
-            sources[dim][s] = inside ? as_f32(vecs[static_cast<size_t>(first_source + s) * width + first + dim]) : 0.0f;
-        }
+    const u32 own_target = threadIdx.x / EDGE_ACROSS * EDGE_GROUP, own_source = threadIdx.x % EDGE_ACROSS * EDGE_GROUP;
+    float sums[EDGE_GROUP][EDGE_GROUP] = {};
+    for (u32 first_dim = 0; first_dim < width; first_dim += EDGE_DIMS) {
+        const size_t first_row = block_starts[pos] + first_target;
+        load_slice<EDGE_TARGETS>(grads, grad, first_row, block_starts[pos + 1], first_dim, width);
+        load_slice<EDGE_SOURCES>(sources, vecs, first_source, end_source, first_dim, width);
         __syncthreads();
+#pragma unroll 8
         for (u32 dim = 0; dim < EDGE_DIMS; ++dim) {
-            float g[PER_TARGET], v[PER_SOURCE];
+            const u32 group = dim / EDGE_GROUP * EDGE_GROUP;
+            float g[EDGE_GROUP], v[EDGE_GROUP];
 #pragma unroll
-            for (u32 t = 0; t < PER_TARGET; ++t) g[t] = grads[dim][down + t * EDGE_DOWN];
+            for (u32 t = 0; t < EDGE_GROUP; ++t) g[t] = grads[dim][(own_target ^ group) + t];
 #pragma unroll
-            for (u32 s = 0; s < PER_SOURCE; ++s) v[s] = sources[dim][across + s * EDGE_ACROSS];
+            for (u32 s = 0; s < EDGE_GROUP; ++s) v[s] = sources[dim][(own_source ^ group) + s];
 #pragma unroll
-            for (u32 t = 0; t < PER_TARGET; ++t) {
+            for (u32 t = 0; t < EDGE_GROUP; ++t) {
 #pragma unroll
-                for (u32 s = 0; s < PER_SOURCE; ++s) sums[t][s] = fmaf(g[t], v[s], sums[t][s]);
+                for (u32 s = 0; s < EDGE_GROUP; ++s) sums[t][s] = fmaf(g[t], v[s], sums[t][s]);
             }
         }
         __syncthreads();  // the next slice is written where this one was read
     }
 #pragma unroll
-    for (u32 t = 0; t < PER_TARGET; ++t) {
-        const u32 target = first_target + down + t * EDGE_DOWN;
+    for (u32 t = 0; t < EDGE_GROUP; ++t) {
+        const u32 target = first_target + own_target + t;
         if (target >= n_targets) continue;
 #pragma unroll
-        for (u32 s = 0; s < PER_SOURCE; ++s) {
-            const u32 source = first_source + across + s * EDGE_ACROSS;
+        for (u32 s = 0; s < EDGE_GROUP; ++s) {
+            const u32 source = first_source + own_source + s;
             if (source >= end_source) continue;
             const u32 column = columns ? columns[source] : source;
             rows[static_cast<size_t>(target) * row_stride + column] += scales ? scales[source] * sums[t][s] : sums[t][s];

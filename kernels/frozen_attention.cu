@@ -6,7 +6,7 @@
 // A block computes one target, one kv head, KEYS keys and 64 dimensions, and goes through queries in order, QUERIES at a
 // time, and through the heads that share the keys: their sum is part of the product, so nothing is added afterwards and
 // each element is a sum in a fixed order. Pattern and gradient go through shared memory: warps read runs of KEYS and of
-// 32 neighbouring words. Blocks of one target are neighbours in the grid's z, those of different targets in x, so the
+// 32 neighbouring words, and a thread uses neighbouring keys and dimensions, four words at a time. Blocks of one target are neighbours in the grid's z, those of different targets in x, so the
 // pattern, the same for all, comes from L2 but once.
 //
 // Short prompts take the kernel with 8 keys a block, so that a block is not mostly empty; long ones that with 32, which
@@ -23,8 +23,8 @@ template <u32 KEYS, u32 QUERIES>
 __device__ void frozen_attention_tile(float* out, const float* grad_z, const float* pattern, const u32* block_starts,
                                       const u32* positions, u32 n_pos, u32 n_heads, u32 n_kv_heads, u32 d_head,
                                       u32 own) {
-    __shared__ float weights[QUERIES][KEYS];
-    __shared__ float grads[QUERIES][ATTENTION_DIMS];
+    __shared__ __align__(16) float weights[QUERIES][KEYS];
+    __shared__ __align__(16) float grads[QUERIES][ATTENTION_DIMS];
     const u32 target = blockIdx.x, first_key = blockIdx.y * KEYS;
     const u32 n_slices = (d_head + ATTENTION_DIMS - 1) / ATTENTION_DIMS;
     const u32 kv = blockIdx.z / n_slices, first_dim = blockIdx.z % n_slices * ATTENTION_DIMS;
@@ -32,8 +32,8 @@ __device__ void frozen_attention_tile(float* out, const float* grad_z, const flo
     if (first_key > last) return;  // a whole block leaves
     const u32 group = n_heads / n_kv_heads;
 
-    const u32 across = threadIdx.x % ATTENTION_ACROSS, down = threadIdx.x / ATTENTION_ACROSS;
     constexpr u32 PER_KEY = KEYS / ATTENTION_DOWN, PER_DIM = ATTENTION_DIMS / ATTENTION_ACROSS;
+    const u32 own_key = threadIdx.x / ATTENTION_ACROSS * PER_KEY, own_dim = threadIdx.x % ATTENTION_ACROSS * PER_DIM;
     float sums[PER_KEY][PER_DIM] = {};
     // With `own`, the gradient is that of the target's own position alone, one row a target.
     for (u32 first = own ? last : first_key; first <= last; first += QUERIES) {
@@ -53,12 +53,13 @@ __device__ void frozen_attention_tile(float* out, const float* grad_z, const flo
                 grads[i / ATTENTION_DIMS][i % ATTENTION_DIMS] = value;
             }
             __syncthreads();
+#pragma unroll 8
             for (u32 q = 0; q < QUERIES; ++q) {
                 float w[PER_KEY], g[PER_DIM];
 #pragma unroll
-                for (u32 k = 0; k < PER_KEY; ++k) w[k] = weights[q][down + k * ATTENTION_DOWN];
+                for (u32 k = 0; k < PER_KEY; ++k) w[k] = weights[q][own_key + k];
 #pragma unroll
-                for (u32 d = 0; d < PER_DIM; ++d) g[d] = grads[q][across + d * ATTENTION_ACROSS];
+                for (u32 d = 0; d < PER_DIM; ++d) g[d] = grads[q][own_dim + d];
 #pragma unroll
                 for (u32 k = 0; k < PER_KEY; ++k) {
 #pragma unroll
@@ -70,12 +71,12 @@ __device__ void frozen_attention_tile(float* out, const float* grad_z, const flo
     }
 #pragma unroll
     for (u32 k = 0; k < PER_KEY; ++k) {
-        const u32 key = first_key + down + k * ATTENTION_DOWN;
+        const u32 key = first_key + own_key + k;
         if (key > last) continue;
         const size_t row = block_starts[key] + target;
 #pragma unroll
         for (u32 d = 0; d < PER_DIM; ++d) {
-            const u32 dim = first_dim + across + d * ATTENTION_ACROSS;
+            const u32 dim = first_dim + own_dim + d;
             if (dim < d_head) out[(row * n_kv_heads + kv) * d_head + dim] = sums[k][d];
         }
     }

@@ -9,7 +9,7 @@ const F32: Kernel = Kernel { file: "edge_rows", name: "edge_rows_f32", n_threads
 const BF16: Kernel = Kernel { file: "edge_rows", name: "edge_rows_bf16", n_threads: 128 };
 
 /// Targets and sources that one block of the kernel computes.
-const TILE: (usize, usize) = (32, 64);
+const TILE: (usize, usize) = (64, 32);
 
 /// Vectors of sources, sorted by position.
 #[derive(Clone, Debug)]

@@ -104,3 +104,13 @@ fn imports_are_found_in_every_form() {
     let expected = ["error", "export", "graph", "prune"].map(str::to_owned);
     assert_eq!(imports(source), expected.into());
 }
+
+#[test]
+fn the_feature_cuda_shows_in_ops_and_the_build_script_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    sources(&root.join("src"), &mut found, None);
+    for (room, source) in found {
+        assert!(room == "ops" || !source.contains("feature = \"cuda\""), "the feature shows in {room}");
+    }
+}

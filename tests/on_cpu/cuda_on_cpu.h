@@ -33,6 +33,7 @@
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
 
 struct Dim3 {
     unsigned x, y, z;

@@ -7,3 +7,4 @@
 mod agreement;
 mod mutants;
 mod on_cpu;
+mod ptxas;

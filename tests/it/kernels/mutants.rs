@@ -42,12 +42,12 @@ fn influence(gpu: &OnCpu, random: &mut Random) -> Result<()> {
     influence_case(gpu, random, &[20, 45], 3)
 }
 
-const MUTANTS: [Mutant; 16] = [
+const MUTANTS: [Mutant; 17] = [
     Mutant {
         name: "edge_rows uses a slice before it is loaded",
         file: "edge_rows.cu",
-        from: "        __syncthreads();\n        for (u32 dim",
-        to: "        for (u32 dim",
+        from: "        __syncthreads();\n#pragma unroll 8",
+        to: "#pragma unroll 8",
         build: Build::Threads,
         case: edge_rows,
     },
@@ -60,19 +60,27 @@ const MUTANTS: [Mutant; 16] = [
         case: edge_rows,
     },
     Mutant {
-        name: "edge_rows reads one source too many",
+        name: "edge_rows reads one vector too many",
         file: "edge_rows.cu",
-        from: "first_source + s < end_source && first",
-        to: "first_source + s <= end_source && first",
+        from: "first_row + row < end_row &&",
+        to: "first_row + row <= end_row &&",
         build: Build::Addresses,
         case: edge_rows,
     },
     Mutant {
         name: "edge_rows reads a dimension too many",
         file: "edge_rows.cu",
-        from: "first_target + t < n_targets && first + dim < width",
-        to: "first_target + t < n_targets && first + dim <= width",
+        from: "first_dim + group + d < width",
+        to: "first_dim + group + d <= width",
         build: Build::Addresses,
+        case: edge_rows,
+    },
+    Mutant {
+        name: "edge_rows reads targets where they were not stored",
+        file: "edge_rows.cu",
+        from: "grads[dim][(own_target ^ group) + t]",
+        to: "grads[dim][own_target + t]",
+        build: Build::Plain,
         case: edge_rows,
     },
     Mutant {
