@@ -80,7 +80,9 @@ impl SourcesBuilder {
         self.starts.push(self.origins.len());
     }
 
+    /// The sources, on `device`; where there is none, on the CPU, since GPUs have no empty memory.
     pub fn build(self, device: &Device) -> Result<Sources> {
+        let device = if self.origins.is_empty() { &Device::Cpu } else { device };
         let vecs = Tensor::from_vec(self.vecs, (self.origins.len(), self.d_model), device)?;
         let vecs = SourceVecs { vecs, scales: None, starts: self.starts.into() };
         Ok(Sources { vecs, origins: self.origins })

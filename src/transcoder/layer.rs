@@ -142,7 +142,8 @@ impl Transcoder {
             index.extend(at.by_ref().find(|&i| kept[i] == id).map(|i| i as u32));
         }
         if index.is_empty() {
-            return Ok(Tensor::zeros((0, self.d_model), candle_core::DType::F32, device)?);
+            // On the CPU: GPUs have no empty memory.
+            return Ok(Tensor::zeros((0, self.d_model), candle_core::DType::F32, &Device::Cpu)?);
         }
         let n = index.len();
         let all = Tensor::cat(kept_rows, 0)?;
@@ -190,7 +191,7 @@ impl Transcoder {
     /// Those of reading.
     pub fn decoder_vecs(&self, features: &[usize], device: &Device) -> Result<Tensor> {
         if features.is_empty() {
-            return Ok(Tensor::zeros((0, 1, self.d_model), candle_core::DType::F32, device)?);
+            return Ok(Tensor::zeros((0, 1, self.d_model), candle_core::DType::F32, &Device::Cpu)?);
         }
         let Decoder { checkpoint, name } = &self.decoder;
         let rows = checkpoint.gather_rows(name, features)?;

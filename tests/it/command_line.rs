@@ -216,6 +216,10 @@ fn settings_out_of_range_are_refused() {
         assert!(message.contains(args[1]), "{message}");
     }
     refused(folder.path(), &["trace", PROMPT, "--max-features", "many"]);
+    if !circuitscope::ops::built_with_cuda() {
+        refused_with(folder.path(), &["trace", PROMPT, "--device", "cuda:1"], &["cuda:1", "--features cuda"]);
+    }
+    refused_with(folder.path(), &["trace", PROMPT, "--device", "cuda:first"], &["cuda:first", "cuda:N"]);
     refused(folder.path(), &["trace"]);
 }
 

@@ -9,6 +9,8 @@
 // - Shared memory belongs to one block: between blocks it is filled with a pattern that reads as NaN, so that what a
 //   block did not write cannot look right (not under AddressSanitizer, which guards its bounds instead).
 // - There are no other intrinsics than those below: a kernel that uses one does not compile here.
+//
+// With CIRCUITSCOPE_FIBERS, threads take turns instead (`driver_on_cpu.cpp`).
 #pragma once
 
 #include <errno.h>
@@ -39,8 +41,12 @@ struct Dim3 {
     unsigned x, y, z;
 };
 
+#if defined(CIRCUITSCOPE_FIBERS)
+inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
+#else
 inline thread_local Dim3 threadIdx, blockIdx;
 inline Dim3 blockDim, gridDim;
+#endif
 
 namespace on_cpu {
 
@@ -55,6 +61,8 @@ constexpr int DIVERGED = 3;
     fflush(stderr);
     _exit(DIVERGED);
 }
+
+#if !defined(CIRCUITSCOPE_FIBERS)
 
 // Where a thread waits for its block. What it waits for is compared after the wait: a thread that has left the kernel
 // waits at its end.
@@ -110,6 +118,50 @@ inline const std::atomic<uint64_t>* exchange(unsigned mask, uint64_t value) {
     return values;
 }
 
+#else
+
+// Threads take turns on one processor: much faster than real ones, for whole runs of the program. Nothing is checked
+// that real threads check.
+inline void (*yield)();
+inline unsigned n_arrived, n_passed;
+enum Place : int { BARRIER, END };
+
+inline void wait_for_block(Place) {
+    const unsigned passed = n_passed;
+    if (++n_arrived == blockDim.x) {
+        n_arrived = 0;
+        ++n_passed;
+    } else {
+        while (n_passed == passed) yield();
+    }
+}
+
+struct Exchange {
+    uint64_t value[2][LANES];
+    unsigned n_arrived, n_done;
+};
+inline Exchange exchanges[MAX_THREADS / LANES];
+inline unsigned n_exchanges[MAX_THREADS];
+
+inline const uint64_t* exchange(unsigned, uint64_t value) {
+    Exchange& warp = exchanges[threadIdx.x / LANES];
+    auto* values = warp.value[n_exchanges[threadIdx.x]++ % 2];
+    values[threadIdx.x % LANES] = value;
+    const unsigned done = warp.n_done;
+    if (++warp.n_arrived == LANES) {
+        warp.n_arrived = 0;
+        ++warp.n_done;
+    } else {
+        while (warp.n_done == done) yield();
+    }
+    return values;
+}
+
+#endif
+
+inline uint64_t read(const std::atomic<uint64_t>& value) { return value.load(std::memory_order_relaxed); }
+inline uint64_t read(const uint64_t& value) { return value; }
+
 template <typename T>
 uint64_t to_bits(T value) {
     uint64_t bits = 0;
@@ -131,14 +183,14 @@ inline void __syncthreads() { on_cpu::wait_for_block(on_cpu::BARRIER); }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, unsigned lane_mask) {
     const auto* values = on_cpu::exchange(mask, on_cpu::to_bits(value));
-    return on_cpu::from_bits<T>(values[(threadIdx.x ^ lane_mask) % on_cpu::LANES].load(std::memory_order_relaxed));
+    return on_cpu::from_bits<T>(on_cpu::read(values[(threadIdx.x ^ lane_mask) % on_cpu::LANES]));
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
     const auto* values = on_cpu::exchange(mask, predicate);
     unsigned ballot = 0;
     for (unsigned lane = 0; lane < on_cpu::LANES; ++lane) {
-        ballot |= static_cast<unsigned>(values[lane].load(std::memory_order_relaxed)) << lane;
+        ballot |= static_cast<unsigned>(on_cpu::read(values[lane])) << lane;
     }
     return ballot;
 }
