@@ -69,8 +69,9 @@ fn bench(c: &mut Criterion) {
     group.bench_function("carry", |b| b.iter(|| black_box(carrying_paths(&circuit, 0.5))));
     group.bench_function("around", |b| b.iter(|| black_box(neighborhood(&circuit, &circuit.targets(), 3))));
     group.bench_function("scores", |b| b.iter(|| black_box(circuit_scores(&circuit))));
-    group
-        .bench_function("auto_group", |b| b.iter(|| black_box(find_supernodes(&circuit, &ClusterSettings::default()))));
+    group.bench_function("auto_group", |b| {
+        b.iter(|| black_box(find_supernodes(&circuit, &ClusterSettings::default(), None)))
+    });
     group.bench_function("diff", |b| b.iter(|| black_box(diff(&circuit, &circuit))));
     let two = [circuit.clone(), circuit.clone()];
     group.bench_function("common", |b| b.iter(|| black_box(common(&two, 2))));

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use petgraph::graph::NodeIndex;
 
 use crate::Result;
 use crate::error::Doing;
@@ -56,6 +57,14 @@ pub(super) struct OpenedGraph {
 }
 
 impl OpenedGraph {
+    /// Where a feature of the circuit writes to, if a raw graph tells. [d_model].
+    pub(super) fn decoder_direction(&self, index: NodeIndex) -> Option<Vec<f32>> {
+        let raw = self.raw.as_ref()?;
+        let directions = raw.decoder_directions()?;
+        let feature = raw.layout().index(self.circuit.node(index).id)?;
+        (feature < directions.n_features()).then(|| directions.row(feature))
+    }
+
     /// The supernodes in the file: name and ids.
     pub(super) fn stored_groups(&self) -> Vec<(String, Vec<String>)> {
         let stored = self.wire.as_ref().and_then(|wire| wire.q_params.get("supernodes")).cloned();

@@ -79,6 +79,9 @@ pub struct TraceArgs {
     /// Do not write the raw graph
     #[arg(long)]
     no_raw: bool,
+    /// Leave the features' decoder directions out of the raw graph; `inspect --auto-group` uses them
+    #[arg(long)]
+    no_decoders: bool,
     /// A feature_labels.json to name features from [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -265,6 +268,7 @@ fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOpt
         logit_prob: args.logit_prob,
         max_features: args.max_features.0,
         batch_size: args.batch_size,
+        keep_decoders: !(args.no_decoders || args.no_raw),
     })
 }
 

@@ -108,6 +108,55 @@ fn whole(graph: &AttributionGraph) -> Circuit {
     Circuit::new(CircuitMeta::default(), nodes.collect(), links).unwrap()
 }
 
+/// Definitions 6 and 8 on the matrix of the collapsed graph: `(1 - Nᵀ) influence = weights`, solved by elimination. `None`
+/// where supernodes feed almost nothing but each other, so that there is no solution to compare with.
+fn collapsed_scores_slowly(circuit: &Circuit, groups: &[Supernode]) -> Option<(f64, f64)> {
+    let graph = circuit.graph();
+    let of = |node: NodeIndex| groups.iter().position(|group| group.members.contains(&node));
+    // Places 0.. are the groups, then every node by itself; those of members stay empty.
+    let place = |node: NodeIndex| of(node).unwrap_or(groups.len() + node.index());
+    let n = groups.len() + graph.node_count();
+    let mut matrix = vec![vec![0.0f64; n]; n];
+    for edge in graph.edge_references().filter(|edge| place(edge.source()) != place(edge.target())) {
+        matrix[place(edge.target())][place(edge.source())] += f64::from(edge.weight().weight);
+    }
+    for row in &mut matrix {
+        let sum: f64 = row.iter().map(|weight| weight.abs()).sum();
+        row.iter_mut().for_each(|weight| *weight = if sum > 0.0 { weight.abs() / sum } else { 0.0 });
+    }
+    let mut weights = vec![0.0; n];
+    circuit.targets().into_iter().for_each(|target| weights[place(target)] += 0.5);
+    let mut system: Vec<Vec<f64>> = (0..n)
+        .map(|s| (0..n).map(|t| f64::from(u8::from(s == t)) - matrix[t][s]).chain([weights[s]]).collect())
+        .collect();
+    for at in 0..n {
+        let pivot = (at..n).max_by(|&a, &b| system[a][at].abs().total_cmp(&system[b][at].abs()))?;
+        system.swap(at, pivot);
+        if system[at][at].abs() < 0.05 {
+            return None;
+        }
+        let pivot_row = system[at].clone();
+        for (_, row) in system.iter_mut().enumerate().filter(|(row, _)| *row != at) {
+            let factor = row[at] / pivot_row[at];
+            row.iter_mut().zip(&pivot_row).for_each(|(value, pivot)| *value -= factor * pivot);
+        }
+    }
+    let influence: Vec<f64> = (0..n).map(|at| system[at][n] / system[at][at]).collect();
+    let is_error: Vec<bool> = (0..n)
+        .map(|at| {
+            let node = at.checked_sub(groups.len()).map(|node| circuit.node(NodeIndex::new(node)).id);
+            matches!(node, Some(NodeId::Error { .. }))
+        })
+        .collect();
+    let from_tokens: f64 =
+        circuit.tokens().into_iter().map(place).collect::<BTreeSet<_>>().iter().map(|&at| influence[at]).sum();
+    let from_errors: f64 = (0..n).filter(|&at| is_error[at]).map(|at| influence[at]).sum();
+    let error_share = |t: usize| -> f64 { (0..n).filter(|&s| is_error[s]).map(|s| matrix[t][s]).sum() };
+    let explained: f64 = (0..n).map(|t| influence[t] * (1.0 - error_share(t))).sum();
+    let ratio = |part: f64, whole: f64, otherwise: f64| if whole > 0.0 { part / whole } else { otherwise };
+    Some((ratio(from_tokens, from_tokens + from_errors, 0.0), ratio(explained, influence.iter().sum(), 1.0)))
+}
+
 const EVERYTHING: PruneSettings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
 
 proptest! {
@@ -170,6 +219,32 @@ proptest! {
     }
 
     #[test]
+    fn scores_of_a_collapsed_graph_are_those_of_its_matrix(
+        circuit in any_circuit(4..20),
+        colors in prop::collection::vec(0usize..5, 40),
+    ) {
+        let mut groups: Vec<Supernode> =
+            (0..3).map(|at| Supernode { name: format!("g{at}"), members: Vec::new() }).collect();
+        for index in circuit.graph().node_indices() {
+            let is_feature = matches!(circuit.node(index).id, NodeId::Feature { .. });
+            if is_feature && colors[index.index()] < 3 {
+                groups[colors[index.index()]].members.push(index);
+            }
+        }
+        groups.retain(|group| !group.members.is_empty());
+        // Tokens together stay tokens.
+        groups.push(Supernode { name: "tokens".to_owned(), members: circuit.tokens()[1..3].to_vec() });
+        let actual = view(&circuit, &groups).unwrap().scores(&circuit);
+        if let Some(expected) = collapsed_scores_slowly(&circuit, &groups) {
+            close(actual.replacement, expected.0, 1e-7, 1e-7, "replacement");
+            close(actual.completeness, expected.1, 1e-7, 1e-7, "completeness");
+        }
+        let (alone, whole) = (view(&circuit, &[]).unwrap().scores(&circuit), circuit_scores(&circuit));
+        close(alone.replacement, whole.replacement, 1e-9, 1e-9, "replacement of nothing merged");
+        close(alone.completeness, whole.completeness, 1e-9, 1e-9, "completeness of nothing merged");
+    }
+
+    #[test]
     fn scores_of_a_part_are_those_of_the_definitions(graph in any_graph(), pins in prop::collection::vec(any::<bool>(), 64)) {
         let circuit = whole(&graph);
         let swept = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
@@ -210,7 +285,7 @@ proptest! {
 
     #[test]
     fn boxes_never_meet_and_tables_are_whole(circuit in any_circuit(1..200), max_nodes in 0usize..250) {
-        let groups = find_supernodes(&circuit, &ClusterSettings::default());
+        let groups = find_supernodes(&circuit, &ClusterSettings::default(), None);
         for group in &groups {
             let pos: Vec<u32> = group.members.iter().map(|&member| circuit.node(member).pos).collect();
             prop_assert!(pos.iter().max().unwrap() - pos.iter().min().unwrap() <= 1);
@@ -369,5 +444,38 @@ fn empty_lists_of_nodes_are_read_without_a_panic() {
     let circuit = wire::parse_wire(text.as_bytes(), "test").unwrap().circuit().unwrap();
     assert_eq!(circuit_scores(&circuit).replacement, 0.0);
     assert!(carrying_paths(&circuit, 0.5).is_empty());
-    assert!(find_supernodes(&circuit, &ClusterSettings::default()).is_empty());
+    assert!(find_supernodes(&circuit, &ClusterSettings::default(), None).is_empty());
+}
+
+/// Four features of one position with the same edges.
+fn four_alike() -> Circuit {
+    let mut nodes: Vec<Node> = (0..4).map(|feature| node(NodeId::Feature { layer: 1, pos: 0, feature }, 0)).collect();
+    nodes.push(node(NodeId::Token { pos: 0 }, 0));
+    nodes.push(node(NodeId::Target { index: 0 }, 0));
+    let link = |source, target| Link { source, target, weight: 1.0 };
+    let links = (0..4).flat_map(|at| [link(4, at), link(at, 5)]).collect();
+    Circuit::new(CircuitMeta { n_layers: 3, ..CircuitMeta::default() }, nodes, links).unwrap()
+}
+
+#[test]
+fn decoder_directions_separate_features_whose_edges_are_alike() {
+    let circuit = four_alike();
+    let members = |groups: Vec<Supernode>| -> Vec<Vec<usize>> {
+        groups.iter().map(|group| group.members.iter().map(|member| member.index()).collect()).collect()
+    };
+    let settings = ClusterSettings { cut: 0.6, ..ClusterSettings::default() };
+    assert_eq!(members(find_supernodes(&circuit, &settings, None)), [[0, 1, 2, 3]]);
+    // Two write one way, two another: mean of 1 and 0 is below the cut, mean of 1 and 0.98 above it.
+    let direction = |index: NodeIndex| {
+        Some(match index.index() {
+            0 => vec![1.0, 0.0, 0.0],
+            1 => vec![0.98, 0.199, 0.0],
+            2 => vec![0.0, 0.0, 1.0],
+            _ => vec![0.0, 0.199, 0.98],
+        })
+    };
+    assert_eq!(members(find_supernodes(&circuit, &settings, Some(&direction))), [[0, 1], [2, 3]]);
+    // A feature without a direction is compared by its edges.
+    let one = |index: NodeIndex| (index.index() == 0).then(|| vec![1.0, 0.0, 0.0]);
+    assert_eq!(members(find_supernodes(&circuit, &settings, Some(&one))), [[0, 1, 2, 3]]);
 }
