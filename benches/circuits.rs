@@ -47,7 +47,8 @@ fn synthetic() -> Circuit {
             links.insert((target, source), (random() % 2_000) as f32 / 1_000.0 - 1.0);
         }
     }
-    let links = links.into_iter().map(|((target, source), weight)| Link { source, target, weight }).collect();
+    let links: Vec<Link> =
+        links.into_iter().map(|((target, source), weight)| Link { source, target, weight }).collect();
     let prompt_tokens = vec!["token".to_owned(); N_POS as usize];
     let meta = CircuitMeta { prompt_tokens, n_layers: N_LAYERS as usize, ..CircuitMeta::default() };
     Circuit::new(meta, nodes, links).unwrap()

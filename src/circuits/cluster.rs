@@ -238,7 +238,7 @@ fn name_of(circuit: &Circuit, members: &[NodeIndex]) -> String {
     }
     match (labels.first(), circuit.node(members[0]).id) {
         (Some(label), _) => format!("{label} …"),
-        (None, NodeId::Feature { layer, feature, .. }) => format!("{layer}_{feature} and {} more", members.len() - 1),
+        (None, NodeId::Feature { layer, feature, .. }) => format!("{layer}_{feature} …"),
         (None, _) => "group".to_owned(),
     }
 }

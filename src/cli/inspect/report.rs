@@ -185,8 +185,8 @@ pub(super) fn save(
     path: &Path,
 ) -> Result<()> {
     let slug = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut wire = match &opened.wire {
-        Some(wire) => wire.clone(),
+    let mut wire = match &opened.json {
+        Some(json) => json.to_wire(),
         None => WireGraph::new(&opened.circuit, &slug)?,
     };
     // Node i of the file is node i of the circuit; its id may be of another program's form.
