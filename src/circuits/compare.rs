@@ -1,5 +1,6 @@
 //! Circuits of different prompts, compared by what they have in common.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::visit::EdgeRef;
@@ -214,24 +215,35 @@ pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common
     let mut edges = found.concat();
     // Stable: it merges the sorted runs of the circuits and leaves these in order.
     edges.sort_by_key(FoundEdge::ends);
-    let told = |features: Vec<(u32, u32)>, found: Vec<(usize, f64)>| Common {
+    let told = |features: Vec<Key>, found: Vec<(usize, f64)>| Common {
         labels: features.iter().map(|id| labels.get(id).cloned()).collect(),
         features,
-        mean_share: found.iter().map(|(_, share)| share).sum::<f64>() / found.len() as f64,
+        mean_share: mean(found.iter().map(|(_, share)| *share)),
         graphs: found.into_iter().map(|(at, _)| at).collect(),
     };
-    let sorted = |mut list: Vec<Common>| {
-        list.sort_by(|a, b| b.graphs.len().cmp(&a.graphs.len()).then(b.mean_share.total_cmp(&a.mean_share)));
-        list
-    };
-    let edges: Vec<&[FoundEdge]> =
-        edges.chunk_by(|a, b| a.ends() == b.ends()).filter(|found| found.len() >= at_least).collect();
-    let told_edge = |found: &[FoundEdge]| {
+    let mut features: Vec<Common> = nodes.into_iter().map(|(id, found)| told(vec![id], found)).collect();
+    features.sort_by(|a, b| commonest_first((a.graphs.len(), a.mean_share), (b.graphs.len(), b.mean_share)));
+
+    // Sorted before they are told: there may be a hundred thousand.
+    let mut kept: Vec<(&[FoundEdge], f64)> = edges
+        .chunk_by(|a, b| a.ends() == b.ends())
+        .filter(|found| found.len() >= at_least)
+        .map(|found| (found, mean(found.iter().map(|edge| edge.share))))
+        .collect();
+    kept.sort_by(|a, b| commonest_first((a.0.len(), a.1), (b.0.len(), b.1)));
+    let told_edge = |(found, _): (&[FoundEdge], f64)| {
         let ends = vec![ids[found[0].source as usize], ids[found[0].target as usize]];
         told(ends, found.iter().map(|edge| (edge.circuit as usize, edge.share)).collect())
     };
-    (
-        sorted(nodes.into_iter().map(|(id, found)| told(vec![id], found)).collect()),
-        sorted(edges.into_iter().map(told_edge).collect()),
-    )
+    (features, kept.into_iter().map(told_edge).collect())
+}
+
+fn mean(shares: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = shares.len() as f64;
+    shares.sum::<f64>() / count
+}
+
+/// Order of (number of graphs, mean share).
+fn commonest_first(a: (usize, f64), b: (usize, f64)) -> Ordering {
+    b.0.cmp(&a.0).then(b.1.total_cmp(&a.1))
 }
