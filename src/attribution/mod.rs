@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
-use crate::graph::{RAW_FORMAT_VERSION, influence, scores};
+use crate::graph::{Influence, RAW_FORMAT_VERSION, influence, scores};
 use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement};
 
 /// What to attribute, and how much of it.
@@ -83,6 +83,8 @@ pub struct PhaseSecs {
 pub struct Attribution {
     pub graph: AttributionGraph,
     pub targets: Vec<Target>,
+    /// Influence of every node of the graph: the scores come from it, and pruning begins with it.
+    pub influence: Influence,
     /// Rows computed: targets and selected features.
     pub n_rows: usize,
     pub elapsed_secs: PhaseSecs,
@@ -162,7 +164,7 @@ pub fn attribute(
     meta.replacement_score = scores.replacement;
     meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
-    Ok(Attribution { graph, targets: chosen.targets, n_rows, elapsed_secs })
+    Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, elapsed_secs })
 }
 
 /// Ids of all active features, in order.

@@ -12,7 +12,6 @@ use serde::Serialize;
 use crate::attribution::{AttributionOptions, TargetRequest, attribute};
 use crate::error::Doing;
 use crate::export::{Summary, SummarySettings, WireGraph, check_writable, summarize, write_raw, write_wire};
-use crate::graph::influence;
 use crate::prune::prune;
 use crate::replacement::Replacement;
 use crate::{Error, Result};
@@ -186,8 +185,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     phases.end("attribute", format!("{} rows, {rows_per_sec:.0} rows/s", found.n_rows));
 
     let graph = found.graph;
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-    let mut circuit = prune(&graph, &influence, &settings)?.circuit(&graph)?;
+    let mut circuit = prune(&graph, &found.influence, &settings)?.circuit(&graph)?;
     relabel(&mut circuit, args.labels.as_ref())?;
     phases.end("prune", String::new());
 

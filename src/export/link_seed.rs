@@ -8,11 +8,47 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// Nodes by id: one, but for the error nodes of circuit-tracer, whose ids can be those of features.
-pub(super) type Ids = HashMap<String, Vec<usize>>;
+/// The ids of a file's nodes.
+pub(super) struct Ids {
+    /// By node. [n_nodes].
+    ids: Vec<String>,
+    /// Nodes by id: one, but for the error nodes of circuit-tracer, whose ids can be those of features.
+    nodes: HashMap<Vec<u8>, Vec<usize>>,
+}
+
+impl Ids {
+    pub(super) fn new(ids: Vec<String>) -> Ids {
+        let mut nodes: HashMap<Vec<u8>, Vec<usize>> = HashMap::with_capacity(ids.len());
+        for (node, id) in ids.iter().enumerate() {
+            nodes.entry(id.clone().into_bytes()).or_default().push(node);
+        }
+        Ids { ids, nodes }
+    }
+
+    /// What `id` stands for, the nodes from `guess` on being looked at first: links come in the order of their targets
+    /// and then sources, so that most ids need no table.
+    fn find<'a>(&'a self, id: &[u8], guess: usize) -> End<'a> {
+        // Where ids are not unique, only the table knows all of their nodes.
+        let is_unique = self.nodes.len() == self.ids.len();
+        let near = self.ids.iter().enumerate().skip(guess).take(GUESSES);
+        match near.filter(|_| is_unique).find(|(_, known)| known.as_bytes() == id) {
+            Some((node, _)) => End::Node(node),
+            None => match self.nodes.get(id).map(Vec::as_slice) {
+                Some([node]) => End::Node(*node),
+                Some(nodes) => End::Nodes(nodes),
+                None => End::Missing(String::from_utf8_lossy(id).into_owned()),
+            },
+        }
+    }
+}
+
+/// Nodes that are compared before the table is asked.
+const GUESSES: usize = 4;
 
 /// What an id of a link stands for.
 enum End<'a> {
+    Node(usize),
+    /// Several of one id.
     Nodes(&'a [usize]),
     /// The id of no node.
     Missing(String),
@@ -27,29 +63,45 @@ pub(super) struct WireEnds<'a> {
     pub(super) extra: BTreeMap<String, Value>,
 }
 
-impl<'a> WireEnds<'a> {
+impl WireEnds<'_> {
     /// The nodes that source and target can mean.
     ///
     /// # Errors
-    /// One of them is not in the file; `id_of` has the ids of those that are.
-    pub(super) fn found(&self, id_of: impl Fn(usize) -> String) -> Result<(&'a [usize], &'a [usize])> {
-        let id = |end: &End<'a>| match end {
-            End::Nodes(nodes) => nodes.first().map(|&node| id_of(node)).unwrap_or_default(),
+    /// One of them is not in the file.
+    pub(super) fn found(&self, ids: &Ids) -> Result<(&[usize], &[usize])> {
+        let id = |end: &End<'_>| match end {
+            End::Node(node) => ids.ids[*node].clone(),
+            End::Nodes(nodes) => nodes.first().map(|&node| ids.ids[node].clone()).unwrap_or_default(),
             End::Missing(id) => id.clone(),
         };
-        match (&self.source, &self.target) {
-            (End::Nodes(sources), End::Nodes(targets)) => Ok((sources, targets)),
-            (End::Missing(missing), _) | (_, End::Missing(missing)) => Err(Error::LinkToNowhere {
+        match (self.source.nodes(), self.target.nodes()) {
+            (Ok(sources), Ok(targets)) => Ok((sources, targets)),
+            (Err(missing), _) | (_, Err(missing)) => Err(Error::LinkToNowhere {
                 source_id: id(&self.source),
                 target_id: id(&self.target),
-                missing: missing.clone(),
+                missing: missing.to_owned(),
             }),
         }
     }
 }
 
+impl End<'_> {
+    /// The nodes, or the id that none has.
+    fn nodes(&self) -> std::result::Result<&[usize], &str> {
+        match self {
+            End::Node(node) => Ok(std::slice::from_ref(node)),
+            End::Nodes(nodes) => Ok(nodes),
+            End::Missing(id) => Err(id),
+        }
+    }
+}
+
 /// Reads a link among the nodes of these ids.
-pub(super) struct LinkSeed<'a>(pub(super) &'a Ids);
+pub(super) struct LinkSeed<'a> {
+    pub(super) ids: &'a Ids,
+    /// Source and target of the link before, which this one's are likely near.
+    pub(super) before: (usize, usize),
+}
 
 impl<'de, 'a> DeserializeSeed<'de> for LinkSeed<'a> {
     type Value = WireEnds<'a>;
@@ -71,8 +123,8 @@ impl<'de, 'a> Visitor<'de> for LinkSeed<'a> {
         let mut extra = BTreeMap::new();
         while let Some(key) = map.next_key_seed(KeySeed)? {
             match key {
-                Key::Source => source = Some(map.next_value_seed(EndSeed(self.0))?),
-                Key::Target => target = Some(map.next_value_seed(EndSeed(self.0))?),
+                Key::Source => source = Some(map.next_value_seed(EndSeed { ids: self.ids, guess: self.before.0 })?),
+                Key::Target => target = Some(map.next_value_seed(EndSeed { ids: self.ids, guess: self.before.1 })?),
                 Key::Weight => weight = Some(map.next_value::<Option<f32>>()?),
                 Key::Other(name) => {
                     extra.insert(name, map.next_value()?);
@@ -101,7 +153,7 @@ impl<'de> DeserializeSeed<'de> for KeySeed {
     type Value = Key;
 
     fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Key, D::Error> {
-        parser.deserialize_identifier(self)
+        parser.deserialize_bytes(self)
     }
 }
 
@@ -112,23 +164,30 @@ impl Visitor<'_> for KeySeed {
         f.write_str("a name")
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<Key, E> {
+    fn visit_bytes<E: serde::de::Error>(self, name: &[u8]) -> Result<Key, E> {
         Ok(match name {
-            "source" => Key::Source,
-            "target" => Key::Target,
-            "weight" => Key::Weight,
-            _ => Key::Other(name.to_owned()),
+            b"source" => Key::Source,
+            b"target" => Key::Target,
+            b"weight" => Key::Weight,
+            _ => match std::str::from_utf8(name) {
+                Ok(name) => Key::Other(name.to_owned()),
+                Err(e) => return Err(E::custom(e)),
+            },
         })
     }
 }
 
-struct EndSeed<'a>(&'a Ids);
+struct EndSeed<'a> {
+    ids: &'a Ids,
+    guess: usize,
+}
 
 impl<'de, 'a> DeserializeSeed<'de> for EndSeed<'a> {
     type Value = End<'a>;
 
     fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<End<'a>, D::Error> {
-        parser.deserialize_str(self)
+        // Bytes: an id that equals a node's needs no other check.
+        parser.deserialize_bytes(self)
     }
 }
 
@@ -139,7 +198,7 @@ impl<'a> Visitor<'_> for EndSeed<'a> {
         f.write_str("the id of a node")
     }
 
-    fn visit_str<E>(self, id: &str) -> Result<End<'a>, E> {
-        Ok(self.0.get(id).map_or_else(|| End::Missing(id.to_owned()), |nodes| End::Nodes(nodes)))
+    fn visit_bytes<E>(self, id: &[u8]) -> Result<End<'a>, E> {
+        Ok(self.ids.find(id, self.guess))
     }
 }

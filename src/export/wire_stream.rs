@@ -151,7 +151,7 @@ pub fn stream_wire(path: &Path, node_threshold: Option<f64>) -> Result<StreamedG
 struct Known {
     wire: Vec<WireNode>,
     nodes: Vec<Node>,
-    by_id: Ids,
+    ids: Ids,
     is_kept: Vec<bool>,
 }
 
@@ -251,11 +251,9 @@ fn fail<E: serde::de::Error>(state: &mut State, error: Error) -> E {
 impl Known {
     fn new(wire: Vec<WireNode>, node_threshold: Option<f64>) -> Result<Known> {
         let mut reader = NodeReader::new(&[]);
-        let mut by_id: Ids = HashMap::with_capacity(wire.len());
         let mut nodes: Vec<Node> = Vec::with_capacity(wire.len());
         let mut seen = HashSet::with_capacity(wire.len());
         for node in &wire {
-            by_id.entry(node.node_id.clone()).or_default().push(nodes.len());
             let read = reader.node(node)?;
             if !seen.insert(read.id) {
                 return Err(Error::CircuitDuplicate { node: format!("`{}`", node.node_id) });
@@ -270,7 +268,8 @@ impl Known {
             .iter()
             .map(|node| matches!(node.id, NodeId::Token { .. }) || node.influence.is_none_or(|share| share <= last))
             .collect();
-        Ok(Known { wire, nodes, by_id, is_kept })
+        let ids = Ids::new(wire.iter().map(|node| node.node_id.clone()).collect());
+        Ok(Known { wire, nodes, ids, is_kept })
     }
 }
 
@@ -296,7 +295,9 @@ impl<'de> Visitor<'de> for LinksSeed<'_> {
         let mut before: Option<Link> = None;
         // Called with the nodes known only; lent out, so that the state can be written meanwhile.
         let Some(known) = state.known.take() else { return Ok(()) };
-        while let Some(ends) = list.next_element_seed(LinkSeed(&known.by_id))? {
+        loop {
+            let near = before.map_or((0, 0), |before| (before.source + 1, before.target));
+            let Some(ends) = list.next_element_seed(LinkSeed { ids: &known.ids, before: near })? else { break };
             let index = state.n_links_read;
             state.n_links_read += 1;
             let must_lead_up = state.node_threshold.is_some();
@@ -322,7 +323,7 @@ impl Known {
     fn link(&self, ends: &WireEnds<'_>, before: Option<&Link>, index: usize, must_lead_up: bool) -> Result<Link> {
         let weight = ends.weight.filter(|weight| weight.is_finite());
         let weight = weight.ok_or(Error::GraphNotFinite { name: "links", index })?;
-        let (sources, targets) = ends.found(|node| self.wire[node].node_id.clone())?;
+        let (sources, targets) = ends.found(&self.ids)?;
         let (source, target) = match (sources, targets) {
             // Almost every id is that of one node only.
             ([source], [target]) => (*source, *target),
