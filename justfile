@@ -11,7 +11,8 @@ demo:
 test:
     cargo test --release
 
-# Row phase against gemm, rows per second, influence and pruning
+# Row phase against gemm, rows per second, influence and pruning, circuits
 bench:
     cargo bench --bench rows
     cargo bench --bench graph
+    cargo bench --bench circuits

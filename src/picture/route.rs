@@ -22,6 +22,9 @@ const CLEARANCE: f64 = 5.0;
 /// Points at which a curve is compared with a band.
 const SAMPLES: usize = 64;
 
+/// More than the distance of two lines of boxes of one layer, less than that of two layers.
+const NEXT_LINE: f64 = 24.0;
+
 /// Part of the height between two points that the curve's ends stay upright for.
 pub(super) const BEND: f64 = 0.45;
 
@@ -82,8 +85,16 @@ pub(super) fn route(from: Point, to: Point, between: &[&Band], way: &mut Vec<Poi
         return;
     };
     let band = between[at];
-    let x = band.nearest_gap(x);
     let (enter, leave) = if is_upwards { (band.bottom, band.top) } else { (band.top, band.bottom) };
+    // Past the next line of the same layer as near as can be: a step far away would lead the eye nowhere.
+    let wanted = if (enter - from.1).abs() < NEXT_LINE {
+        from.0
+    } else if (leave - to.1).abs() < NEXT_LINE {
+        to.0
+    } else {
+        x
+    };
+    let x = band.nearest_gap(wanted);
     route(from, (x, enter), &between[..at], way);
     way.push((x, leave));
     route((x, leave), to, &between[at + 1..], way);
