@@ -16,3 +16,11 @@ bench:
     cargo bench --bench rows
     cargo bench --bench graph
     cargo bench --bench circuits
+    cargo bench --bench ops
+
+# On a machine with an NVIDIA GPU and the CUDA toolkit: all tests on it against the CPU's results, then its speed
+gpu:
+    cargo build --release --features cuda
+    CIRCUITSCOPE_DEVICE=cuda cargo test --release --features cuda
+    CIRCUITSCOPE_DEVICE=cuda cargo bench --features cuda --bench ops
+    CIRCUITSCOPE_DEVICE=cuda cargo bench --features cuda --bench rows

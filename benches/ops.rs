@@ -1,69 +1,133 @@
-//! The operations of the row phase one by one, on one thread, in GFLOP/s at SmolLM2-135M's shape.
+//! The operations of the row phase one by one, in GFLOP/s and GB/s: on the CPU on one thread, at SmolLM2-135M's shape;
+//! with CIRCUITSCOPE_DEVICE=cuda on a GPU, at three models' shapes, beside what the card can do at most.
 //!
 //!     cargo bench --bench ops
 
 use std::error::Error;
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
-use circuitscope::ops::{TargetBlocks, edge_rows, frozen_attention, matmul, matmul_add};
+use candle_core::{DType, Device, Tensor};
+use circuitscope::ops::{
+    Activity, NormFactors, SourceVecs, TargetBlocks, add_product, device_limits, device_name, edge_rows, encode_active,
+    frozen_attention, gradient_rows, matmul, norm_pullback, open_cuda,
+};
 
-const D_MODEL: usize = 576;
-const N_HEADS: usize = 9;
-const N_KV_HEADS: usize = 3;
-const D_HEAD: usize = 64;
+/// Sizes of a model.
+struct Shape {
+    name: &'static str,
+    d_model: usize,
+    n_heads: usize,
+    n_kv_heads: usize,
+    d_head: usize,
+}
 
-/// Gradient rows of a batch, about as many as attribution takes at a time.
-const N_ROWS: usize = 512;
+const SMOLLM2: Shape = Shape { name: "SmolLM2-135M", d_model: 576, n_heads: 9, n_kv_heads: 3, d_head: 64 };
+const GEMMA2: Shape = Shape { name: "Gemma-2-2B", d_model: 2304, n_heads: 8, n_kv_heads: 4, d_head: 256 };
+const LLAMA31: Shape = Shape { name: "Llama-3.1-8B", d_model: 4096, n_heads: 32, n_kv_heads: 8, d_head: 128 };
 
-fn main() -> Result<(), Box<dyn Error>> {
-    println!("{:<18} {:>9} {:>9} {:>10}", "operation", "positions", "us", "GFLOP/s");
-    for n_pos in [6, 16, 64] {
-        let per_pos = (N_ROWS / (n_pos * (n_pos + 1) / 2)).max(1);
-        let mut positions: Vec<usize> = (1..n_pos).rev().flat_map(|p| std::iter::repeat_n(p, per_pos)).collect();
-        while positions.iter().map(|p| p + 1).sum::<usize>() > N_ROWS {
-            positions.remove(positions.len() / 2);
+/// Sources a position and layer.
+const SOURCES_PER_POS: usize = 15;
+
+/// Features of a block that is encoded.
+const N_FEATURES: usize = 4096;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
+    let device = match std::env::var("CIRCUITSCOPE_DEVICE").as_deref() {
+        Ok("cuda") => open_cuda(0)?,
+        _ => Device::Cpu,
+    };
+    println!("{}", device_name(&device));
+    if let Some(limits) = device_limits(&device)? {
+        println!("at most {:.0} GFLOP/s in f32, {:.0} GB/s", limits.gflop_per_sec, limits.gb_per_sec);
+    }
+    println!("{:<14} {:<18} {:>9} {:>9} {:>10} {:>9}", "shape", "operation", "positions", "us", "GFLOP/s", "GB/s");
+    let (shapes, lengths): (&[Shape], &[usize]) = match device.is_cpu() {
+        true => (&[SMOLLM2], &[6, 16, 64]),
+        false => (&[SMOLLM2, GEMMA2, LLAMA31], &[64, 512]),
+    };
+    for shape in shapes {
+        for &n_pos in lengths {
+            bench(shape, n_pos, &device)?;
         }
-        let blocks = TargetBlocks::new(positions);
-        let n_rows = blocks.n_rows();
-        let random = |shape: (usize, usize)| Tensor::rand(-1f32, 1f32, shape, &Device::Cpu);
-        let grad = random((n_rows, D_MODEL))?;
-        let (w_o, w_v) = (random((D_MODEL, N_HEADS * D_HEAD))?, random((N_KV_HEADS * D_HEAD, D_MODEL))?);
-        let (z, v) = (random((n_rows, N_HEADS * D_HEAD))?, random((n_rows, N_KV_HEADS * D_HEAD))?);
-        let pattern = Tensor::rand(0f32, 1f32, (N_HEADS, n_pos, n_pos), &Device::Cpu)?;
-        let sources_per_pos = 15;
-        let vecs = random((sources_per_pos * n_pos, D_MODEL))?;
-        let starts: Vec<usize> = (0..=n_pos).map(|p| p * sources_per_pos).collect();
-
-        let dense = 2.0 * (n_rows * D_MODEL) as f64;
-        report("matmul W_O", n_pos, dense * (N_HEADS * D_HEAD) as f64, || matmul(&grad, &w_o).map(drop))?;
-        report("matmul_add W_V", n_pos, dense * (N_KV_HEADS * D_HEAD) as f64, || {
-            matmul_add(grad.clone(), &v, &w_v).map(drop)
-        })?;
-        let pairs: usize = blocks.positions().iter().map(|&p| (p + 1) * (p + 2) / 2).sum();
-        report("frozen_attention", n_pos, 2.0 * (pairs * N_HEADS * D_HEAD) as f64, || {
-            frozen_attention(&z, &pattern, N_KV_HEADS, &blocks).map(drop)
-        })?;
-        report("edge_rows", n_pos, dense * sources_per_pos as f64, || {
-            edge_rows(&grad, &vecs, &blocks, &starts).map(drop)
-        })?;
     }
     Ok(())
 }
 
-/// Prints the best time of many.
-fn report(
-    name: &str,
-    n_pos: usize,
-    flop: f64,
-    mut run: impl FnMut() -> candle_core::Result<()>,
-) -> Result<(), Box<dyn Error>> {
-    let mut best = f64::INFINITY;
-    for _ in 0..50 {
-        let start = Instant::now();
-        run()?;
-        best = best.min(start.elapsed().as_secs_f64());
+/// Positions of targets, descending, that fill a batch.
+fn batch(n_pos: usize, device: &Device) -> TargetBlocks {
+    let n_rows = if device.is_cpu() { 512 } else { gradient_rows(device) };
+    let per_pos = (n_rows / (n_pos * (n_pos + 1) / 2)).max(1);
+    let mut positions: Vec<usize> = (1..n_pos).rev().flat_map(|p| std::iter::repeat_n(p, per_pos)).collect();
+    while positions.iter().map(|p| p + 1).sum::<usize>() > n_rows {
+        positions.remove(positions.len() / 2);
     }
-    println!("{name:<18} {n_pos:>9} {:>9.0} {:>10.1}", best * 1e6, flop / best / 1e9);
+    TargetBlocks::new(positions)
+}
+
+fn bench(shape: &Shape, n_pos: usize, device: &Device) -> Outcome<()> {
+    let &Shape { d_model, n_heads, n_kv_heads, d_head, .. } = shape;
+    let blocks = batch(n_pos, device);
+    let n_rows = blocks.n_rows();
+    let random = |shape: (usize, usize)| Tensor::rand(-1f32, 1f32, shape, device);
+    let grad = random((n_rows, d_model))?;
+    let (w_o, w_v) = (random((d_model, n_heads * d_head))?, random((n_kv_heads * d_head, d_model))?);
+    let (z, v) = (random((n_rows, n_heads * d_head))?, random((n_rows, n_kv_heads * d_head))?);
+    let pattern = Tensor::rand(0f32, 1f32, (n_heads, n_pos, n_pos), device)?;
+    let starts: Vec<usize> = (0..=n_pos).map(|p| p * SOURCES_PER_POS).collect();
+    let vecs = random((SOURCES_PER_POS * n_pos, d_model))?;
+    let sources = SourceVecs { vecs, scales: None, starts: starts.into() };
+    let bf16 = SourceVecs { vecs: sources.vecs.to_dtype(DType::BF16)?, ..sources.clone() };
+    let factors = NormFactors::new(&Tensor::ones(d_model, DType::F32, device)?, &random((n_pos, 1))?, false)?;
+    let products = random((n_pos, N_FEATURES))?;
+    let bias = vec![-0.9; N_FEATURES];
+
+    let report = |name: &str, flop: f64, values: usize, run: &mut dyn FnMut() -> candle_core::Result<()>| {
+        let mut best = f64::INFINITY;
+        for _ in 0..50 {
+            let start = Instant::now();
+            run()?;
+            device.synchronize()?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        let (gflop, gb) = (flop / best / 1e9, 4.0 * values as f64 / best / 1e9);
+        println!("{:<14} {name:<18} {n_pos:>9} {:>9.0} {gflop:>10.1} {gb:>9.1}", shape.name, best * 1e6);
+        Outcome::Ok(())
+    };
+    let dense = 2.0 * (n_rows * d_model) as f64;
+    let (z_width, v_width) = (n_heads * d_head, n_kv_heads * d_head);
+    report("matmul W_O", dense * z_width as f64, n_rows * (d_model + z_width) + d_model * z_width, &mut || {
+        matmul(&grad, &w_o).map(drop)
+    })?;
+    report(
+        "add_product W_V",
+        dense * v_width as f64,
+        n_rows * (2 * d_model + v_width) + d_model * v_width,
+        &mut || add_product(grad.clone(), &v, &w_v, None, &blocks).map(drop),
+    )?;
+    let pairs: usize = blocks.positions().iter().map(|&p| (p + 1) * (p + 2) / 2).sum();
+    let attention_values = n_rows * (z_width + v_width) + pattern.elem_count();
+    report("frozen_attention", 2.0 * (pairs * z_width) as f64, attention_values, &mut || {
+        frozen_attention(&z, &pattern, n_kv_heads, &blocks).map(drop)
+    })?;
+    let n_effects = blocks.n_targets() * SOURCES_PER_POS * n_pos;
+    let n_vec_values = SOURCES_PER_POS * n_pos * d_model;
+    let flop = dense * SOURCES_PER_POS as f64;
+    report("edge_rows", flop, n_rows * d_model + n_vec_values + n_effects, &mut || {
+        edge_rows(&grad, &sources, &blocks).map(drop)
+    })?;
+    report("edge_rows bf16", flop, n_rows * d_model + n_vec_values / 2 + n_effects, &mut || {
+        edge_rows(&grad, &bf16, &blocks).map(drop)
+    })?;
+    report("norm_pullback", 3.0 * grad.elem_count() as f64, 3 * grad.elem_count(), &mut || {
+        norm_pullback(&grad, Some(&grad), &factors, &blocks).map(drop)
+    })?;
+    report("encode_active", products.elem_count() as f64, 2 * products.elem_count(), &mut || {
+        encode_active(&products, &bias, Activity::Relu).map(drop)
+    })?;
+    report("encode_active TopK", products.elem_count() as f64, 6 * products.elem_count(), &mut || {
+        encode_active(&products, &bias, Activity::TopK { k: 64 }).map(drop)
+    })?;
     Ok(())
 }

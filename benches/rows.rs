@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::ops::open_cuda;
 use circuitscope::replacement::{LinearModel, Replacement};
 use circuitscope::weights::{Folder, HostFiles};
 use synthetic::{Shape, write_model, write_transcoders};
@@ -55,8 +56,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The CPU; with CIRCUITSCOPE_DEVICE=cuda the first GPU.
+fn device() -> candle_core::Result<Device> {
+    match std::env::var("CIRCUITSCOPE_DEVICE").as_deref() {
+        Ok("cuda") => open_cuda(0),
+        _ => Ok(Device::Cpu),
+    }
+}
+
 fn open(model: &str, transcoders: &str) -> Result<Replacement, Box<dyn Error>> {
-    Ok(Replacement::open(HostFiles::open(model)?, &Folder::open(transcoders)?, &Device::Cpu)?)
+    Ok(Replacement::open(HostFiles::open(model)?, &Folder::open(transcoders)?, &device()?)?)
 }
 
 /// Prints one line: row phase and gemm, measured in turn.
@@ -93,7 +102,7 @@ fn useful_flop(replacement: &Replacement, linear: &LinearModel) -> f64 {
     let mut below = vec![vec![0f64; n_pos]; config.n_layers + 1];
     for layer in 0..config.n_layers {
         // Sources are sorted by position, so those up to one are those before the next.
-        let up_to = &linear.mlp_sources[layer].starts[1..];
+        let up_to = &linear.mlp_sources[layer].vecs.starts[1..];
         below[layer + 1] = below[layer].iter().zip(up_to).map(|(below, &here)| below + here as f64).collect();
     }
     let row = |own_layer: Option<usize>, pos: usize| -> f64 {
@@ -109,12 +118,14 @@ fn useful_flop(replacement: &Replacement, linear: &LinearModel) -> f64 {
 
 /// Speed of `[4096, d] × [d, d]` in GFLOP/s.
 fn gemm_gflops(d: usize) -> Result<f64, Box<dyn Error>> {
-    let a = Tensor::rand(-1f32, 1f32, (4096, d), &Device::Cpu)?;
-    let b = Tensor::rand(-1f32, 1f32, (d, d), &Device::Cpu)?;
+    let device = device()?;
+    let a = Tensor::rand(-1f32, 1f32, (4096, d), &device)?;
+    let b = Tensor::rand(-1f32, 1f32, (d, d), &device)?;
     let mut best = f64::INFINITY;
     for _ in 0..10 {
         let start = Instant::now();
         let product = a.matmul(&b)?;
+        device.synchronize()?;
         best = best.min(start.elapsed().as_secs_f64());
         std::hint::black_box(product);
     }

@@ -9,6 +9,8 @@ pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
 
+use candle_core::DType;
+
 use crate::error::{Error, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
@@ -181,7 +183,11 @@ fn decoder_directions(linear: &LinearModel, selected: &[usize]) -> Result<Decode
     let mut sums = vec![0f32; selected.len() * d_model];
     for sources in &linear.mlp_sources {
         // Layer by layer: all sources at once would be a second copy of the largest thing after the edge rows.
-        let vecs: Vec<f32> = sources.vecs.flatten_all()?.to_vec1()?;
+        let mut vecs = sources.vecs.vecs.to_dtype(DType::F32)?;
+        if let Some(scales) = &sources.vecs.scales {
+            vecs = vecs.broadcast_mul(&scales.unsqueeze(1)?)?;
+        }
+        let vecs: Vec<f32> = vecs.flatten_all()?.to_vec1()?;
         for (origin, vec) in sources.origins.iter().zip(vecs.chunks_exact(d_model)) {
             if let Origin::Feature(feature) = *origin
                 && place[feature] != usize::MAX

@@ -2,10 +2,6 @@
 
 use crate::replacement::{ActiveFeatures, TargetSite};
 
-/// Gradient rows (targets × positions up to theirs) of one batch, but for what its last target has more. Large enough for full gemm speed, small
-/// enough that a batch's buffers stay in one core's cache.
-const MAX_GRADIENT_ROWS: usize = 768;
-
 /// One batch of rows to compute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchPlan {
@@ -14,8 +10,9 @@ pub struct BatchPlan {
     pub members: Vec<(usize, usize)>,
 }
 
-/// Batches for active features (`wanted` are indices into `features`). Members are numbered by active feature.
-pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize]) -> Vec<BatchPlan> {
+/// Batches for active features (`wanted` are indices into `features`), see [`batches`]. Members are numbered by active
+/// feature.
+pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize], max_rows: usize) -> Vec<BatchPlan> {
     let mut by_layer: Vec<Vec<(usize, usize)>> = vec![Vec::new(); features.encoder_vecs.len()];
     for &index in wanted {
         let feature = &features.all[index];
@@ -24,15 +21,18 @@ pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize]) -> Vec<Batch
     by_layer
         .into_iter()
         .enumerate()
-        .flat_map(|(layer, members)| batches(TargetSite::InputHook { layer }, members))
+        .flat_map(|(layer, members)| batches(TargetSite::InputHook { layer }, members, max_rows))
         .collect()
 }
 
 /// Cuts the members of one site into batches of about the same size: a small last batch would waste its products.
-pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>) -> Vec<BatchPlan> {
+///
+/// A batch has `max_rows` gradient rows (targets × positions up to theirs) at most, but for what its last target has
+/// more.
+pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>, max_rows: usize) -> Vec<BatchPlan> {
     members.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
     let all_rows: usize = members.iter().map(|member| member.1 + 1).sum();
-    let max_rows = all_rows.div_ceil(all_rows.div_ceil(MAX_GRADIENT_ROWS).max(1));
+    let max_rows = all_rows.div_ceil(all_rows.div_ceil(max_rows).max(1));
     let mut plans: Vec<BatchPlan> = Vec::new();
     let mut n_rows = usize::MAX;
     for member in members {
@@ -55,15 +55,17 @@ pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>) -> Vec<BatchP
 mod tests {
     use super::*;
 
+    const MAX_ROWS: usize = 768;
+
     #[test]
     fn batches_are_sorted_complete_and_no_larger_than_allowed() {
         let members: Vec<(usize, usize)> = (0..500).map(|i| (i, (i * 37) % 60)).collect();
-        let plans = batches(TargetSite::FinalNorm, members.clone());
+        let plans = batches(TargetSite::FinalNorm, members.clone(), MAX_ROWS);
         let mut seen: Vec<(usize, usize)> = Vec::new();
         for plan in &plans {
             assert!(plan.members.is_sorted_by(|a, b| a.1 >= b.1));
             // A batch ends with the member that fills it.
-            assert!(plan.members.iter().map(|m| m.1 + 1).sum::<usize>() < MAX_GRADIENT_ROWS + 60);
+            assert!(plan.members.iter().map(|m| m.1 + 1).sum::<usize>() < MAX_ROWS + 60);
             seen.extend(&plan.members);
         }
         assert!(plans.len() > 1);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{Device, Storage, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::plan::{BatchPlan, batches, feature_batches};
@@ -11,6 +11,7 @@ use super::targets::{Target, TargetKind};
 use super::{AttributionOptions, Progress, feature_ids};
 use crate::error::Result;
 use crate::graph::{NodeId, NodeLayout, PartialRows, next_features, partial_influence};
+use crate::ops::{BatchRows, HostRow, RowCollector, RowShape, RowsOnDevice, gradient_rows};
 use crate::replacement::{LinearModel, Origin, Replacement, Sources, TargetBatch, TargetSite};
 
 /// Features chosen between two looks at the influence: this many times the batch size.
@@ -50,31 +51,49 @@ pub fn compute(
     let mut matrix = Matrix::new(&layout, limit + targets.len());
     if limit == n_active {
         // Every feature has a row, so each is written where it stays: feature i in row i, the targets last.
-        target_rows(linear, replacement, targets, n_active, &mut matrix)?;
+        let nothing: KeepOnDevice = &mut |_, _| Ok(());
+        target_rows(linear, replacement, targets, n_active, &mut matrix, nothing)?;
         let wanted: Vec<usize> = (0..n_active).collect();
-        feature_rows(linear, replacement, &wanted, &wanted, &mut matrix, progress)?;
+        feature_rows(linear, replacement, &wanted, &wanted, &mut matrix, nothing, progress)?;
         let Matrix { edge_rows, bias_effect, row_values, .. } = matrix;
         return Ok(Rows { selected: wanted, edge_rows, bias_effect, unselected_effect: Vec::new(), row_values });
     }
     // Partial attribution: targets first, then features in the order of their influence.
-    target_rows(linear, replacement, targets, 0, &mut matrix)?;
     let weights: Vec<f32> = targets.iter().map(|t| t.weight).collect();
+    let shape = RowShape {
+        capacity: limit + targets.len(),
+        n_columns: layout.targets().start,
+        row_stride: matrix.n_nodes + n_pos,
+        layer_starts: &linear.features.layer_starts,
+    };
+    let mut on_device = RowsOnDevice::new(linear.final_normed.device(), shape)?;
+    target_rows(linear, replacement, targets, 0, &mut matrix, &mut |rows, members| {
+        let weights: Vec<f32> = members.iter().map(|&i| weights[i]).collect();
+        on_device.as_mut().map_or(Ok(()), |all| Ok(all.push_targets(rows, &weights)?))
+    })?;
     let mut visited: Vec<usize> = Vec::with_capacity(limit);
     let mut is_visited = vec![false; n_active];
     while visited.len() < limit {
-        let influence = partial_influence(&PartialRows {
-            values: &matrix.edge_rows,
-            stride: matrix.n_nodes,
-            n_columns: layout.targets().start,
-            n_active,
-            weights: &weights,
-            visited: &visited,
-        });
         let count = (UPDATE_INTERVAL * options.batch_size).min(limit - visited.len());
-        let next = next_features(&influence, &is_visited, count);
+        let next = match &mut on_device {
+            Some(rows) => rows.next_features(count)?,
+            None => {
+                let influence = partial_influence(&PartialRows {
+                    values: &matrix.edge_rows,
+                    stride: matrix.n_nodes,
+                    n_columns: layout.targets().start,
+                    n_active,
+                    weights: &weights,
+                    visited: &visited,
+                });
+                next_features(&influence, &is_visited, count)
+            }
+        };
         let rows: Vec<usize> = (0..next.len()).map(|i| targets.len() + visited.len() + i).collect();
         let done = visited.len();
-        feature_rows(linear, replacement, &next, &rows, &mut matrix, &|n, _| progress(done + n, limit))?;
+        let keep: KeepOnDevice =
+            &mut |rows, members| on_device.as_mut().map_or(Ok(()), |all| Ok(all.push_features(rows, members)?));
+        feature_rows(linear, replacement, &next, &rows, &mut matrix, keep, &|n, _| progress(done + n, limit))?;
         next.iter().for_each(|&feature| is_visited[feature] = true);
         visited.extend(next);
     }
@@ -103,9 +122,9 @@ impl<'a> Matrix<'a> {
     }
 
     /// Borrows rows for batches that fill them at the same time; no row may be asked for twice.
-    fn take_rows(&mut self, wanted: &[Vec<usize>]) -> Vec<Vec<Row<'_>>> {
+    fn take_rows(&mut self, wanted: &[Vec<usize>]) -> Vec<Vec<HostRow<'_>>> {
         let rows = self.edge_rows.chunks_exact_mut(self.n_nodes.max(1)).zip(&mut self.bias_effect);
-        let mut rows: Vec<Option<Row>> = rows.map(|(effects, bias)| Some(Row { effects, bias })).collect();
+        let mut rows: Vec<Option<HostRow>> = rows.map(|(effects, bias)| Some(HostRow { effects, bias })).collect();
         wanted.iter().map(|batch| batch.iter().filter_map(|&row| rows[row].take()).collect()).collect()
     }
 
@@ -167,13 +186,6 @@ fn permute_rows(values: &mut [f32], width: usize, source: &[usize]) {
     }
 }
 
-/// One row of the matrix, while it is computed.
-struct Row<'a> {
-    /// `[n_nodes]`
-    effects: &'a mut [f32],
-    bias: &'a mut f32,
-}
-
 /// A batch, and where its rows go.
 struct Planned {
     plan: BatchPlan,
@@ -190,13 +202,15 @@ fn target_rows(
     targets: &[Target],
     first_row: usize,
     matrix: &mut Matrix,
+    keep: KeepOnDevice,
 ) -> Result<()> {
+    let max_rows = gradient_rows(linear.final_normed.device());
     let mut plans: Vec<BatchPlan> = Vec::new();
     let directions = targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_)));
-    plans.extend(batches(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect()));
+    plans.extend(batches(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect(), max_rows));
     for (i, target) in targets.iter().enumerate() {
         if let TargetKind::Feature { layer, .. } = target.kind {
-            plans.extend(batches(TargetSite::InputHook { layer }, vec![(i, target.pos)]));
+            plans.extend(batches(TargetSite::InputHook { layer }, vec![(i, target.pos)], max_rows));
         }
     }
     let mut planned = Vec::with_capacity(plans.len());
@@ -211,7 +225,7 @@ fn target_rows(
         let rows = plan.members.iter().map(|&(i, _)| first_row + i).collect();
         planned.push(Planned { plan, gradients: Tensor::stack(&gradients, 0)?, rows });
     }
-    run(linear, planned, matrix, &|_, _| ())
+    run(linear, planned, matrix, keep, &|_, _| ())
 }
 
 /// A target's gradient at its site, the part of its value that is constant there, and its value.
@@ -249,13 +263,15 @@ fn feature_rows(
     wanted: &[usize],
     rows: &[usize],
     matrix: &mut Matrix,
+    keep: KeepOnDevice,
     progress: Progress,
 ) -> Result<()> {
     let features = &linear.features;
     let row_of: HashMap<usize, usize> = wanted.iter().copied().zip(rows.iter().copied()).collect();
     let mut planned = Vec::new();
     // Batches of high layers have the most to do, so they go first.
-    for plan in feature_batches(features, wanted).into_iter().rev() {
+    let max_rows = gradient_rows(linear.final_normed.device());
+    for plan in feature_batches(features, wanted, max_rows).into_iter().rev() {
         let TargetSite::InputHook { layer } = plan.site else { continue };
         let rows: Vec<usize> = plan.members.iter().map(|(index, _)| row_of[index]).collect();
         let local: Vec<u32> =
@@ -275,59 +291,68 @@ fn feature_rows(
         }
         planned.push(Planned { plan, gradients, rows });
     }
-    run(linear, planned, matrix, progress)
+    run(linear, planned, matrix, keep, progress)
 }
 
-/// Pulls batches back, in parallel on the CPU, and adds their effects to their rows.
-fn run(linear: &LinearModel, planned: Vec<Planned>, matrix: &mut Matrix, progress: Progress) -> Result<()> {
-    let layout = matrix.layout;
+/// Gets the rows of every batch that are in a device's memory, and the numbers of its members.
+type KeepOnDevice<'a> = &'a mut dyn FnMut(&Tensor, &[usize]) -> Result<()>;
+
+/// Pulls batches back and collects their rows: in parallel on the CPU; on other devices one after another, each copied
+/// to the host while the next is computed.
+fn run(
+    linear: &LinearModel,
+    planned: Vec<Planned>,
+    matrix: &mut Matrix,
+    keep: KeepOnDevice,
+    progress: Progress,
+) -> Result<()> {
+    let (layout, n_nodes) = (matrix.layout, matrix.n_nodes);
     let wanted: Vec<Vec<usize>> = planned.iter().map(|p| p.rows.clone()).collect();
     let n_rows: usize = wanted.iter().map(Vec::len).sum();
     let done = AtomicUsize::new(0);
-    let pull_back = |(Planned { plan, gradients, .. }, mut rows): (Planned, Vec<Row>)| -> Result<()> {
+    let device = linear.final_normed.device();
+    let collector = RowCollector::new(device, linear.tokens.len())?;
+    let pull_back = |plan: &BatchPlan, gradients: Tensor, rows: &mut BatchRows| -> Result<()> {
         let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
         let batch = TargetBatch { site: plan.site, positions, gradients };
-        linear.pull_back(&batch, &mut |sources, effects| add_effects(layout, sources, effects, &mut rows))?;
+        linear.pull_back(&batch, &mut |sources, grad, blocks| {
+            Ok(rows.add(grad, &sources.vecs, &columns(layout, sources), blocks)?)
+        })?;
         progress(done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), n_rows);
         Ok(())
     };
-    let jobs: Vec<(Planned, Vec<Row>)> = planned.into_iter().zip(matrix.take_rows(&wanted)).collect();
-    if linear.final_normed.device().is_cpu() {
-        jobs.into_par_iter().with_max_len(1).try_for_each(pull_back)
-    } else {
-        jobs.into_iter().try_for_each(pull_back)
+    let jobs: Vec<(Planned, Vec<HostRow>)> = planned.into_iter().zip(matrix.take_rows(&wanted)).collect();
+    if device.is_cpu() {
+        return jobs.into_par_iter().with_max_len(1).try_for_each(|(Planned { plan, gradients, .. }, rows)| {
+            let mut rows = collector.batch(rows, n_nodes)?;
+            pull_back(&plan, gradients, &mut rows)?;
+            Ok(collector.land(collector.finish(rows)?)?)
+        });
     }
+    let mut copying = None;
+    for (Planned { plan, gradients, .. }, rows) in jobs {
+        let mut rows = collector.batch(rows, n_nodes)?;
+        pull_back(&plan, gradients, &mut rows)?;
+        if let Some(on_device) = rows.on_device() {
+            let members: Vec<usize> = plan.members.iter().map(|&(number, _)| number).collect();
+            keep(on_device, &members)?;
+        }
+        if let Some(before) = copying.replace(collector.finish(rows)?) {
+            collector.land(before)?;
+        }
+    }
+    copying.map_or(Ok(()), |last| Ok(collector.land(last)?))
 }
 
-/// Adds the effects of one place's sources, `[n_targets, n_sources]`, to the rows of a batch.
-fn add_effects(layout: &NodeLayout, sources: &Sources, effects: &Tensor, rows: &mut [Row]) -> Result<()> {
-    let effects = effects.to_device(&Device::Cpu)?;
-    let (storage, strides) = effects.storage_and_layout();
-    let (start, &[by_target, by_source]) = (strides.start_offset(), strides.stride()) else {
-        return Err(candle_core::Error::Msg("effects are no matrix".into()).into());
-    };
-    let Storage::Cpu(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("effects are not on the CPU".into()).into());
-    };
-    let values = &storage.as_slice::<f32>()?[start..];
-    // The column of each source; `None` goes to the bias effect.
+/// The column of each source; `None` goes to the bias effect.
+fn columns(layout: &NodeLayout, sources: &Sources) -> Vec<Option<usize>> {
     let column = |origin: &Origin| match *origin {
         Origin::Feature(index) => Some(index),
         Origin::Error { layer, pos } => layout.index(NodeId::Error { layer: layer as u32, pos: pos as u32 }),
         Origin::Token { pos } => layout.index(NodeId::Token { pos: pos as u32 }),
         Origin::Constant => None,
     };
-    let columns: Vec<Option<usize>> = sources.origins.iter().map(column).collect();
-    for (target, row) in rows.iter_mut().enumerate() {
-        for (source, column) in columns.iter().enumerate() {
-            let effect = values[target * by_target + source * by_source];
-            match column {
-                Some(column) => row.effects[*column] += effect,
-                None => *row.bias += effect,
-            }
-        }
-    }
-    Ok(())
+    sources.origins.iter().map(column).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use candle_core::Device;
 use clap::Args;
 
+use crate::ops::{built_with_cuda, device_name, open_cuda};
 use crate::replacement::Replacement;
 use crate::weights::{ATLAS, Folder, HostFiles, atlas_model, atlas_transcoders};
 use crate::{Error, Result};
@@ -16,7 +17,7 @@ pub struct SetupArgs {
     /// Transcoders: a folder with a config.yaml, or a Hub id [default: those of `atlas`]
     #[arg(long, value_name = "FOLDER")]
     pub transcoders: Option<String>,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (a GPU if this build can use one and it works), cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Threads to compute with [default: all cores]
@@ -43,13 +44,33 @@ impl SetupArgs {
         Replacement::open(host, &transcoders, &device)
     }
 
+    /// The device that `--device` names; with `auto` the first GPU, where it works.
     fn device(&self) -> Result<Device> {
-        match self.device.as_str() {
-            "auto" | "cpu" => Ok(Device::Cpu),
-            name if name == "cuda" || name.starts_with("cuda:") => {
-                Err(Error::Device { name: name.into(), reason: "this build has no CUDA".into() })
+        let name = self.device.as_str();
+        let gpu =
+            |ordinal: usize| open_cuda(ordinal).map_err(|e| Error::Device { name: name.into(), reason: e.to_string() });
+        let device = match (name, name.strip_prefix("cuda:").map(str::parse)) {
+            ("cpu", _) => Device::Cpu,
+            ("auto", _) if !built_with_cuda() => Device::Cpu,
+            ("auto", _) => gpu(0).unwrap_or_else(|error| {
+                self.note(&error.to_string());
+                Device::Cpu
+            }),
+            ("cuda", _) => gpu(0)?,
+            (_, Some(Ok(ordinal))) => gpu(ordinal)?,
+            _ => {
+                return Err(Error::Device { name: name.into(), reason: "expected auto, cpu, cuda or cuda:N".into() });
             }
-            name => Err(Error::Device { name: name.into(), reason: "expected auto, cpu, cuda or cuda:N".into() }),
+        };
+        if built_with_cuda() {
+            self.note(&format!("computing on {}", device_name(&device)));
+        }
+        Ok(device)
+    }
+
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
         }
     }
 

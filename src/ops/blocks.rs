@@ -1,17 +1,22 @@
 //! The ragged layout of a batch's gradient: only rows that can be non-zero exist.
 
+use super::Indices;
+
 /// How the gradient of a batch of targets is laid out.
 ///
 /// Targets are sorted by position, last first. Block `p` holds the gradient at position `p` of every target whose
 /// position is at least `p`: because of the order these are the first [`TargetBlocks::count`] targets. Blocks follow
 /// each other, so the gradient is one matrix `[n_rows, width]`, a block is a run of its rows, and dense products need
 /// no padding, no gather and no mask.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct TargetBlocks {
     /// Positions of the targets, descending. `[n_targets]`
-    positions: Vec<usize>,
+    positions: Indices,
     /// First row of each block, and the number of rows. `[n_blocks + 1]`
-    starts: Vec<usize>,
+    starts: Indices,
+    /// Position of every row, where a device needs it. `[n_rows]`
+    #[cfg(feature = "cuda")]
+    row_positions: std::sync::OnceLock<Indices>,
 }
 
 impl TargetBlocks {
@@ -28,7 +33,12 @@ impl TargetBlocks {
             }
             starts.push(starts[p] + count);
         }
-        Self { positions, starts }
+        Self {
+            positions: positions.into(),
+            starts: starts.into(),
+            #[cfg(feature = "cuda")]
+            row_positions: std::sync::OnceLock::new(),
+        }
     }
 
     /// Number of targets.
@@ -57,8 +67,13 @@ impl TargetBlocks {
     }
 
     /// Positions of the targets, descending. `[n_targets]`
-    pub fn positions(&self) -> &[usize] {
+    pub fn positions(&self) -> &Indices {
         &self.positions
+    }
+
+    /// First row of each block, and the number of rows. `[n_blocks + 1]`
+    pub fn starts(&self) -> &Indices {
+        &self.starts
     }
 
     /// Row of each target's own position: where its gradient enters. `[n_targets]`
@@ -69,6 +84,11 @@ impl TargetBlocks {
     /// Position of every row. `[n_rows]`
     pub fn row_positions(&self) -> impl Iterator<Item = usize> {
         (0..self.n_blocks()).flat_map(|p| std::iter::repeat_n(p, self.count(p)))
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn row_positions_arg(&self, device: &super::cuda::CudaDevice) -> candle_core::Result<super::gpu::Arg> {
+        self.row_positions.get_or_init(|| self.row_positions().collect::<Vec<_>>().into()).arg(device)
     }
 }
 

@@ -1,51 +1,141 @@
 //! Reads: dot products of the pulled-back gradient with the vectors of the sources at their positions.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::{TargetBlocks, f32_slice};
+use super::gpu::{Arg, Gpu, Kernel, Launch};
+use super::{Indices, TargetBlocks, f32_slice};
 
-/// First source of each position, and the number of sources. `[n_pos + 1]`
-pub type SourceStarts = Vec<usize>;
+const F32: Kernel = Kernel { file: "edge_rows", name: "edge_rows_f32", n_threads: 128 };
+const BF16: Kernel = Kernel { file: "edge_rows", name: "edge_rows_bf16", n_threads: 128 };
 
-/// `out[t, s] = ⟨grad of target t at the position of source s, vec of s⟩`, 0 where the source's position is behind
-/// the target's.
+/// Targets and sources that one block of the kernel computes.
+const TILE: (usize, usize) = (64, 32);
+
+/// Vectors of sources, sorted by position.
+#[derive(Clone, Debug)]
+pub struct SourceVecs {
+    /// `[n_sources, width]`, f32 or bf16, contiguous.
+    pub vecs: Tensor,
+    /// What each vector is multiplied by; `None` for 1. `[n_sources]`, f32.
+    pub scales: Option<Tensor>,
+    /// First source of each position, and the number of sources. `[n_pos + 1]`
+    pub starts: Indices,
+}
+
+/// `out[t, s] = scale[s] · ⟨grad of target t at the position of source s, vec of s⟩`, 0 where the source's position is
+/// behind the target's.
 ///
 /// Sources are sorted by position, so each position is one product `[count(p), width] × [width, sources there]`.
 ///
 /// # Shapes
-/// `grad` `[n_rows, width]` in the layout of `blocks`; `vecs` `[n_sources, width]`, those of position `p` being
-/// `starts[p]..starts[p + 1]`; both f32, contiguous. Returns `[n_targets, n_sources]`, a view of the transpose:
-/// there are far more targets than sources at a position, and a product is quickest along its longer side.
+/// `grad` `[n_rows, width]` in the layout of `blocks`, f32, contiguous. Returns `[n_targets, n_sources]`; on the CPU a
+/// view of the transpose: there are far more targets than sources at a position, and a product is quickest along its
+/// longer side.
 ///
 /// # Errors
 /// Shapes that do not fit `blocks` and `starts`.
-pub fn edge_rows(grad: &Tensor, vecs: &Tensor, blocks: &TargetBlocks, starts: &SourceStarts) -> Result<Tensor> {
-    grad.apply_op2_no_bwd(vecs, &EdgeRows { blocks: blocks.clone(), starts: starts.clone() })?.t()
+pub fn edge_rows(grad: &Tensor, sources: &SourceVecs, blocks: &TargetBlocks) -> Result<Tensor> {
+    let effects = grad.apply_op2_no_bwd(&sources.vecs, &EdgeRows { blocks, sources })?;
+    match grad.device() {
+        Device::Cpu => effects.t(),
+        _ => Ok(effects),
+    }
 }
 
-struct EdgeRows {
-    blocks: TargetBlocks,
-    starts: SourceStarts,
+struct EdgeRows<'a> {
+    blocks: &'a TargetBlocks,
+    sources: &'a SourceVecs,
 }
 
-impl CustomOp2 for EdgeRows {
+pub(super) const NAME: &str = "edge_rows";
+
+/// Width and number of sources, checked.
+pub(super) fn sizes(grad: &Shape, vecs: &Shape, blocks: &TargetBlocks, sources: &SourceVecs) -> Result<(usize, usize)> {
+    let ((n_rows, width), (n_sources, vec_width)) = (grad.dims2()?, vecs.dims2()?);
+    if n_rows != blocks.n_rows() || width != vec_width {
+        bail!("{NAME}: grad {grad:?}, expected [{}, {vec_width}]", blocks.n_rows());
+    }
+    let starts = &sources.starts;
+    let covered = starts.len() > blocks.n_blocks() && starts.is_sorted() && starts.last() == Some(&n_sources);
+    if !covered {
+        bail!("{NAME}: {} positions of sources for {} blocks", starts.len().max(1) - 1, blocks.n_blocks());
+    }
+    if let Some(scales) = sources.scales.as_ref().filter(|scales| scales.dims() != [n_sources]) {
+        bail!("{NAME}: scales {:?} for {n_sources} sources", scales.shape());
+    }
+    Ok((width, n_sources))
+}
+
+/// What the kernel reads and writes; see `kernels/edge_rows.cu`.
+#[derive(Clone, Copy, Debug)]
+pub struct EdgeRowsArgs {
+    /// `[n_targets, row_stride]` f32: added to.
+    pub rows: Arg,
+    pub row_stride: usize,
+    /// `[n_rows, width]` f32
+    pub grad: Arg,
+    /// `[n_sources, width]`
+    pub vecs: Arg,
+    /// F32 or BF16.
+    pub vecs_dtype: DType,
+    /// `[n_sources]` f32, or null
+    pub scales: Arg,
+    /// Column of each source, all different; null for their numbers. `[n_sources]` u32
+    pub columns: Arg,
+    /// `[n_blocks + 1]` u32
+    pub block_starts: Arg,
+    /// `[n_pos + 1]` u32
+    pub source_starts: Arg,
+    pub width: usize,
+}
+
+/// Adds the effects of sources to rows on a device: `rows[t, columns[s]] += ..`, as [`edge_rows`] computes them.
+///
+/// # Safety
+/// The buffers are as large as `args` says for `blocks` and `starts`, columns below `row_stride`.
+///
+/// # Errors
+/// Those of the device; vectors that are neither f32 nor bf16.
+pub unsafe fn launch<G: Gpu>(gpu: &G, args: &EdgeRowsArgs, blocks: &TargetBlocks, starts: &[usize]) -> Result<()> {
+    let kernel = match args.vecs_dtype {
+        DType::F32 => F32,
+        DType::BF16 => BF16,
+        other => bail!("{NAME}: vectors are {other:?}, expected F32 or BF16"),
+    };
+    let at_most = starts.windows(2).take(blocks.n_blocks()).map(|s| s[1] - s[0]).max().unwrap_or(0);
+    let grid = [at_most.div_ceil(TILE.1), blocks.n_targets().div_ceil(TILE.0), blocks.n_blocks()];
+    let args = vec![
+        args.rows,
+        args.grad,
+        args.vecs,
+        args.scales,
+        args.columns,
+        args.block_starts,
+        args.source_starts,
+        Arg::size(args.row_stride)?,
+        Arg::size(args.width)?,
+    ];
+    // SAFETY: the caller's promise.
+    unsafe { gpu.launch(&Launch { kernel, grid, args }) }
+}
+
+impl CustomOp2 for EdgeRows<'_> {
     fn name(&self) -> &'static str {
-        "edge_rows"
+        NAME
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n_rows, width) = l1.shape().dims2()?;
-        let (n_sources, vec_width) = l2.shape().dims2()?;
-        let (blocks, starts) = (&self.blocks, &self.starts);
-        if n_rows != blocks.n_rows() || width != vec_width {
-            bail!("edge_rows: grad {:?}, expected [{}, {vec_width}]", l1.shape(), blocks.n_rows());
-        }
-        let covered = starts.len() > blocks.n_blocks() && starts.is_sorted() && starts.last() == Some(&n_sources);
-        if !covered {
-            bail!("edge_rows: {} positions of sources for {} blocks", starts.len().max(1) - 1, blocks.n_blocks());
-        }
-        let grad = f32_slice(self.name(), s1, l1)?;
-        let vecs = f32_slice(self.name(), s2, l2)?;
+        let (width, n_sources) = sizes(l1.shape(), l2.shape(), self.blocks, self.sources)?;
+        let (blocks, starts) = (self.blocks, &self.sources.starts);
+        let grad = f32_slice(NAME, s1, l1)?;
+        let widened: Vec<f32>;
+        let vecs = match (s2, l2.contiguous_offsets()) {
+            (CpuStorage::BF16(bits), Some((start, end))) => {
+                widened = bits[start..end].iter().map(|v| v.to_f32()).collect();
+                &widened
+            }
+            _ => f32_slice(NAME, s2, l2)?,
+        };
         let n_targets = blocks.n_targets();
         let mut out = vec![0f32; n_targets * n_sources];
         for p in (0..blocks.n_blocks()).filter(|&p| starts[p] < starts[p + 1]) {
@@ -79,6 +169,43 @@ impl CustomOp2 for EdgeRows {
                 );
             }
         }
+        if let Some(scales) = &self.sources.scales {
+            let (storage, layout) = scales.storage_and_layout();
+            let Storage::Cpu(storage) = &*storage else { bail!("{NAME}: scales are on another device") };
+            for (effects, scale) in out.chunks_exact_mut(n_targets.max(1)).zip(f32_slice(NAME, storage, layout)?) {
+                effects.iter_mut().for_each(|effect| *effect *= scale);
+            }
+        }
         Ok((CpuStorage::F32(out), Shape::from((n_sources, n_targets))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &super::cuda::CudaStorage,
+        l1: &Layout,
+        s2: &super::cuda::CudaStorage,
+        l2: &Layout,
+    ) -> Result<(super::cuda::CudaStorage, Shape)> {
+        use super::cuda;
+        let (width, n_sources) = sizes(l1.shape(), l2.shape(), self.blocks, self.sources)?;
+        let n_targets = self.blocks.n_targets();
+        let device = &s1.device;
+        let rows = device.zeros::<f32>(n_targets * n_sources)?;
+        let args = EdgeRowsArgs {
+            rows: device.arg(&rows),
+            row_stride: n_sources,
+            grad: cuda::arg::<f32>(NAME, s1, l1)?,
+            vecs: cuda::vecs_arg(NAME, s2, l2)?,
+            vecs_dtype: self.sources.vecs.dtype(),
+            scales: self.sources.scales.as_ref().map_or(Ok(Arg::Null), |s| cuda::tensor_arg::<f32>(NAME, s))?,
+            columns: Arg::Null,
+            block_starts: self.blocks.starts().arg(device)?,
+            source_starts: self.sources.starts.arg(device)?,
+            width,
+        };
+        // SAFETY: sizes are checked above, the rows have a column a source.
+        unsafe { launch(device, &args, self.blocks, &self.sources.starts)? };
+        Ok((cuda::storage(rows, device), Shape::from((n_targets, n_sources))))
     }
 }

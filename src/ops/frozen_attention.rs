@@ -2,7 +2,19 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+use super::gpu::{Arg, Gpu, Kernel, Launch};
 use super::{TargetBlocks, f32_slice};
+
+const SHORT: Kernel = Kernel { file: "frozen_attention", name: "frozen_attention_short", n_threads: 128 };
+const LONG: Kernel = Kernel { file: "frozen_attention", name: "frozen_attention_long", n_threads: 128 };
+
+/// Keys that one block of either kernel computes, and dimensions of a head.
+const SHORT_KEYS: usize = 8;
+const LONG_KEYS: usize = 32;
+const TILE_DIMS: usize = 64;
+
+/// Up to this many positions the short kernel has less to do.
+const SHORT_POSITIONS: usize = 16;
 
 /// Neighbouring keys that the CPU side computes together: each gradient is loaded once for all of them.
 const KEYS: usize = 4;
@@ -12,7 +24,7 @@ const VECTORS: (usize, usize) = (4, 2);
 
 /// Which queries a gradient has rows for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Queries {
+pub enum Queries {
     /// All positions up to the target's own: `[n_rows, ..]` in the layout of the blocks.
     All,
     /// The target's own position alone: `[n_targets, ..]`.
@@ -71,12 +83,12 @@ struct Operands<'a> {
 }
 
 /// The CPU side, for whatever vector width the processor has.
-struct Kernel<'a> {
+struct OnCpu<'a> {
     operands: Operands<'a>,
     out: &'a mut [f32],
 }
 
-impl pulp::WithSimd for Kernel<'_> {
+impl pulp::WithSimd for OnCpu<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -208,14 +220,58 @@ impl Operands<'_> {
     }
 }
 
-impl CustomOp2 for FrozenAttention {
-    fn name(&self) -> &'static str {
-        "frozen_attention"
-    }
+/// What the kernels read and write; see `kernels/frozen_attention.cu`.
+#[derive(Clone, Copy, Debug)]
+pub struct FrozenAttentionArgs {
+    /// `[n_rows, n_kv_heads · d_head]` f32: every element is written.
+    pub out: Arg,
+    /// `[n_rows, n_heads · d_head]`, or with [`Queries::Own`] `[n_targets, n_heads · d_head]`; f32
+    pub grad_z: Arg,
+    /// `[n_heads, n_pos, n_pos]` f32
+    pub pattern: Arg,
+    /// `[n_blocks + 1]` u32
+    pub block_starts: Arg,
+    /// `[n_targets]` u32
+    pub positions: Arg,
+    pub n_pos: usize,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub d_head: usize,
+    pub queries: Queries,
+}
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n_rows, width) = l1.shape().dims2()?;
-        let (n_heads, n_pos, n_keys) = l2.shape().dims3()?;
+/// Runs the kernel on a device: with 8 keys a block for short prompts, with 32 for long ones.
+///
+/// # Safety
+/// The buffers are as large as `args` says for `blocks`.
+///
+/// # Errors
+/// Those of the device.
+pub unsafe fn launch<G: Gpu>(gpu: &G, args: &FrozenAttentionArgs, blocks: &TargetBlocks) -> Result<()> {
+    let (kernel, keys) = if blocks.n_blocks() <= SHORT_POSITIONS { (SHORT, SHORT_KEYS) } else { (LONG, LONG_KEYS) };
+    let slices = args.n_kv_heads * args.d_head.div_ceil(TILE_DIMS);
+    let grid = [blocks.n_targets(), blocks.n_blocks().div_ceil(keys), slices];
+    let args = vec![
+        args.out,
+        args.grad_z,
+        args.pattern,
+        args.block_starts,
+        args.positions,
+        Arg::size(args.n_pos)?,
+        Arg::size(args.n_heads)?,
+        Arg::size(args.n_kv_heads)?,
+        Arg::size(args.d_head)?,
+        Arg::U32(u32::from(args.queries == Queries::Own)),
+    ];
+    // SAFETY: the caller's promise.
+    unsafe { gpu.launch(&Launch { kernel, grid, args }) }
+}
+
+impl FrozenAttention {
+    /// Number of heads and size of one, checked.
+    fn sizes(&self, grad_z: &Shape, pattern: &Shape) -> Result<(usize, usize)> {
+        let (n_rows, width) = grad_z.dims2()?;
+        let (n_heads, n_pos, n_keys) = pattern.dims3()?;
         let (blocks, n_kv_heads) = (&self.blocks, self.n_kv_heads);
         let expected_rows = match self.queries {
             Queries::All => blocks.n_rows(),
@@ -223,20 +279,29 @@ impl CustomOp2 for FrozenAttention {
         };
         if n_rows != expected_rows || n_pos < blocks.n_blocks() || n_keys != n_pos {
             bail!(
-                "frozen_attention: grad {:?} and pattern {:?} for {expected_rows} rows of {} positions",
-                l1.shape(),
-                l2.shape(),
+                "frozen_attention: grad {grad_z:?} and pattern {pattern:?} for {expected_rows} rows of {} positions",
                 blocks.n_blocks()
             );
         }
         if n_kv_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) || !width.is_multiple_of(n_heads) {
             bail!("frozen_attention: width {width}, {n_heads} heads, {n_kv_heads} kv heads do not divide");
         }
-        let d_head = width / n_heads;
+        Ok((n_heads, width / n_heads))
+    }
+}
+
+impl CustomOp2 for FrozenAttention {
+    fn name(&self) -> &'static str {
+        "frozen_attention"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n_heads, d_head) = self.sizes(l1.shape(), l2.shape())?;
+        let (blocks, n_kv_heads) = (&self.blocks, self.n_kv_heads);
         let operands = Operands {
             grad_z: f32_slice(self.name(), s1, l1)?,
             pattern: f32_slice(self.name(), s2, l2)?,
-            n_pos,
+            n_pos: l2.dims()[1],
             n_heads,
             n_kv_heads,
             d_head,
@@ -245,7 +310,37 @@ impl CustomOp2 for FrozenAttention {
         };
         let out_width = n_kv_heads * d_head;
         let mut out = vec![0f32; blocks.n_rows() * out_width];
-        pulp::Arch::new().dispatch(Kernel { operands, out: &mut out });
+        pulp::Arch::new().dispatch(OnCpu { operands, out: &mut out });
         Ok((CpuStorage::F32(out), Shape::from((blocks.n_rows(), out_width))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &super::cuda::CudaStorage,
+        l1: &Layout,
+        s2: &super::cuda::CudaStorage,
+        l2: &Layout,
+    ) -> Result<(super::cuda::CudaStorage, Shape)> {
+        use super::cuda;
+        let (n_heads, d_head) = self.sizes(l1.shape(), l2.shape())?;
+        let (blocks, n_kv_heads) = (&self.blocks, self.n_kv_heads);
+        let device = &s1.device;
+        let out = device.zeros::<f32>(blocks.n_rows() * n_kv_heads * d_head)?;
+        let args = FrozenAttentionArgs {
+            out: device.arg(&out),
+            grad_z: cuda::arg::<f32>(self.name(), s1, l1)?,
+            pattern: cuda::arg::<f32>(self.name(), s2, l2)?,
+            block_starts: blocks.starts().arg(device)?,
+            positions: blocks.positions().arg(device)?,
+            n_pos: l2.dims()[1],
+            n_heads,
+            n_kv_heads,
+            d_head,
+            queries: self.queries,
+        };
+        // SAFETY: sizes are checked above.
+        unsafe { launch(device, &args, blocks)? };
+        Ok((cuda::storage(out, device), Shape::from((blocks.n_rows(), n_kv_heads * d_head))))
     }
 }

@@ -5,7 +5,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, Device, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::f32_slice;
+use super::norm_pullback::{NormFactors, add_then_norm, norm_pullback};
+use super::{TargetBlocks, f32_slice};
 
 /// `x · w`.
 ///
@@ -21,20 +22,29 @@ pub fn matmul(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `sum += x · w`, in place on the CPU; returns the sum.
+/// `sum + x · w`, and what the norm behind the next MLP down makes of it, where there is one. On the CPU the sum is
+/// made in place.
 ///
 /// # Shapes
-/// `sum` `[n_rows, d_out]`, `x` `[n_rows, d_in]`, `w` `[d_in, d_out]`. f32, contiguous.
+/// `sum` `[n_rows, d_out]` in the layout of `blocks`, `x` `[n_rows, d_in]`, `w` `[d_in, d_out]`; returns one or two of
+/// the shape of `sum`. f32, contiguous.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn matmul_add(sum: Tensor, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+pub fn add_product(
+    sum: Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    post: Option<&NormFactors>,
+    blocks: &TargetBlocks,
+) -> Result<(Tensor, Option<Tensor>)> {
     match sum.device() {
         Device::Cpu => {
             sum.inplace_op3(x, w, &MatMul)?;
-            Ok(sum)
+            let normed = post.map(|post| norm_pullback(&sum, None, post, blocks)).transpose()?;
+            Ok((sum, normed))
         }
-        _ => sum + x.matmul(w)?,
+        _ => add_then_norm(&x.matmul(w)?, &sum, post, blocks),
     }
 }
 

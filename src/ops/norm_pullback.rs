@@ -2,7 +2,13 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 
+use super::gpu::{Arg, Gpu, Kernel, Launch};
 use super::{TargetBlocks, f32_slice};
+
+const KERNEL: Kernel = Kernel { file: "norm_pullback", name: "norm_pullback", n_threads: 256 };
+
+/// Rows that one block of the kernel computes: one a warp.
+const TILE_ROWS: usize = 8;
 
 /// What a frozen norm multiplies by.
 #[derive(Clone, Debug)]
@@ -57,42 +63,111 @@ pub fn norm_pullback(
     factors: &NormFactors,
     blocks: &TargetBlocks,
 ) -> Result<Tensor> {
-    let op = NormPullback { centred: factors.centred, n_pos: factors.n_pos, blocks: blocks.clone() };
+    let op = NormPullback { centred: factors.centred, n_pos: factors.n_pos, blocks };
     match residual {
         Some(residual) => grad.apply_op3_no_bwd(&factors.packed, residual, &op),
         None => grad.apply_op2_no_bwd(&factors.packed, &op),
     }
 }
 
-struct NormPullback {
+/// A gradient and what the norm behind the next MLP down makes of it, where there is one: `residual + grad`, and that
+/// times the factors. On the CPU two passes, since a batch's rows stay in the cache; elsewhere one.
+///
+/// # Shapes
+/// `grad` and `residual` `[n_rows, width]` in the layout of `blocks`; returns two of the same. f32, contiguous.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub(super) fn add_then_norm(
+    grad: &Tensor,
+    residual: &Tensor,
+    post: Option<&NormFactors>,
+    blocks: &TargetBlocks,
+) -> Result<(Tensor, Option<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if let (candle_core::Device::Cuda(device), false) = (grad.device(), post.is_some_and(|post| post.centred)) {
+        return on_cuda::add_then_norm(device, grad, residual, post, blocks);
+    }
+    let sum = (residual + grad)?;
+    let normed = post.map(|post| norm_pullback(&sum, None, post, blocks)).transpose()?;
+    Ok((sum, normed))
+}
+
+/// What the kernel reads and writes; see `kernels/norm_pullback.cu`.
+#[derive(Clone, Copy, Debug)]
+pub struct NormPullbackArgs {
+    /// `[n_rows, width]` f32
+    pub out: Arg,
+    /// `[n_rows, width]` f32, or null
+    pub post_out: Arg,
+    /// `[n_rows, width]` f32
+    pub grad: Arg,
+    /// `[n_rows, width]` f32, or null
+    pub residual: Arg,
+    /// Gain `[width]` and scale `[n_pos]`; null for none
+    pub norm: [Arg; 2],
+    /// Gain `[width]` and scale `[n_pos]` of what makes `post_out`; null for none
+    pub post: [Arg; 2],
+    /// `[n_rows]` u32
+    pub row_positions: Arg,
+    pub width: usize,
+    pub centred: bool,
+}
+
+/// Runs the kernel on a device.
+///
+/// # Safety
+/// The buffers are as large as `args` says for `blocks`.
+///
+/// # Errors
+/// Those of the device.
+pub unsafe fn launch<G: Gpu>(gpu: &G, args: &NormPullbackArgs, blocks: &TargetBlocks) -> Result<()> {
+    let n_rows = blocks.n_rows();
+    let args = vec![
+        args.out,
+        args.post_out,
+        args.grad,
+        args.residual,
+        args.norm[0],
+        args.norm[1],
+        args.post[0],
+        args.post[1],
+        args.row_positions,
+        Arg::size(n_rows)?,
+        Arg::size(args.width)?,
+        Arg::U32(u32::from(args.centred)),
+    ];
+    // SAFETY: the caller's promise.
+    unsafe { gpu.launch(&Launch { kernel: KERNEL, grid: [n_rows.div_ceil(TILE_ROWS), 1, 1], args }) }
+}
+
+struct NormPullback<'a> {
     centred: bool,
     n_pos: usize,
-    blocks: TargetBlocks,
+    blocks: &'a TargetBlocks,
 }
 
 const NAME: &str = "norm_pullback";
 
-impl NormPullback {
-    fn cpu(
-        &self,
-        grad: &[f32],
-        shape: &Shape,
-        packed: &[f32],
-        residual: Option<&[f32]>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (n_rows, width) = shape.dims2()?;
-        if n_rows != self.blocks.n_rows() || packed.len() != width + self.n_pos || self.n_pos < self.blocks.n_blocks() {
+impl NormPullback<'_> {
+    /// The width, checked.
+    fn width(&self, grad: &Shape, packed: &Shape, residual: Option<&Shape>) -> Result<usize> {
+        let ((n_rows, width), n_packed) = (grad.dims2()?, packed.elem_count());
+        if n_rows != self.blocks.n_rows() || n_packed != width + self.n_pos || self.n_pos < self.blocks.n_blocks() {
             bail!(
-                "{NAME}: grad {shape:?} with {} factors of {} positions, expected {} rows of {} positions",
-                packed.len(),
+                "{NAME}: grad {grad:?} with {n_packed} factors of {} positions, expected {} rows of {} positions",
                 self.n_pos,
                 self.blocks.n_rows(),
                 self.blocks.n_blocks()
             );
         }
-        if residual.is_some_and(|r| r.len() != grad.len()) {
-            bail!("{NAME}: residual and grad differ in size");
+        if let Some(residual) = residual.filter(|residual| *residual != grad) {
+            bail!("{NAME}: residual {residual:?} and grad {grad:?} differ in size");
         }
+        Ok(width)
+    }
+
+    fn cpu(&self, grad: &[f32], width: usize, packed: &[f32], residual: Option<&[f32]>) -> CpuStorage {
         let (gain, scale) = packed.split_at(width);
         let mut out = vec![0f32; grad.len()];
         pulp::Arch::new().dispatch(|| {
@@ -105,7 +180,7 @@ impl NormPullback {
                 }
             }
         });
-        Ok((CpuStorage::F32(out), shape.clone()))
+        CpuStorage::F32(out)
     }
 }
 
@@ -120,17 +195,32 @@ fn pull_back_row(out: &mut [f32], grad: &[f32], gain: &[f32], scale: f32, centre
     }
 }
 
-impl CustomOp2 for NormPullback {
+impl CustomOp2 for NormPullback<'_> {
     fn name(&self) -> &'static str {
         NAME
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.cpu(f32_slice(NAME, s1, l1)?, l1.shape(), f32_slice(NAME, s2, l2)?, None)
+        let width = self.width(l1.shape(), l2.shape(), None)?;
+        let out = self.cpu(f32_slice(NAME, s1, l1)?, width, f32_slice(NAME, s2, l2)?, None);
+        Ok((out, l1.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &super::cuda::CudaStorage,
+        l1: &Layout,
+        s2: &super::cuda::CudaStorage,
+        l2: &Layout,
+    ) -> Result<(super::cuda::CudaStorage, Shape)> {
+        let width = self.width(l1.shape(), l2.shape(), None)?;
+        let out = on_cuda::norm(self, (s1, l1), (s2, l2), None, width)?;
+        Ok((out, l1.shape().clone()))
     }
 }
 
-impl CustomOp3 for NormPullback {
+impl CustomOp3 for NormPullback<'_> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -144,7 +234,96 @@ impl CustomOp3 for NormPullback {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let width = self.width(l1.shape(), l2.shape(), Some(l3.shape()))?;
         let residual = f32_slice(NAME, s3, l3)?;
-        self.cpu(f32_slice(NAME, s1, l1)?, l1.shape(), f32_slice(NAME, s2, l2)?, Some(residual))
+        let out = self.cpu(f32_slice(NAME, s1, l1)?, width, f32_slice(NAME, s2, l2)?, Some(residual));
+        Ok((out, l1.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &super::cuda::CudaStorage,
+        l1: &Layout,
+        s2: &super::cuda::CudaStorage,
+        l2: &Layout,
+        s3: &super::cuda::CudaStorage,
+        l3: &Layout,
+    ) -> Result<(super::cuda::CudaStorage, Shape)> {
+        let width = self.width(l1.shape(), l2.shape(), Some(l3.shape()))?;
+        let out = on_cuda::norm(self, (s1, l1), (s2, l2), Some((s3, l3)), width)?;
+        Ok((out, l1.shape().clone()))
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod on_cuda {
+    use candle_core::{Layout, Result, Tensor, bail};
+
+    use super::super::cuda::{self, CudaDevice, CudaSlice, CudaStorage};
+    use super::{Arg, Gpu, NAME, NormFactors, NormPullback, NormPullbackArgs, TargetBlocks, launch};
+
+    type Operand<'a> = (&'a CudaStorage, &'a Layout);
+
+    pub fn norm(
+        op: &NormPullback,
+        grad: Operand,
+        packed: Operand,
+        residual: Option<Operand>,
+        width: usize,
+    ) -> Result<CudaStorage> {
+        let device = &grad.0.device;
+        let out: CudaSlice<f32> = device.zeros(grad.1.shape().elem_count())?;
+        let gain = packed.1.narrow(0, 0, width)?;
+        let scale = packed.1.narrow(0, width, op.n_pos)?;
+        let args = NormPullbackArgs {
+            out: device.arg(&out),
+            post_out: Arg::Null,
+            grad: cuda::arg::<f32>(NAME, grad.0, grad.1)?,
+            residual: residual.map_or(Ok(Arg::Null), |(storage, layout)| cuda::arg::<f32>(NAME, storage, layout))?,
+            norm: [cuda::arg::<f32>(NAME, packed.0, &gain)?, cuda::arg::<f32>(NAME, packed.0, &scale)?],
+            post: [Arg::Null; 2],
+            row_positions: op.blocks.row_positions_arg(device)?,
+            width,
+            centred: op.centred,
+        };
+        // SAFETY: sizes are checked by the operation.
+        unsafe { launch(device, &args, op.blocks)? };
+        Ok(cuda::storage(out, device))
+    }
+
+    pub fn add_then_norm(
+        device: &CudaDevice,
+        grad: &Tensor,
+        residual: &Tensor,
+        post: Option<&NormFactors>,
+        blocks: &TargetBlocks,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (n_rows, width) = grad.dims2()?;
+        let fits =
+            |post: &NormFactors| post.packed.elem_count() == width + post.n_pos && post.n_pos >= blocks.n_blocks();
+        if residual.shape() != grad.shape() || n_rows != blocks.n_rows() || !post.is_none_or(fits) {
+            bail!("{NAME}: residual {:?}, grad {:?}, {} rows", residual.shape(), grad.shape(), blocks.n_rows());
+        }
+        let new = || Tensor::zeros((n_rows, width), candle_core::DType::F32, grad.device());
+        let (sum, normed) = (new()?, post.map(|_| new()).transpose()?);
+        let factors = |post: &NormFactors| -> Result<[Arg; 2]> {
+            let (gain, scale) = (post.packed.narrow(0, 0, width)?, post.packed.narrow(0, width, post.n_pos)?);
+            Ok([cuda::tensor_arg::<f32>(NAME, &gain)?, cuda::tensor_arg::<f32>(NAME, &scale)?])
+        };
+        let args = NormPullbackArgs {
+            out: cuda::tensor_arg::<f32>(NAME, &sum)?,
+            post_out: normed.as_ref().map_or(Ok(Arg::Null), |normed| cuda::tensor_arg::<f32>(NAME, normed))?,
+            grad: cuda::tensor_arg::<f32>(NAME, grad)?,
+            residual: cuda::tensor_arg::<f32>(NAME, residual)?,
+            norm: [Arg::Null; 2],
+            post: post.map_or(Ok([Arg::Null; 2]), factors)?,
+            row_positions: blocks.row_positions_arg(device)?,
+            width,
+            centred: false,
+        };
+        // SAFETY: sizes are checked above.
+        unsafe { launch(device, &args, blocks)? };
+        Ok((sum, normed))
     }
 }

@@ -9,7 +9,9 @@ use candle_core::{DType, Tensor};
 use super::linear_model::{FrozenLayer, LinearModel};
 use super::sources::Sources;
 use crate::error::Result;
-use crate::ops::{TargetBlocks, edge_rows, frozen_attention, frozen_attention_own, matmul, matmul_add, norm_pullback};
+use crate::ops::{
+    NormFactors, TargetBlocks, add_product, frozen_attention, frozen_attention_own, matmul, norm_pullback,
+};
 
 /// Where the gradients of a batch are put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +32,12 @@ pub struct TargetBatch {
     pub gradients: Tensor,
 }
 
+/// Called at every place with sources: these, and the gradient of the batch's targets there, `[n_rows, d_model]`.
+pub type Read<'a> = &'a mut dyn FnMut(&Sources, &Tensor, &TargetBlocks) -> Result<()>;
+
 impl LinearModel {
-    /// Pulls a batch back through the frozen layers. On the way, `read` gets every place's sources with the effects
-    /// of these on the targets, `[n_targets, n_sources]`; layers from the top down, then the embedding.
+    /// Pulls a batch back through the frozen layers. On the way, `read` gets every place's sources with the gradient
+    /// there; layers from the top down, then the embedding. [`Sources::effects`] are their products.
     ///
     /// Layers at or above the targets and positions behind them are never touched.
     ///
@@ -41,7 +46,7 @@ impl LinearModel {
     ///
     /// # Errors
     /// Those of the tensor operations and of `read`.
-    pub fn pull_back(&self, batch: &TargetBatch, read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>) -> Result<()> {
+    pub fn pull_back(&self, batch: &TargetBatch, read: Read) -> Result<()> {
         let blocks = TargetBlocks::new(batch.positions.clone());
         let (n_targets, d_model) = batch.gradients.dims2()?;
         if n_targets == 0 {
@@ -55,8 +60,18 @@ impl LinearModel {
             0,
         )?;
 
-        let (mut grad, top) = match batch.site {
-            TargetSite::FinalNorm => (norm_pullback(&at_site, None, &self.final_norm, &blocks)?, self.layers.len()),
+        // `grad` is the gradient of the residual stream above layer `top`; `at_output` is that behind the norm which
+        // the layer's MLP writes through, where there is one.
+        let (mut grad, mut at_output, top) = match batch.site {
+            TargetSite::FinalNorm => {
+                let top = self.layers.len();
+                let grad = norm_pullback(&at_site, None, &self.final_norm, &blocks)?;
+                let at_output = match self.output_norm_below(top) {
+                    Some(factors) => Some(norm_pullback(&grad, None, factors, &blocks)?),
+                    None => None,
+                };
+                (grad, at_output, top)
+            }
             TargetSite::InputHook { layer } => {
                 let frozen = &self.layers[layer];
                 let resid_mid = frozen.pull_back_input(at_site, None, &blocks)?;
@@ -64,40 +79,33 @@ impl LinearModel {
                 // The gradient is zero but at the targets' own positions, so only these go through `W_O`.
                 let z = matmul(&resid_mid.index_select(&own_rows, 0)?, &frozen.w_o)?;
                 let v = frozen_attention_own(&z, &frozen.pattern, self.n_kv_heads, &blocks)?;
-                (matmul_add(resid_mid, &v, &frozen.w_v)?, layer)
+                let post = self.output_norm_below(layer);
+                let (grad, at_output) = add_product(resid_mid, &v, &frozen.w_v, post, &blocks)?;
+                (grad, at_output, layer)
             }
         };
         for layer in (0..top).rev() {
             let frozen = &self.layers[layer];
-            match (&frozen.output_norm, &frozen.w_skip) {
-                (None, None) => read_sources(&self.mlp_sources[layer], &grad, &blocks, read)?,
-                (output_norm, w_skip) => {
-                    let at_output = match output_norm {
-                        Some(factors) => norm_pullback(&grad, None, factors, &blocks)?,
-                        None => grad.clone(),
-                    };
-                    read_sources(&self.mlp_sources[layer], &at_output, &blocks, read)?;
-                    if let Some(w_skip) = w_skip {
-                        grad = frozen.pull_back_input(matmul(&at_output, w_skip)?, Some(&grad), &blocks)?;
-                    }
-                }
+            let at_mlp = at_output.as_ref().unwrap_or(&grad);
+            read_sources(&self.mlp_sources[layer], at_mlp, &blocks, read)?;
+            if let Some(w_skip) = &frozen.w_skip {
+                grad = frozen.pull_back_input(matmul(at_mlp, w_skip)?, Some(&grad), &blocks)?;
             }
             self.read_constants(layer, &grad, &blocks, read)?;
             let z = matmul(&grad, &frozen.w_o)?;
             let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, &blocks)?;
-            grad = matmul_add(grad, &v, &frozen.w_v)?;
+            (grad, at_output) = add_product(grad, &v, &frozen.w_v, self.output_norm_below(layer), &blocks)?;
         }
         read_sources(&self.embed_sources, &grad, &blocks, read)
     }
 
+    /// The norm that the MLP below `layer` writes through, where there is one.
+    fn output_norm_below(&self, layer: usize) -> Option<&NormFactors> {
+        self.layers[..layer].last()?.output_norm.as_ref()
+    }
+
     /// What biases of a layer's attention give to the targets.
-    fn read_constants(
-        &self,
-        layer: usize,
-        resid_mid: &Tensor,
-        blocks: &TargetBlocks,
-        read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>,
-    ) -> Result<()> {
+    fn read_constants(&self, layer: usize, resid_mid: &Tensor, blocks: &TargetBlocks, read: Read) -> Result<()> {
         match &self.attn_constants[layer] {
             Some(constants) => read_sources(constants, resid_mid, blocks, read),
             None => Ok(()),
@@ -116,15 +124,9 @@ impl FrozenLayer {
     }
 }
 
-fn read_sources(
-    sources: &Sources,
-    grad: &Tensor,
-    blocks: &TargetBlocks,
-    read: &mut dyn FnMut(&Sources, &Tensor) -> Result<()>,
-) -> Result<()> {
+fn read_sources(sources: &Sources, grad: &Tensor, blocks: &TargetBlocks, read: Read) -> Result<()> {
     if sources.origins.is_empty() {
         return Ok(());
     }
-    let effects = edge_rows(grad, &sources.vecs, blocks, &sources.starts)?;
-    read(sources, &effects)
+    read(sources, grad, blocks)
 }

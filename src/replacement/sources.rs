@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::error::Result;
-use crate::ops::SourceStarts;
+use crate::ops::{SourceVecs, TargetBlocks, edge_rows};
 
 /// What a source vector belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,19 +24,27 @@ pub enum Origin {
 /// Sources that are added to the residual stream at one place, sorted by position.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// `[n_sources, d_model]`, f32.
-    pub vecs: Tensor,
-    /// First source of each position. `[n_pos + 1]`
-    pub starts: SourceStarts,
+    /// `[n_sources, d_model]`, f32, by position.
+    pub vecs: SourceVecs,
     /// `[n_sources]`
     pub origins: Vec<Origin>,
+}
+
+impl Sources {
+    /// Effects of these sources on the targets of a batch whose gradient is `grad`. `[n_targets, n_sources]`
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn effects(&self, grad: &Tensor, blocks: &TargetBlocks) -> Result<Tensor> {
+        Ok(edge_rows(grad, &self.vecs, blocks)?)
+    }
 }
 
 /// Collects [`Sources`], position by position.
 pub(super) struct SourcesBuilder {
     d_model: usize,
     vecs: Vec<f32>,
-    starts: SourceStarts,
+    starts: Vec<usize>,
     origins: Vec<Origin>,
 }
 
@@ -74,6 +82,7 @@ impl SourcesBuilder {
 
     pub fn build(self, device: &Device) -> Result<Sources> {
         let vecs = Tensor::from_vec(self.vecs, (self.origins.len(), self.d_model), device)?;
-        Ok(Sources { vecs, starts: self.starts, origins: self.origins })
+        let vecs = SourceVecs { vecs, scales: None, starts: self.starts.into() };
+        Ok(Sources { vecs, origins: self.origins })
     }
 }

@@ -1,4 +1,8 @@
-//! From pre-activations to active features: ReLU, JumpReLU, TopK.
+//! Activation functions: ReLU, JumpReLU, TopK.
+
+use std::ops::Range;
+
+use crate::ops::{Activity, keep_largest};
 
 /// The activation of a transcoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,55 +26,46 @@ pub struct Candidate {
 }
 
 impl ActivationFunction {
-    /// Adds the candidates among a block of features at one position: `z[i]` belongs to feature `start + i`.
+    /// What decides about the features of one block.
     ///
     /// For TopK these are the block's `k` largest; [`ActivationFunction::finish`] merges the blocks.
-    pub fn select(&self, start: usize, z: &[f32], candidates: &mut Vec<Candidate>) {
-        let all = z.iter().enumerate().map(|(i, &value)| Candidate { feature: (start + i) as u32, value });
+    pub fn activity(&self, block: Range<usize>) -> Activity<'_> {
         match self {
-            ActivationFunction::Relu => candidates.extend(all.filter(|c| c.value > 0.0)),
-            ActivationFunction::JumpRelu { threshold } => {
-                // A negative threshold lets negative values through; exact zeros are inactive all the same.
-                candidates.extend(all.filter(|c| c.value > threshold[c.feature as usize] && c.value != 0.0));
-            }
-            ActivationFunction::TopK { k } => {
-                let mut block: Vec<Candidate> = all.collect();
-                keep_largest(&mut block, *k);
-                candidates.append(&mut block);
-            }
+            ActivationFunction::Relu => Activity::Relu,
+            ActivationFunction::JumpRelu { threshold } => Activity::JumpRelu { threshold: &threshold[block] },
+            &ActivationFunction::TopK { k } => Activity::TopK { k },
         }
     }
 
     /// Turns the candidates of all blocks of one position into its active features, ascending by feature.
     pub fn finish(&self, candidates: &mut Vec<Candidate>) {
-        if let ActivationFunction::TopK { k } = self {
-            keep_largest(candidates, *k);
-            candidates.retain(|c| c.value != 0.0);
+        if let &ActivationFunction::TopK { k } = self
+            && candidates.len() > k
+        {
+            let mut found: Vec<(u32, f32)> = candidates.iter().map(|c| (c.feature, c.value)).collect();
+            keep_largest(&mut found, k);
+            *candidates = found.into_iter().map(|(feature, value)| Candidate { feature, value }).collect();
         }
+        candidates.retain(|c| c.value != 0.0);
         candidates.sort_unstable_by_key(|c| c.feature);
     }
 }
 
-/// Keeps the `k` largest values; of equal ones, the lower features.
-fn keep_largest(candidates: &mut Vec<Candidate>, k: usize) {
-    if candidates.len() <= k {
-        return;
-    }
-    let order = |a: &Candidate, b: &Candidate| b.value.total_cmp(&a.value).then(a.feature.cmp(&b.feature));
-    if k > 0 {
-        candidates.select_nth_unstable_by(k - 1, order);
-    }
-    candidates.truncate(k);
-}
-
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
+    use crate::ops::encode_active;
 
     fn active(function: &ActivationFunction, z: &[f32], block: usize) -> Vec<(u32, f32)> {
         let mut candidates = Vec::new();
-        for (i, block_z) in z.chunks(block).enumerate() {
-            function.select(i * block, block_z, &mut candidates);
+        for start in (0..z.len()).step_by(block) {
+            let range = start..(start + block).min(z.len());
+            let products = Tensor::new(&z[range.clone()], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+            let found = encode_active(&products, &vec![0.0; range.len()], function.activity(range)).unwrap();
+            let found = found.features.iter().zip(found.values);
+            candidates.extend(found.map(|(f, value)| Candidate { feature: start as u32 + f, value }));
         }
         function.finish(&mut candidates);
         candidates.iter().map(|c| (c.feature, c.value)).collect()

@@ -1,14 +1,11 @@
 //! The transcoder of one layer: streamed encoder, decoder rows on demand.
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 
 use super::activation::{ActivationFunction, Candidate};
 use crate::error::Result;
+use crate::ops::{block_values, encode_active};
 use crate::weights::Checkpoint;
-
-/// f32 values of the encoder held at once: 16 MiB.
-const BLOCK_VALUES: usize = 4 << 20;
 
 /// Where the encoder is, and which way round.
 #[derive(Clone, Debug)]
@@ -105,34 +102,23 @@ impl Transcoder {
         let mut kept: Vec<(u32, u32)> = Vec::new();
         let mut kept_rows: Vec<Tensor> = Vec::new();
         let x = x.narrow(0, n_excluded.min(n_pos), n_pos - n_excluded.min(n_pos))?;
-        let step = (BLOCK_VALUES / d_model).max(1);
+        let step = (block_values(device) / d_model).max(1);
         let starts = if x.dim(0)? == 0 { 0..0 } else { 0..self.n_features() };
         for start in starts.step_by(step) {
-            let end = (start + step).min(self.n_features());
-            let block = self.encoder_block(start..end, device)?;
-            let z = x.matmul(&block.t()?)?.to_vec2::<f32>()?;
-            let bias = &self.b_enc[start..end];
-            let found: Vec<Vec<Candidate>> = z
-                .into_par_iter()
-                .map(|mut z| {
-                    z.iter_mut().zip(bias).for_each(|(z, b)| *z += b);
-                    let mut candidates = Vec::new();
-                    self.activation.select(start, &z, &mut candidates);
-                    candidates
-                })
-                .collect();
-            let mut rows = Vec::new();
-            for (i, candidates) in found.into_iter().enumerate() {
-                for c in &candidates {
-                    kept.push(((n_excluded + i) as u32, c.feature));
-                    rows.push(c.feature - start as u32);
-                }
-                active[n_excluded + i].extend(candidates);
+            let range = start..(start + step).min(self.n_features());
+            let block = self.encoder_block(range.clone(), device)?;
+            let products = x.matmul(&block.t()?)?;
+            let found = encode_active(&products, &self.b_enc[range.clone()], self.activation.activity(range))?;
+            if found.features.is_empty() {
+                continue;
             }
-            if !rows.is_empty() {
-                let n = rows.len();
-                kept_rows.push(block.index_select(&Tensor::from_vec(rows, n, device)?, 0)?);
+            for ((&pos, &feature), &value) in found.positions.iter().zip(&found.features).zip(&found.values) {
+                let (pos, feature) = (n_excluded + pos as usize, start as u32 + feature);
+                kept.push((pos as u32, feature));
+                active[pos].push(Candidate { feature, value });
             }
+            let n = found.features.len();
+            kept_rows.push(block.index_select(&Tensor::from_vec(found.features, n, device)?, 0)?);
         }
         active.iter_mut().for_each(|candidates| self.activation.finish(candidates));
         let encoder_vecs = self.in_order(&active, &kept, &kept_rows, device)?;
@@ -183,7 +169,7 @@ impl Transcoder {
     /// # Errors
     /// Those of reading and of the tensor operations.
     pub fn pre_activations(&self, x: &Tensor) -> Result<Tensor> {
-        let step = (BLOCK_VALUES / self.d_model).max(1);
+        let step = (block_values(x.device()) / self.d_model).max(1);
         let blocks = (0..self.n_features())
             .step_by(step)
             .map(|start| {

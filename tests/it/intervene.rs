@@ -1,6 +1,5 @@
 //! Interventions against circuit-tracer: every `interventions` and `generation` entry of the cases.
 
-use candle_core::Device;
 use circuitscope::intervene::{
     Change, CompareOptions, GenerateOptions, Intervention, Mode, Original, Outcome, Positions, Sweep,
 };
@@ -9,7 +8,7 @@ use circuitscope::weights::{Folder, HostFiles};
 use serde_json::Value;
 
 use crate::reference::{Case, cases, close};
-use crate::support::fixture;
+use crate::support::{device, fixture};
 
 fn intervention(json: &Value) -> Intervention {
     let number = |key: &str| json[key].as_u64().unwrap() as usize;
@@ -215,7 +214,7 @@ fn sampling_repeats_with_its_seed_and_is_greedy_at_temperature_zero() {
 fn atlas() -> Replacement {
     let host = HostFiles::open(fixture("atlas/model").to_str().unwrap()).unwrap();
     let transcoders = Folder::open(fixture("atlas/transcoders").to_str().unwrap()).unwrap();
-    Replacement::open(host, &transcoders, &Device::Cpu).unwrap()
+    Replacement::open(host, &transcoders, &device()).unwrap()
 }
 
 /// `[[layer, position, feature, value], ..]`

@@ -4,20 +4,20 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use circuitscope::attribution::{AttributionOptions, attribute};
 use circuitscope::graph::AttributionGraph;
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{Checkpoint, Folder, HostFiles};
 
-use crate::support::fixture;
+use crate::support::{device, fixture};
 
 const N_LAYERS: usize = 4;
 
 fn trace(transcoders: &Path) -> AttributionGraph {
     let host = HostFiles::open(fixture("reference/gemma2_jumprelu/model").to_str().unwrap()).unwrap();
     let folder = Folder::open(transcoders.to_str().unwrap()).unwrap();
-    let replacement = Replacement::open(host, &folder, &Device::Cpu).unwrap();
+    let replacement = Replacement::open(host, &folder, &device()).unwrap();
     let tokens = replacement.tokenizer.encode_prompt("He went to the house and").unwrap();
     let linear = replacement.linearize(&tokens).unwrap();
     let options = AttributionOptions { max_features: None, ..Default::default() };
@@ -125,7 +125,7 @@ fn a_skip_connection_is_read_from_either_layout() {
     let open = |transcoders: &Path| {
         let host = HostFiles::open(folder.join("model").to_str().unwrap()).unwrap();
         let transcoders = Folder::open(transcoders.to_str().unwrap()).unwrap();
-        Replacement::open(host, &transcoders, &Device::Cpu).unwrap()
+        Replacement::open(host, &transcoders, &device()).unwrap()
     };
     let skips = |replacement: &Replacement| -> Vec<Vec<f32>> {
         let of =

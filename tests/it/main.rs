@@ -9,6 +9,7 @@ mod export;
 mod graph;
 mod intervene;
 mod intervene_commands;
+mod kernels;
 mod layouts;
 mod ops;
 mod prune;

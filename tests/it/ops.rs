@@ -1,13 +1,18 @@
 //! The operations of the row phase against slow, obvious twins, on random ragged batches.
 
-use candle_core::{Device, Tensor};
-use circuitscope::ops::{NormFactors, TargetBlocks, edge_rows, frozen_attention, norm_pullback};
+use candle_core::Tensor;
+use circuitscope::ops::{NormFactors, SourceVecs, TargetBlocks, edge_rows, frozen_attention, norm_pullback};
 use proptest::prelude::*;
 
+use crate::support::device;
 use crate::transpose::Random;
 
 fn tensor(values: Vec<f32>, shape: &[usize]) -> Tensor {
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap()
+}
+
+fn sources(vecs: Vec<f32>, width: usize, starts: Vec<usize>) -> SourceVecs {
+    SourceVecs { vecs: tensor(vecs, &[starts[starts.len() - 1], width]), scales: None, starts: starts.into() }
 }
 
 fn assert_close(actual: &Tensor, expected: &[f32], name: &str) {
@@ -59,7 +64,7 @@ proptest! {
                 expected[t * n_sources + s] = grad.iter().zip(&vecs[s * width..]).map(|(a, b)| a * b).sum();
             }
         }
-        let actual = edge_rows(&tensor(grad, &[blocks.n_rows(), width]), &tensor(vecs, &[n_sources, width]), &blocks, &starts);
+        let actual = edge_rows(&tensor(grad, &[blocks.n_rows(), width]), &sources(vecs, width, starts), &blocks);
         assert_close(&actual.unwrap(), &expected, "edge_rows");
     }
 
@@ -124,9 +129,9 @@ fn sizes_that_do_not_fit_are_refused() {
     let blocks = TargetBlocks::new(vec![1, 0]);
     let grad = tensor(vec![0.0; 3 * 4], &[3, 4]);
     let short = tensor(vec![0.0; 2 * 4], &[2, 4]);
-    assert!(edge_rows(&grad, &tensor(vec![0.0; 5], &[1, 5]), &blocks, &vec![0, 1, 1]).is_err());
-    assert!(edge_rows(&short, &tensor(vec![0.0; 4], &[1, 4]), &blocks, &vec![0, 1, 1]).is_err());
-    assert!(edge_rows(&grad, &tensor(vec![0.0; 4], &[1, 4]), &blocks, &vec![0, 1]).is_err());
+    assert!(edge_rows(&grad, &sources(vec![0.0; 5], 5, vec![0, 1, 1]), &blocks).is_err());
+    assert!(edge_rows(&short, &sources(vec![0.0; 4], 4, vec![0, 1, 1]), &blocks).is_err());
+    assert!(edge_rows(&grad, &sources(vec![0.0; 4], 4, vec![0, 1]), &blocks).is_err());
     assert!(frozen_attention(&grad, &tensor(vec![0.0; 3 * 4], &[3, 2, 2]), 1, &blocks).is_err());
     assert!(frozen_attention(&grad, &tensor(vec![0.0; 2], &[2, 1, 1]), 1, &blocks).is_err());
     let factors = NormFactors::new(&tensor(vec![1.0; 4], &[4]), &tensor(vec![1.0], &[1, 1]), false).unwrap();

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use circuitscope::attribution::{AttributionOptions, TargetRequest};
 use circuitscope::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings};
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{Folder, HostFiles};
 use safetensors::SafeTensors;
 use serde_json::Value;
+
+use crate::support::device;
 
 /// One prompt of one case.
 pub struct Case {
@@ -94,7 +95,7 @@ impl Case {
     pub fn replacement(&self) -> Replacement {
         let host = HostFiles::open(self.root().join("model").to_str().unwrap()).unwrap();
         let transcoders = Folder::open(self.root().join("transcoders").to_str().unwrap()).unwrap();
-        Replacement::open(host, &transcoders, &Device::Cpu).unwrap()
+        Replacement::open(host, &transcoders, &device()).unwrap()
     }
 
     /// The options that the reference was computed with.

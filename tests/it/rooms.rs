@@ -13,7 +13,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("transcoder", &["error", "ops", "weights", "labels"]),
     ("graph", &["error"]),
     ("replacement", &["error", "ops", "weights", "model", "transcoder"]),
-    ("attribution", &["error", "replacement", "graph"]),
+    ("attribution", &["error", "ops", "replacement", "graph"]),
     ("intervene", &["error", "replacement", "graph", "model", "transcoder", "weights"]),
     ("prune", &["error", "graph"]),
     ("circuits", &["error", "graph"]),
@@ -103,4 +103,14 @@ fn imports_are_found_in_every_form() {
     let source = "use crate::graph::{A, B};\nuse crate::{Error, prune::x};\nlet y = crate::export::z();\n// crate::cli";
     let expected = ["error", "export", "graph", "prune"].map(str::to_owned);
     assert_eq!(imports(source), expected.into());
+}
+
+#[test]
+fn the_feature_cuda_shows_in_ops_and_the_build_script_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    sources(&root.join("src"), &mut found, None);
+    for (room, source) in found {
+        assert!(room == "ops" || !source.contains("feature = \"cuda\""), "the feature shows in {room}");
+    }
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use candle_core::Device;
 use circuitscope::attribution::{AttributionOptions, attribute};
 use circuitscope::graph::FeatureId;
 use circuitscope::replacement::{ForwardOptions, Replacement, Unedited};
@@ -11,7 +10,7 @@ use circuitscope::weights::{Folder, HostFiles};
 use safetensors::SafeTensors;
 
 use crate::reference::close;
-use crate::support::shared;
+use crate::support::{device, shared};
 
 /// The GGUF file, from the variable that the README's walk-through sets.
 fn gguf() -> Option<PathBuf> {
@@ -23,7 +22,7 @@ fn gguf() -> Option<PathBuf> {
 }
 
 fn open(model: &str, transcoders: &str) -> Replacement {
-    Replacement::open(HostFiles::open(model).unwrap(), &Folder::open(transcoders).unwrap(), &Device::Cpu).unwrap()
+    Replacement::open(HostFiles::open(model).unwrap(), &Folder::open(transcoders).unwrap(), &device()).unwrap()
 }
 
 fn f32s(tensors: &SafeTensors, name: &str) -> Vec<f32> {

@@ -1,9 +1,11 @@
 //! The pull-back is the transpose of the frozen forward map: ⟨y, J x⟩ = ⟨Jᵀ y, x⟩, in every family.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use circuitscope::ops::{SourceVecs, TargetBlocks};
 use circuitscope::replacement::{ChangeSite, LinearModel, Origin, Sources, TargetBatch, TargetSite};
 
 use crate::reference::cases;
+use crate::support::device;
 
 /// f32 sums of a few thousand terms in different orders.
 const RTOL: f64 = 1e-5;
@@ -34,8 +36,11 @@ impl Random {
 
 fn random_sources(random: &mut Random, n_pos: usize, d_model: usize, origin: impl Fn(usize) -> Origin) -> Sources {
     Sources {
-        vecs: Tensor::from_vec(random.vec(n_pos * d_model), (n_pos, d_model), &Device::Cpu).unwrap(),
-        starts: (0..=n_pos).collect(),
+        vecs: SourceVecs {
+            vecs: Tensor::from_vec(random.vec(n_pos * d_model), (n_pos, d_model), &device()).unwrap(),
+            scales: None,
+            starts: (0..=n_pos).collect::<Vec<_>>().into(),
+        },
         origins: (0..n_pos).map(origin).collect(),
     }
 }
@@ -53,7 +58,8 @@ fn with_random_sources(linear: &mut LinearModel, random: &mut Random) {
 /// `⟨Jᵀ y, x⟩` for every source x: the effects that the pull-back reads. `[(x, [n_targets])]`
 fn pulled_back(linear: &LinearModel, batch: &TargetBatch) -> Vec<(Origin, Vec<f32>)> {
     let mut all = Vec::new();
-    let read = &mut |sources: &Sources, effects: &Tensor| {
+    let read = &mut |sources: &Sources, grad: &Tensor, blocks: &TargetBlocks| {
+        let effects = sources.effects(grad, blocks)?;
         for (i, &origin) in sources.origins.iter().enumerate() {
             all.push((origin, effects.narrow(1, i, 1)?.flatten_all()?.to_vec1()?));
         }
@@ -72,9 +78,9 @@ fn pushed_forward(linear: &LinearModel, batch: &TargetBatch, origin: Origin) -> 
     };
     let (n_pos, d_model) = linear.final_normed.dims2().unwrap();
     let mut change = vec![0f32; n_pos * d_model];
-    let vec: Vec<f32> = sources.vecs.get(pos).unwrap().to_vec1().unwrap();
+    let vec: Vec<f32> = sources.vecs.vecs.get(pos).unwrap().to_vec1().unwrap();
     change[pos * d_model..(pos + 1) * d_model].copy_from_slice(&vec);
-    let change = Tensor::from_vec(change, (1, n_pos, d_model), &Device::Cpu).unwrap();
+    let change = Tensor::from_vec(change, (1, n_pos, d_model), &device()).unwrap();
     let pushed = linear.push_forward(site, &change).unwrap();
     let at_site = match batch.site {
         TargetSite::InputHook { layer } => &pushed.hook_in[layer],
@@ -107,7 +113,7 @@ fn pull_back_is_the_transpose_of_the_frozen_forward_map() {
             let mut positions = vec![0, n_pos - 1, random.below(n_pos), random.below(n_pos), random.below(n_pos)];
             positions.sort_unstable_by(|a, b| b.cmp(a));
             let gradients = random.vec(positions.len() * d_model);
-            let gradients = Tensor::from_vec(gradients, (positions.len(), d_model), &Device::Cpu).unwrap();
+            let gradients = Tensor::from_vec(gradients, (positions.len(), d_model), &device()).unwrap();
             let batch = TargetBatch { site, positions, gradients };
             let transposed = pulled_back(&linear, &batch);
             let forward: Vec<Vec<f32>> =
@@ -140,7 +146,7 @@ fn nothing_arrives_from_above_or_behind() {
     let mut random = Random::new(7);
     let mut change = vec![0f32; n_pos * d_model];
     change[2 * d_model..3 * d_model].copy_from_slice(&random.vec(d_model));
-    let change = Tensor::from_vec(change, (1, n_pos, d_model), &Device::Cpu).unwrap();
+    let change = Tensor::from_vec(change, (1, n_pos, d_model), &device()).unwrap();
     let pushed = linear.push_forward(ChangeSite::OutputHook { layer: 1 }, &change).unwrap();
     let at = |tensor: &Tensor, pos: usize| -> f32 {
         tensor.get(0).unwrap().get(pos).unwrap().abs().unwrap().sum_all().unwrap().to_scalar().unwrap()

@@ -1,0 +1,114 @@
+//! Kernel launches as data, so that the code that prepares them is the same wherever they run: on a GPU
+//! (`--features cuda`), or kernel by kernel on the CPU in the tests, which so cover everything but the launch itself.
+
+use candle_core::{Result, bail};
+use pulp::bytemuck::Pod;
+
+/// A kernel of `kernels/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its file, without `.cu`.
+    pub file: &'static str,
+    pub name: &'static str,
+    /// Threads of a block, which the kernel is written for.
+    pub n_threads: u32,
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// A pointer that the kernel may find to be null.
+    Null,
+    /// Device memory, by address or whatever else names it to a [`Gpu`].
+    Buffer(u64),
+    U32(u32),
+    F32(f32),
+}
+
+impl Arg {
+    /// A size or index.
+    ///
+    /// # Errors
+    /// One that 32 bits do not hold.
+    pub fn size(value: usize) -> Result<Self> {
+        match u32::try_from(value) {
+            Ok(value) => Ok(Self::U32(value)),
+            Err(_) => bail!("a kernel's size {value} is larger than {}", u32::MAX),
+        }
+    }
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    pub kernel: Kernel,
+    /// Blocks along x, y and z; with none along one, nothing is launched.
+    pub grid: [usize; 3],
+    /// In the order of the kernel's parameters.
+    pub args: Vec<Arg>,
+}
+
+/// Most blocks along y and z.
+const MAX_GRID_YZ: usize = 65_535;
+
+impl Launch {
+    /// The grid as a device takes it; `None` where there is nothing to do.
+    ///
+    /// # Errors
+    /// A grid that is too large.
+    pub fn grid_dim(&self) -> Result<Option<(u32, u32, u32)>> {
+        let [x, y, z] = self.grid;
+        if x > i32::MAX as usize || y > MAX_GRID_YZ || z > MAX_GRID_YZ {
+            bail!("{}: a grid of {x} x {y} x {z} blocks is too large", self.kernel.name);
+        }
+        Ok((x > 0 && y > 0 && z > 0).then_some((x as u32, y as u32, z as u32)))
+    }
+}
+
+/// What kernels can read and write.
+#[cfg(feature = "cuda")]
+pub trait Element:
+    Pod + candle_core::cuda::cudarc::driver::DeviceRepr + candle_core::cuda::cudarc::driver::ValidAsZeroBits
+{
+}
+/// What kernels can read and write.
+#[cfg(not(feature = "cuda"))]
+pub trait Element: Pod {}
+
+impl Element for f32 {}
+impl Element for f64 {}
+impl Element for u32 {}
+/// The bits of a bf16.
+impl Element for u16 {}
+
+/// Something that runs kernels, one after another.
+pub trait Gpu {
+    /// Memory that kernels see.
+    type Buffer<T: Element>;
+
+    /// # Errors
+    /// Those of the device.
+    fn zeros<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;
+
+    /// # Errors
+    /// Those of the device.
+    fn upload<T: Element>(&self, values: &[T]) -> Result<Self::Buffer<T>>;
+
+    /// Waits for the launches so far and copies.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn download<T: Element>(&self, buffer: &Self::Buffer<T>) -> Result<Vec<T>>;
+
+    /// The argument that stands for a buffer; good while the buffer lives.
+    fn arg<T: Element>(&self, buffer: &Self::Buffer<T>) -> Arg;
+
+    /// Launches a kernel, or nothing where the grid is empty.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel's signature, and its buffers are as large as the kernel's comments say.
+    ///
+    /// # Errors
+    /// Those of the device.
+    unsafe fn launch(&self, launch: &Launch) -> Result<()>;
+}
