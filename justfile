@@ -11,10 +11,11 @@ demo:
 test:
     cargo test --release
 
-# Row phase against gemm, rows per second, influence and pruning
+# Row phase against gemm, rows per second, influence and pruning, circuits
 bench:
     cargo bench --bench rows
     cargo bench --bench graph
+    cargo bench --bench circuits
     cargo bench --bench ops
 
 # On a machine with an NVIDIA GPU and the CUDA toolkit: all tests on it against the CPU's results, then its speed

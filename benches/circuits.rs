@@ -1,4 +1,5 @@
-//! What `inspect`, `diff` and pictures do, on a pruned graph of 2,000 nodes and 200,000 links. Goal: each under 200 ms.
+//! What `inspect`, `prune`, `diff` and pictures do, on a pruned graph of 2,000 nodes and 200,000 links. Goal: a whole
+//! command, loading included, under 200 ms.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -6,10 +7,12 @@ use std::time::Duration;
 use circuitscope::circuits::{
     ClusterSettings, carrying_paths, circuit_scores, common, diff, find_supernodes, neighborhood, view,
 };
-use circuitscope::export::{SummarySettings, WireGraph, summarize, wire};
+use circuitscope::export::{SummarySettings, WireGraph, stream_wire, summarize, write_wire};
 use circuitscope::graph::{Circuit, CircuitMeta, Link, Node, NodeId, strongest_paths};
 use circuitscope::picture::{PictureSettings, arrange, csv_edges, png, svg};
+use circuitscope::prune::prune_links;
 use criterion::{Criterion, criterion_group, criterion_main};
+use petgraph::graph::NodeIndex;
 
 const N_LAYERS: u32 = 30;
 const N_POS: u32 = 10;
@@ -47,7 +50,8 @@ fn synthetic() -> Circuit {
             links.insert((target, source), (random() % 2_000) as f32 / 1_000.0 - 1.0);
         }
     }
-    let links = links.into_iter().map(|((target, source), weight)| Link { source, target, weight }).collect();
+    let links: Vec<Link> =
+        links.into_iter().map(|((target, source), weight)| Link { source, target, weight }).collect();
     let prompt_tokens = vec!["token".to_owned(); N_POS as usize];
     let meta = CircuitMeta { prompt_tokens, n_layers: N_LAYERS as usize, ..CircuitMeta::default() };
     Circuit::new(meta, nodes, links).unwrap()
@@ -55,11 +59,19 @@ fn synthetic() -> Circuit {
 
 fn bench(c: &mut Criterion) {
     let circuit = synthetic();
-    let bytes = serde_json::to_vec(&WireGraph::new(&circuit, "bench").unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bench.json");
+    write_wire(&WireGraph::new(&circuit, "bench").unwrap(), &path).unwrap();
     let mut group = c.benchmark_group("circuits/2000_nodes_200000_links");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
-    group.bench_function("load_json", |b| {
-        b.iter(|| black_box(wire::parse_wire(&bytes, "b").unwrap().circuit().unwrap()))
+    group.bench_function("load_json", |b| b.iter(|| black_box(stream_wire(&path, None).unwrap().circuit().unwrap())));
+    group.bench_function("prune_json", |b| {
+        b.iter(|| {
+            let mut graph = stream_wire(&path, Some(0.8)).unwrap();
+            let is_kept = prune_links(&graph.nodes, &mut graph.links, 0.98).unwrap();
+            graph.keep_nodes(&is_kept);
+            black_box(graph.to_wire())
+        })
     });
     group
         .bench_function("summary", |b| b.iter(|| black_box(summarize(&circuit, &SummarySettings::default()).unwrap())));
@@ -69,8 +81,17 @@ fn bench(c: &mut Criterion) {
     group.bench_function("carry", |b| b.iter(|| black_box(carrying_paths(&circuit, 0.5))));
     group.bench_function("around", |b| b.iter(|| black_box(neighborhood(&circuit, &circuit.targets(), 3))));
     group.bench_function("scores", |b| b.iter(|| black_box(circuit_scores(&circuit))));
-    group
-        .bench_function("auto_group", |b| b.iter(|| black_box(find_supernodes(&circuit, &ClusterSettings::default()))));
+    group.bench_function("auto_group", |b| {
+        b.iter(|| black_box(find_supernodes(&circuit, &ClusterSettings::default(), None)))
+    });
+    // As wide as SmolLM2's: every feature writes its own way.
+    let direction = |node: NodeIndex| Some((0..576).map(|d| ((d * (node.index() + 1)) as f32).sin() / 17.0).collect());
+    group.bench_function("auto_group_with_decoders", |b| {
+        b.iter(|| black_box(find_supernodes(&circuit, &ClusterSettings::default(), Some(&direction))))
+    });
+    let groups = find_supernodes(&circuit, &ClusterSettings { cut: 0.0, ..ClusterSettings::default() }, None);
+    let collapsed = view(&circuit, &groups).unwrap();
+    group.bench_function("collapsed_scores", |b| b.iter(|| black_box(collapsed.scores(&circuit))));
     group.bench_function("diff", |b| b.iter(|| black_box(diff(&circuit, &circuit))));
     let two = [circuit.clone(), circuit.clone()];
     group.bench_function("common", |b| b.iter(|| black_box(common(&two, 2))));

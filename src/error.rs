@@ -83,6 +83,10 @@ pub enum Error {
     #[error("pruning the JSON graph `{graph}` further needs `--output`")]
     NeedsOutput { graph: String },
 
+    /// A JSON graph that is too large to be looked at as it is.
+    #[error("the graph has {n_links} links, more than {limit}")]
+    TooManyLinks { n_links: usize, limit: usize },
+
     /// A picture that cannot be made.
     #[error("cannot draw the graph: {reason}")]
     Picture { reason: String },
@@ -299,6 +303,11 @@ impl Error {
             Error::UnknownNode { near, .. } if !near.is_empty() => {
                 Some(format!("there are {}; `inspect` lists the strongest nodes", near.join(", ")))
             }
+            Error::TooManyLinks { .. } => Some(
+                "`--node-threshold 0.5 --edge-threshold 0.9` prunes it while it is read; \
+                 `circuitscope prune GRAPH -o SMALLER.json` does so once and for all"
+                    .into(),
+            ),
             Error::Threshold { .. } => Some("0.8 for nodes and 0.98 for edges are usual".into()),
             _ => None,
         }

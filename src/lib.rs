@@ -5,7 +5,6 @@
 //! ```
 //! use candle_core::Device;
 //! use circuitscope::attribution::{AttributionOptions, attribute};
-//! use circuitscope::graph::influence;
 //! use circuitscope::prune::{PruneSettings, prune};
 //! use circuitscope::replacement::Replacement;
 //! use circuitscope::weights::{atlas_model, atlas_transcoders};
@@ -14,10 +13,9 @@
 //! let replacement = Replacement::open(atlas_model()?, &atlas_transcoders(), &Device::Cpu)?;
 //! let prompt = "The capital of the state containing Dallas is";
 //! let linear = replacement.linearize(&replacement.tokenizer.encode_prompt(prompt)?)?;
-//! let graph = attribute(&replacement, &linear, prompt, &AttributionOptions::default(), &|_, _| ())?.graph;
-//! assert!(graph.meta.row_identity_error < 1e-5);
-//! let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-//! let circuit = prune(&graph, &influence, &PruneSettings::default())?.circuit(&graph)?;
+//! let found = attribute(&replacement, &linear, prompt, &AttributionOptions::default(), &|_, _| ())?;
+//! assert!(found.graph.meta.row_identity_error < 1e-5);
+//! let circuit = prune(&found.graph, &found.influence, &PruneSettings::default())?.circuit(&found.graph)?;
 //! assert_eq!(circuit.graph().node_count(), 24);
 //! # Ok(())
 //! # }

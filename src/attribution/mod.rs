@@ -9,10 +9,14 @@ pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
 
+use candle_core::DType;
+
 use crate::error::{Error, Result};
-use crate::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout};
-use crate::graph::{RAW_FORMAT_VERSION, influence, scores};
-use crate::replacement::{ActiveFeature, LinearModel, Replacement};
+use crate::graph::{
+    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
+};
+use crate::graph::{Influence, RAW_FORMAT_VERSION, influence, scores};
+use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement};
 
 /// What to attribute, and how much of it.
 #[derive(Clone, Debug)]
@@ -29,6 +33,8 @@ pub struct AttributionOptions {
     pub max_features: Option<usize>,
     /// With `max_features`: a quarter of the features that are chosen between two looks at the influence.
     pub batch_size: usize,
+    /// Whether the graph keeps the directions that its features write along, d_model values of two bytes for each.
+    pub keep_decoders: bool,
 }
 
 impl Default for AttributionOptions {
@@ -40,6 +46,7 @@ impl Default for AttributionOptions {
             logit_prob: 0.95,
             max_features: Some(7500),
             batch_size: 512,
+            keep_decoders: true,
         }
     }
 }
@@ -78,6 +85,8 @@ pub struct PhaseSecs {
 pub struct Attribution {
     pub graph: AttributionGraph,
     pub targets: Vec<Target>,
+    /// Influence of every node of the graph: the scores come from it, and pruning begins with it.
+    pub influence: Influence,
     /// Rows computed: targets and selected features.
     pub n_rows: usize,
     pub elapsed_secs: PhaseSecs,
@@ -145,6 +154,10 @@ pub fn attribute(
             ..GraphMeta::default()
         },
     })?;
+    if options.keep_decoders {
+        let directions = decoder_directions(linear, &graph.selected_features)?;
+        graph.set_decoder_directions(directions)?;
+    }
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
     let identity = graph.row_identity_error();
     let scores = scores(graph.layout(), &influence, &graph.target_probabilities);
@@ -153,11 +166,36 @@ pub fn attribute(
     meta.replacement_score = scores.replacement;
     meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
-    Ok(Attribution { graph, targets: chosen.targets, n_rows, elapsed_secs })
+    Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, elapsed_secs })
 }
 
 /// Ids of all active features, in order.
 fn feature_ids(linear: &LinearModel) -> Vec<FeatureId> {
     let id = |f: &ActiveFeature| FeatureId { layer: f.layer as u32, pos: f.pos as u32, feature: f.feature as u32 };
     linear.features.all.iter().map(id).collect()
+}
+
+/// Where the selected features write to: the sum of what they write, over all layers that they write to.
+fn decoder_directions(linear: &LinearModel, selected: &[usize]) -> Result<DecoderDirections> {
+    let d_model = linear.final_normed.dim(1)?;
+    let mut place = vec![usize::MAX; linear.features.len()];
+    selected.iter().enumerate().for_each(|(at, &feature)| place[feature] = at);
+    let mut sums = vec![0f32; selected.len() * d_model];
+    for sources in &linear.mlp_sources {
+        // Layer by layer: all sources at once would be a second copy of the largest thing after the edge rows.
+        let mut vecs = sources.vecs.vecs.to_dtype(DType::F32)?;
+        if let Some(scales) = &sources.vecs.scales {
+            vecs = vecs.broadcast_mul(&scales.unsqueeze(1)?)?;
+        }
+        let vecs: Vec<f32> = vecs.flatten_all()?.to_vec1()?;
+        for (origin, vec) in sources.origins.iter().zip(vecs.chunks_exact(d_model)) {
+            if let Origin::Feature(feature) = *origin
+                && place[feature] != usize::MAX
+            {
+                let sum = &mut sums[place[feature] * d_model..][..d_model];
+                sum.iter_mut().zip(vec).for_each(|(sum, x)| *sum += x);
+            }
+        }
+    }
+    DecoderDirections::new(&sums, selected.len(), d_model)
 }

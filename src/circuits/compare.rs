@@ -1,8 +1,10 @@
 //! Circuits of different prompts, compared by what they have in common.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::visit::EdgeRef;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::graph::{Circuit, NodeId};
@@ -153,18 +155,49 @@ fn align(left: &[String], right: &[String]) -> Vec<(u32, u32)> {
     pairs
 }
 
-/// Source and target of an edge, the circuit that has it, its share there.
-type FoundEdge = ([Key; 2], usize, f64);
+/// An edge between features: their numbers among all features (target first), the circuit, its share there.
+#[derive(Clone, Copy)]
+struct FoundEdge {
+    target: u32,
+    source: u32,
+    circuit: u32,
+    share: f64,
+}
+
+impl FoundEdge {
+    fn ends(&self) -> (u32, u32) {
+        (self.target, self.source)
+    }
+}
+
+/// The edges between features of one circuit, ascending; of an edge at several positions the largest counts.
+fn feature_edges(at: usize, circuit: &Circuit, number: &HashMap<Key, u32>) -> Vec<FoundEdge> {
+    let graph = circuit.graph();
+    // Once a node, not once an edge.
+    let numbers: Vec<Option<u32>> = graph
+        .node_weights()
+        .map(|node| match node.id {
+            NodeId::Feature { layer, feature, .. } => number.get(&(layer, feature)).copied(),
+            _ => None,
+        })
+        .collect();
+    let found = graph.edge_references().filter_map(|edge| {
+        let (source, target) = (numbers[edge.source().index()]?, numbers[edge.target().index()]?);
+        Some(FoundEdge { target, source, circuit: at as u32, share: edge.weight().share })
+    });
+    let mut edges: Vec<FoundEdge> = found.collect();
+    edges.sort_unstable_by(|a, b| a.ends().cmp(&b.ends()).then(b.share.total_cmp(&a.share)));
+    edges.dedup_by_key(|edge| edge.ends());
+    edges
+}
 
 /// Features, then edges between features, that at least `at_least` of `circuits` have; most common first, then by share.
 ///
 /// # Cost
-/// O(nodes + edges) with a logarithm for the maps.
+/// O(nodes + edges) with a logarithm for sorting; circuits in parallel.
 pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common>) {
-    let mut nodes: BTreeMap<(u32, u32), Vec<(usize, f64)>> = BTreeMap::new();
-    // Sorted, not mapped: there are hundreds of thousands.
-    let mut edges: Vec<FoundEdge> = Vec::new();
-    let mut labels: BTreeMap<(u32, u32), String> = BTreeMap::new();
+    let mut nodes: BTreeMap<Key, Vec<(usize, f64)>> = BTreeMap::new();
+    let mut labels: BTreeMap<Key, String> = BTreeMap::new();
     for (at, circuit) in circuits.iter().enumerate() {
         for (id, (share, _, label)) in features(circuit).by_feature {
             nodes.entry(id).or_default().push((at, share));
@@ -172,36 +205,45 @@ pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common
                 labels.entry(id).or_insert(label);
             }
         }
-        let graph = circuit.graph();
-        for edge in graph.edge_references() {
-            if let (NodeId::Feature { layer: a, feature: f, .. }, NodeId::Feature { layer: b, feature: g, .. }) =
-                (graph[edge.source()].id, graph[edge.target()].id)
-            {
-                edges.push(([(a, f), (b, g)], at, edge.weight().share));
-            }
-        }
     }
-    let told = |features: Vec<(u32, u32)>, found: Vec<(usize, f64)>| Common {
+    // What too few have has no edges that enough have.
+    nodes.retain(|_, found| found.len() >= at_least);
+    let ids: Vec<Key> = nodes.keys().copied().collect();
+    let number: HashMap<Key, u32> = ids.iter().enumerate().map(|(at, &id)| (id, at as u32)).collect();
+    let found: Vec<Vec<FoundEdge>> =
+        circuits.par_iter().enumerate().map(|(at, circuit)| feature_edges(at, circuit, &number)).collect();
+    let mut edges = found.concat();
+    // Stable: it merges the sorted runs of the circuits and leaves these in order.
+    edges.sort_by_key(FoundEdge::ends);
+    let told = |features: Vec<Key>, found: Vec<(usize, f64)>| Common {
         labels: features.iter().map(|id| labels.get(id).cloned()).collect(),
         features,
-        mean_share: found.iter().map(|(_, share)| share).sum::<f64>() / found.len() as f64,
+        mean_share: mean(found.iter().map(|(_, share)| *share)),
         graphs: found.into_iter().map(|(at, _)| at).collect(),
     };
-    let sorted = |mut list: Vec<Common>| {
-        list.sort_by(|a, b| b.graphs.len().cmp(&a.graphs.len()).then(b.mean_share.total_cmp(&a.mean_share)));
-        list
+    let mut features: Vec<Common> = nodes.into_iter().map(|(id, found)| told(vec![id], found)).collect();
+    features.sort_by(|a, b| commonest_first((a.graphs.len(), a.mean_share), (b.graphs.len(), b.mean_share)));
+
+    // Sorted before they are told: there may be a hundred thousand.
+    let mut kept: Vec<(&[FoundEdge], f64)> = edges
+        .chunk_by(|a, b| a.ends() == b.ends())
+        .filter(|found| found.len() >= at_least)
+        .map(|found| (found, mean(found.iter().map(|edge| edge.share))))
+        .collect();
+    kept.sort_by(|a, b| commonest_first((a.0.len(), a.1), (b.0.len(), b.1)));
+    let told_edge = |(found, _): (&[FoundEdge], f64)| {
+        let ends = vec![ids[found[0].source as usize], ids[found[0].target as usize]];
+        told(ends, found.iter().map(|edge| (edge.circuit as usize, edge.share)).collect())
     };
-    let kept_nodes = nodes.into_iter().filter(|(_, found)| found.len() >= at_least);
-    // Of an edge at several positions the largest counts.
-    edges.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(b.2.total_cmp(&a.2)));
-    edges.dedup_by_key(|edge| (edge.0, edge.1));
-    let kept_edges = edges.chunk_by(|a, b| a.0 == b.0).filter(|found| found.len() >= at_least);
-    (
-        sorted(kept_nodes.map(|(id, found)| told(vec![id], found)).collect()),
-        sorted(
-            kept_edges
-                .map(|found| told(found[0].0.to_vec(), found.iter().map(|edge| (edge.1, edge.2)).collect()))
-                .collect(),
-        ),
-    )
+    (features, kept.into_iter().map(told_edge).collect())
+}
+
+fn mean(shares: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = shares.len() as f64;
+    shares.sum::<f64>() / count
+}
+
+/// Order of (number of graphs, mean share).
+fn commonest_first(a: (usize, f64), b: (usize, f64)) -> Ordering {
+    b.0.cmp(&a.0).then(b.1.total_cmp(&a.1))
 }

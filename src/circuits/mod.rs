@@ -11,7 +11,7 @@ mod select;
 mod subgraph;
 mod supernode;
 
-pub use cluster::{ClusterSettings, find_supernodes};
+pub use cluster::{ClusterSettings, Directions, find_supernodes};
 pub use compare::{ChangedFeature, Common, Diff, common, diff};
 pub use select::{FeatureKind, Selection, carrying_paths, neighborhood};
 pub use subgraph::{circuit_scores, induced, pinned_scores};

@@ -26,7 +26,7 @@ pub fn induced(circuit: &Circuit, nodes: &[NodeIndex]) -> Result<Circuit> {
         let is_in = source != usize::MAX && target != usize::MAX;
         is_in.then(|| Link { source, target, weight: edge.weight().weight })
     });
-    let links = links.collect();
+    let links: Vec<Link> = links.collect();
     Circuit::new(circuit.meta.clone(), nodes.iter().map(|&node| circuit.node(node).clone()).collect(), links)
 }
 

@@ -3,7 +3,8 @@
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 
-use crate::graph::Circuit;
+use super::FeatureKind;
+use crate::graph::{Circuit, Scores};
 use crate::{Error, Result};
 
 /// Nodes that are shown as one.
@@ -118,43 +119,85 @@ pub fn view(circuit: &Circuit, groups: &[Supernode]) -> Result<View> {
     Ok(View { nodes, edges })
 }
 
+/// Largest change of a node's influence at which the sweeps through a view with cycles end.
+const NEGLIGIBLE: f64 = 1e-12;
+
+/// Sweeps at most: supernodes that feed nothing but each other would take for ever.
+const MAX_SWEEPS: usize = 1_000;
+
 impl View {
-    /// The replacement score of the view: definitions 8 with its own edges, supernodes as features. What a view loses
-    /// against its circuit is how much the merging hides. A supernode pair that feeds each other makes a cycle; the sweep
-    /// then stops after as many steps as there are nodes.
-    pub fn replacement_score(&self, circuit: &Circuit) -> f64 {
-        use crate::graph::NodeId;
-        let mut passing: Vec<f64> = self.nodes.iter().map(|node| self.weight_of(circuit, node)).collect();
-        let (mut from_tokens, mut from_errors) = (0.0, 0.0);
-        for _ in 0..=self.nodes.len() {
-            let mut next = vec![0.0; passing.len()];
-            let mut any = false;
-            for edge in &self.edges {
-                let step = passing[edge.target] * edge.share;
-                next[edge.source] += step;
-                any |= step > 1e-12;
+    /// Both scores of the view: definitions 8 with its own edges. What a view loses against
+    /// [`circuit_scores`](super::circuit_scores) is how much the merging hides.
+    ///
+    /// A supernode of tokens only counts as a token, one of errors only as an error, any other as a feature.
+    ///
+    /// # Cost
+    /// As [`View::influence`].
+    pub fn scores(&self, circuit: &Circuit) -> Scores {
+        let kinds: Vec<FeatureKind> = self.nodes.iter().map(|node| kind_of(circuit, node)).collect();
+        let influence = self.influence(circuit);
+        let mut error_share = vec![0.0; self.nodes.len()];
+        for edge in self.edges.iter().filter(|edge| kinds[edge.source] == FeatureKind::Error) {
+            error_share[edge.target] += edge.share;
+        }
+        let of_kind = |kind: FeatureKind| -> f64 {
+            influence.iter().zip(&kinds).filter(|(_, other)| **other == kind).map(|(influence, _)| influence).sum()
+        };
+        let (from_tokens, from_errors) = (of_kind(FeatureKind::Token), of_kind(FeatureKind::Error));
+        let explained: f64 =
+            influence.iter().zip(&error_share).map(|(influence, share)| influence * (1.0 - share)).sum();
+        let ratio = |part: f64, whole: f64, otherwise: f64| if whole > 0.0 { part / whole } else { otherwise };
+        Scores {
+            replacement: ratio(from_tokens, from_tokens + from_errors, 0.0),
+            completeness: ratio(explained, influence.iter().sum(), 1.0),
+        }
+    }
+}
+
+impl View {
+    /// The part of the targets' weight that passes through every node along the view's own edges, targets included.
+    /// [n_nodes].
+    ///
+    /// Supernodes that feed each other make a cycle, which their members did not: influence then goes round until it
+    /// changes no more.
+    ///
+    /// # Cost
+    /// Two sweeps over the edges; with cycles some more.
+    fn influence(&self, circuit: &Circuit) -> Vec<f64> {
+        let mut place = vec![0usize; circuit.graph().node_count()];
+        circuit.order().iter().enumerate().for_each(|(at, node)| place[node.index()] = at);
+        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        // Targets first. Without cycles through supernodes whatever a node feeds is complete before it.
+        order.sort_by_key(|&at| std::cmp::Reverse(self.nodes[at].members.iter().map(|m| place[m.index()]).max()));
+        let mut outputs: Vec<Vec<&ViewEdge>> = vec![Vec::new(); self.nodes.len()];
+        self.edges.iter().for_each(|edge| outputs[edge.source].push(edge));
+        let weights: Vec<f64> = self.nodes.iter().map(|node| weight_of(circuit, node)).collect();
+        let mut influence = vec![0.0f64; self.nodes.len()];
+        for _ in 0..MAX_SWEEPS {
+            let mut change = 0.0f64;
+            for &at in &order {
+                let passed: f64 = outputs[at].iter().map(|edge| influence[edge.target] * edge.share).sum();
+                change = change.max((weights[at] + passed - influence[at]).abs());
+                influence[at] = weights[at] + passed;
             }
-            for (node, &amount) in self.nodes.iter().zip(&next) {
-                if node.name.is_none() {
-                    match circuit.node(node.members[0]).id {
-                        NodeId::Token { .. } => from_tokens += amount,
-                        NodeId::Error { .. } => from_errors += amount,
-                        _ => {}
-                    }
-                }
-            }
-            passing = next;
-            if !any {
+            if change < NEGLIGIBLE {
                 break;
             }
         }
-        let all = from_tokens + from_errors;
-        if all > 0.0 { from_tokens / all } else { 0.0 }
+        influence
     }
+}
 
-    fn weight_of(&self, circuit: &Circuit, node: &ViewNode) -> f64 {
-        let is_target = |member: &&NodeIndex| matches!(circuit.node(**member).id, crate::graph::NodeId::Target { .. });
-        let members = node.members.iter().filter(is_target);
-        members.map(|&member| circuit.node(member).probability.map_or(1.0, f64::from)).sum()
-    }
+/// What a node of a view counts as.
+fn kind_of(circuit: &Circuit, node: &ViewNode) -> FeatureKind {
+    let kind = |member: &NodeIndex| FeatureKind::of(circuit.node(*member).id);
+    let first = kind(&node.members[0]);
+    if node.members.iter().all(|member| kind(member) == first) { first } else { FeatureKind::Feature }
+}
+
+/// The targets' weights in a node of a view.
+fn weight_of(circuit: &Circuit, node: &ViewNode) -> f64 {
+    let is_target = |member: &&NodeIndex| FeatureKind::of(circuit.node(**member).id) == FeatureKind::Target;
+    let members = node.members.iter().filter(is_target);
+    members.map(|&member| circuit.node(member).probability.map_or(1.0, f64::from)).sum()
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::circuits::{ChangedFeature, Common, common, diff};
@@ -51,8 +52,9 @@ pub struct CommonArgs {
 /// # Errors
 /// A graph that cannot be read, bad thresholds.
 pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
-    let settings = args.thresholds.settings()?;
-    let (left, right) = (open_circuit(&args.left, &settings)?, open_circuit(&args.right, &settings)?);
+    let opening = args.thresholds.opening()?;
+    let (left, right) = rayon::join(|| open_circuit(&args.left, &opening), || open_circuit(&args.right, &opening));
+    let (left, right) = (left?, right?);
     let diff = diff(&left, &right);
     if args.format == Format::Json {
         return print_json(&diff);
@@ -102,12 +104,12 @@ struct CommonReport {
 /// # Errors
 /// A graph that cannot be read, bad thresholds, a count outside the number of graphs.
 pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
-    let settings = args.thresholds.settings()?;
+    let opening = args.thresholds.opening()?;
     let at_least = args.at_least.unwrap_or(args.graphs.len());
     if !(1..=args.graphs.len()).contains(&at_least) {
         return Err(Error::Setting { name: "at-least", value: at_least as f64, range: "1 to the number of graphs" });
     }
-    let circuits = args.graphs.iter().map(|path| open_circuit(path, &settings)).collect::<Result<Vec<_>>>()?;
+    let circuits = args.graphs.par_iter().map(|path| open_circuit(path, &opening)).collect::<Result<Vec<_>>>()?;
     let (features, edges) = common(&circuits, at_least);
     let graphs: Vec<String> = args.graphs.iter().map(|path| path.display().to_string()).collect();
     if args.format == Format::Json {

@@ -9,17 +9,16 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::error::Doing;
-use crate::export::{WireGraph, raw, read_wire, replace_file};
+use crate::export::replace_file;
 use crate::graph::{FeatureId, NodeId};
 use crate::intervene::{
     Alternative, Change, CompareOptions, Comparison, FeatureSpec, GenerateOptions, Intervention, Mode, Original, Plan,
     Positions, Supernodes, Sweep, SweepResult,
 };
-use crate::prune::PruneSettings;
 use crate::replacement::Replacement;
 use crate::{Error, Result};
 
-use super::graph_file::open_circuit;
+use super::graph_file::{Opening, open_graph};
 use super::intervene_text::{comparison_text, sweep_csv, sweep_text};
 use super::setup::SetupArgs;
 use super::sweep_plot::sweep_svg;
@@ -362,7 +361,8 @@ fn prompt(args: &InterveneArgs, replacement: &Replacement) -> Result<(Vec<u32>, 
 /// # Errors
 /// A graph that cannot be read, or that is of another model.
 fn graph_features(path: &Path, replacement: &Replacement) -> Result<(Option<BTreeSet<FeatureId>>, Supernodes)> {
-    let circuit = open_circuit(path, &PruneSettings::default())?;
+    let opened = open_graph(path, &Opening::default())?;
+    let circuit = &opened.circuit;
     let features: BTreeSet<FeatureId> = circuit
         .order()
         .iter()
@@ -380,23 +380,11 @@ fn graph_features(path: &Path, replacement: &Replacement) -> Result<(Option<BTre
         let known = replacement.transcoders.check_feature(f.layer as usize, f.feature as usize);
         known.doing(|| format!("`{}` is a graph of another model", path.display()))?;
     }
-    let supernodes = match raw::looks_raw(path).unwrap_or(false) {
-        true => Supernodes::new(),
-        false => supernodes(&read_wire(path)?),
+    // Nodes that are no features have nothing to change.
+    let features_of = |ids: Vec<String>| {
+        let features = ids.iter().filter_map(|id| id.parse::<FeatureSpec>().ok());
+        features.filter(|f| matches!(f.positions, Positions::At(_))).collect()
     };
-    Ok((Some(features), supernodes))
-}
-
-/// `qParams.supernodes`: lists of a name and node ids. Nodes that are no features have nothing to change.
-fn supernodes(graph: &WireGraph) -> Supernodes {
-    let Some(list) = graph.q_params.get("supernodes").and_then(|value| value.as_array()) else {
-        return Supernodes::new();
-    };
-    let group = |group: &serde_json::Value| {
-        let mut texts = group.as_array()?.iter().map_while(|text| text.as_str());
-        let name = texts.next()?.to_owned();
-        let features = texts.filter_map(|id| id.parse::<FeatureSpec>().ok());
-        Some((name, features.filter(|f| matches!(f.positions, Positions::At(_))).collect()))
-    };
-    list.iter().filter_map(group).collect()
+    let supernodes = opened.stored_groups().into_iter().map(|(name, ids)| (name, features_of(ids)));
+    Ok((Some(features), supernodes.collect()))
 }

@@ -7,10 +7,10 @@ use clap::Args;
 use crate::Error;
 use crate::Result;
 use crate::error::Doing;
-use crate::export::{SummarySettings, WireGraph, raw, stream_wire, summarize, write_wire};
-use crate::prune::{PruneSettings, prune_links};
+use crate::export::{SummarySettings, WireGraph, raw, summarize, write_wire};
+use crate::prune::PruneSettings;
 
-use super::graph_file::{Thresholds, open_raw, prune_raw, relabel, render};
+use super::graph_file::{Thresholds, open_json, open_raw, prune_raw, relabel, render};
 use super::{Format, print_data};
 
 #[derive(Debug, Args)]
@@ -60,21 +60,20 @@ fn prune_json(args: &PruneArgs, settings: &PruneSettings) -> Result<()> {
     let Some(output) = &args.output else {
         return Err(Error::NeedsOutput { graph: args.graph.display().to_string() });
     };
-    let streamed = stream_wire(&args.graph, settings.node_threshold);
-    let mut streamed = streamed.doing(|| format!("cannot load the graph `{}`", args.graph.display()))?;
-    let mut links = std::mem::take(&mut streamed.links);
-    let keep_node = prune_links(&streamed.nodes, &mut links, settings.edge_threshold)?;
-    let n_links_read = streamed.n_links_read;
-    let mut wire = streamed.wire(&keep_node, &links);
-    drop(links);
+    let graph = open_json(&args.graph, Some(settings));
+    let graph = graph.doing(|| format!("cannot load the graph `{}`", args.graph.display()))?;
+    let mut wire = graph.to_wire();
     if let Some(slug) = &args.slug {
         wire.metadata.slug.clone_from(slug);
     }
     wire.set_thresholds(settings.node_threshold, settings.edge_threshold);
     write_wire(&wire, output)?;
-    let mut circuit = wire.circuit()?;
+    drop(wire);
+    let mut circuit = graph.circuit()?;
+    circuit.meta.node_threshold = Some(settings.node_threshold);
+    circuit.meta.edge_threshold = Some(settings.edge_threshold);
     relabel(&mut circuit, args.labels.as_ref())?;
     print_data(&render(&summarize(&circuit, &SummarySettings::default())?, args.format)?)?;
-    eprintln!("kept {} of {n_links_read} links; wrote {}", wire.links.len(), output.display());
+    eprintln!("kept {} of {} links; wrote {}", graph.links.len(), graph.n_links_read, output.display());
     Ok(())
 }

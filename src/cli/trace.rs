@@ -12,7 +12,6 @@ use serde::Serialize;
 use crate::attribution::{AttributionOptions, TargetRequest, attribute};
 use crate::error::Doing;
 use crate::export::{Summary, SummarySettings, WireGraph, check_writable, summarize, write_raw, write_wire};
-use crate::graph::influence;
 use crate::prune::prune;
 use crate::replacement::Replacement;
 use crate::{Error, Result};
@@ -79,6 +78,9 @@ pub struct TraceArgs {
     /// Do not write the raw graph
     #[arg(long)]
     no_raw: bool,
+    /// Leave the features' decoder directions out of the raw graph; `inspect --auto-group` uses them
+    #[arg(long)]
+    no_decoders: bool,
     /// A feature_labels.json to name features from [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -183,8 +185,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     phases.end("attribute", format!("{} rows, {rows_per_sec:.0} rows/s", found.n_rows));
 
     let graph = found.graph;
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-    let mut circuit = prune(&graph, &influence, &settings)?.circuit(&graph)?;
+    let mut circuit = prune(&graph, &found.influence, &settings)?.circuit(&graph)?;
     relabel(&mut circuit, args.labels.as_ref())?;
     phases.end("prune", String::new());
 
@@ -265,6 +266,7 @@ fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOpt
         logit_prob: args.logit_prob,
         max_features: args.max_features.0,
         batch_size: args.batch_size,
+        keep_decoders: !(args.no_decoders || args.no_raw),
     })
 }
 

@@ -4,6 +4,7 @@
 //! ([`wire`]). [`Summary`] is a circuit boiled down to what fits a screen. String ids of
 //! nodes exist in here only.
 
+mod link_seed;
 pub mod raw;
 mod replace;
 mod summary;

@@ -11,13 +11,18 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde::Deserialize;
 
 use super::replace::replace_file;
-use crate::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION};
+use crate::graph::{
+    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION,
+};
 use crate::{Error, Result};
 
 /// The metadata key whose value is a [`GraphMeta`].
 pub const META_KEY: &str = "circuitscope";
 
 const FORMAT: &str = "raw graph";
+
+/// The tensor of [`DecoderDirections`], which a file may have.
+const DIRECTIONS: &str = "decoder_directions";
 
 /// Bytes before a safetensors header: its length.
 const HEADER_LEN_BYTES: usize = 8;
@@ -68,6 +73,13 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     for (name, shape, values) in &floats {
         infos.push(((*name).to_owned(), info(Dtype::F32, shape, size_of_val(*values))));
     }
+    // The last: two bytes a value, so whatever came after would not be aligned.
+    let directions = graph.decoder_directions().map(|directions| {
+        let bytes = directions.to_le_bytes();
+        let shape = [directions.n_features(), directions.d_model()];
+        infos.push((DIRECTIONS.to_owned(), info(Dtype::F16, &shape, bytes.len())));
+        bytes
+    });
     let meta = GraphMeta { format_version: RAW_FORMAT_VERSION, ..graph.meta.clone() };
     let as_io = |e: serde_json::Error| Error::Io { doing: "cannot write", path: path.to_owned(), source: e.into() };
     let meta = HashMap::from([(META_KEY.to_owned(), serde_json::to_string(&meta).map_err(as_io)?)]);
@@ -84,7 +96,7 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         for (_, _, values) in &floats {
             write_f32s(writer, values)?;
         }
-        Ok(())
+        directions.map_or(Ok(()), |bytes| writer.write_all(&bytes))
     })
 }
 
@@ -125,7 +137,16 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         Some(_) => reader.f32s("unselected_effect")?,
         None => Vec::new(),
     };
-    AttributionGraph::new(GraphData {
+    let directions = match metadata.info(DIRECTIONS) {
+        Some(_) => {
+            let (shape, bytes) = reader.tensor(DIRECTIONS, Dtype::F16, 2)?;
+            // SAFETY: as above. A map of its own: the other one goes into the edge rows.
+            let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+            Some(DecoderDirections::from_map(map, bytes, shape[0], shape[1])?)
+        }
+        None => None,
+    };
+    let mut graph = AttributionGraph::new(GraphData {
         input_tokens,
         active_features,
         activation_values,
@@ -138,7 +159,11 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         target_probabilities,
         logits,
         meta,
-    })
+    })?;
+    if let Some(directions) = directions {
+        graph.set_decoder_directions(directions)?;
+    }
+    Ok(graph)
 }
 
 /// Whether the file at `path` begins like safetensors and not like JSON. `None` where it cannot be read.
@@ -188,7 +213,11 @@ impl Reader<'_> {
         let info = self.metadata.info(name);
         let info = info.ok_or_else(|| Error::MissingTensor { name: name.to_owned(), file: file() })?;
         if info.dtype != dtype {
-            let expected = if dtype == Dtype::F32 { "F32" } else { "I64" };
+            let expected = match dtype {
+                Dtype::F32 => "F32",
+                Dtype::F16 => "F16",
+                _ => "I64",
+            };
             return Err(Error::Dtype {
                 tensor: name.to_owned(),
                 file: file(),

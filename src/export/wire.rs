@@ -197,6 +197,14 @@ impl WireGraph {
             pruning.insert("edge_threshold".to_owned(), json!(edge_threshold));
         }
     }
+
+    /// Notes how much the pinned nodes explain, beside the scores of the whole graph.
+    pub fn set_subgraph_scores(&mut self, scores: Value) {
+        let all = self.metadata.extra.entry("scores".to_owned()).or_insert_with(|| json!({}));
+        if let Value::Object(all) = all {
+            all.insert("pinned_subgraph".to_owned(), scores);
+        }
+    }
 }
 
 fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {

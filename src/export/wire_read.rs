@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::wire::{ERROR_TYPE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireLink, WireNode};
+use super::wire::{ERROR_TYPE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireNode};
 use crate::graph::{Circuit, CircuitMeta, GraphSettings, Link, Node, NodeId};
 use crate::{Error, Result};
 
@@ -27,13 +27,21 @@ impl WireGraph {
         }
         let mut links: Vec<Link> = Vec::with_capacity(self.links.len());
         for wire in &self.links {
-            let link = resolve(&nodes, |id| by_id.get(id).map(Vec::as_slice), wire, links.last())?;
-            links.push(link);
+            let find = |id: &str| {
+                by_id.get(id).map(Vec::as_slice).ok_or_else(|| Error::LinkToNowhere {
+                    source_id: wire.source.clone(),
+                    target_id: wire.target.clone(),
+                    missing: id.to_owned(),
+                })
+            };
+            let (sources, targets) = (find(&wire.source)?, find(&wire.target)?);
+            let (source, target) = resolve(&nodes, sources, targets, links.last());
+            links.push(Link { source, target, weight: wire.weight });
         }
         Circuit::new(self.circuit_meta(&nodes), nodes, links)
     }
 
-    fn circuit_meta(&self, nodes: &[Node]) -> CircuitMeta {
+    pub(super) fn circuit_meta(&self, nodes: &[Node]) -> CircuitMeta {
         let extra = &self.metadata.extra;
         let number = |group: &str, name: &str| extra.get(group)?.get(name)?.as_f64();
         let count = |name: &str| extra.get("generation_settings")?.get(name)?.as_u64().map(|n| n as usize);
@@ -134,28 +142,10 @@ fn logit_text(clerp: &str) -> &str {
     inner.unwrap_or(clerp)
 }
 
-/// Finds the ends of a link, `before` being the link before it.
-pub(super) fn resolve<'a>(
-    nodes: &[Node],
-    nodes_of_id: impl Fn(&str) -> Option<&'a [usize]>,
-    wire: &WireLink,
-    before: Option<&Link>,
-) -> Result<Link> {
-    let find = |id: &str| {
-        nodes_of_id(id).filter(|found| !found.is_empty()).ok_or_else(|| Error::LinkToNowhere {
-            source_id: wire.source.clone(),
-            target_id: wire.target.clone(),
-            missing: id.to_owned(),
-        })
-    };
-    // Almost every id is that of one node only.
-    if let ([source], [target]) = (find(&wire.source)?, find(&wire.target)?) {
-        return Ok(Link { source: *source, target: *target, weight: wire.weight });
-    }
+/// The ends of a link whose ids may be those of several nodes, `before` being the link before it. Neither list is empty.
+pub(super) fn resolve(nodes: &[Node], sources: &[usize], targets: &[usize], before: Option<&Link>) -> (usize, usize) {
     // Nothing leads to an error node.
-    let targets = find(&wire.target)?;
     let target = *targets.iter().find(|&&t| !matches!(nodes[t].id, NodeId::Error { .. })).unwrap_or(&targets[0]);
-    let sources = find(&wire.source)?;
     let can_feed = |&&source: &&usize| match (nodes[source].id.layer(), nodes[target].id.layer()) {
         (Some(source), Some(target)) => source < target,
         _ => true,
@@ -168,5 +158,5 @@ pub(super) fn resolve<'a>(
         ([feature, .., error], Some(before)) if nodes[before.source].id >= nodes[*feature].id => *error,
         ([first, ..], _) => *first,
     };
-    Ok(Link { source, target, weight: wire.weight })
+    (source, target)
 }

@@ -1,64 +1,124 @@
-//! JSON graphs that are too large to be held: read as a stream, of which only what survives a threshold is kept.
+//! JSON graphs, read in one pass: a link is 12 bytes as soon as it is met, or nothing where a threshold drops one of its
+//! ends.
 //!
 //! A graph of a long prompt has tens of millions of links, gigabytes of JSON, and a few thousand nodes. Nodes are read
-//! whole; a link between kept nodes is 12 bytes, any other nothing.
+//! whole; the ids of a link are looked up where they stand and never become strings of their own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::link_seed::{Ids, LinkSeed, WireEnds};
 use super::wire::{WireGraph, WireLink, WireMetadata, WireNode};
 use super::wire_read::{NodeReader, resolve};
-use crate::graph::{CompactLink, Link, Node, NodeId};
+use crate::graph::{Circuit, CompactLink, Link, Node, NodeId};
 use crate::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// What was kept of a file.
+/// Smaller files are read whole, which is parsed faster than a stream.
+const WHOLE_FILE_BYTES: u64 = 256 << 20;
+
+/// Fields of a link that this program does not know.
+type Extra = BTreeMap<String, Value>;
+
+/// A JSON graph with its links as numbers.
 #[derive(Debug)]
 pub struct StreamedGraph {
     /// The file without its links; node i is `nodes[i]`.
     header: WireGraph,
     pub nodes: Vec<Node>,
-    /// Between kept nodes, in the file's order.
+    /// Between the nodes above, in the file's order.
     pub links: Vec<CompactLink>,
+    /// By source and target. Almost no file has any.
+    extra: HashMap<(u32, u32), Extra>,
     /// Links of the file.
     pub n_links_read: usize,
 }
 
 impl StreamedGraph {
-    /// The file with these of its nodes and links.
-    pub fn wire(self, keep_node: &[bool], links: &[CompactLink]) -> WireGraph {
-        let ids: Vec<&str> = self.header.nodes.iter().map(|node| node.node_id.as_str()).collect();
-        let links = links.iter().map(|link| WireLink {
-            source: ids[link.source as usize].to_owned(),
-            target: ids[link.target as usize].to_owned(),
+    /// `qParams` of the file.
+    pub fn q_params(&self) -> &Map<String, Value> {
+        &self.header.q_params
+    }
+
+    /// Ids as the file has them, also where another program wrote them another way.
+    pub fn node_id(&self, node: usize) -> &str {
+        &self.header.nodes[node].node_id
+    }
+
+    /// Drops the other nodes and all links to them.
+    pub fn keep_nodes(&mut self, is_kept: &[bool]) {
+        let place = places(is_kept);
+        self.links.retain_mut(|link| renumber(link, is_kept, &place));
+        let extra = std::mem::take(&mut self.extra).into_iter();
+        let is_in = |ends: &(u32, u32)| is_kept[ends.0 as usize] && is_kept[ends.1 as usize];
+        let moved = extra.filter(|(ends, _)| is_in(ends));
+        self.extra = moved.map(|((s, t), extra)| ((place[s as usize], place[t as usize]), extra)).collect();
+        let mut at = is_kept.iter();
+        self.nodes.retain(|_| at.next() == Some(&true));
+        let mut at = is_kept.iter();
+        self.header.nodes.retain(|_| at.next() == Some(&true));
+    }
+
+    /// The circuit of the nodes and links.
+    ///
+    /// # Errors
+    /// Cycles.
+    pub fn circuit(&self) -> Result<Circuit> {
+        let links = self.links.iter().map(|link| Link {
+            source: link.source as usize,
+            target: link.target as usize,
             weight: link.weight,
-            extra: BTreeMap::new(),
         });
-        let links = links.collect();
-        let kept = self.header.nodes.iter().zip(keep_node).filter(|(_, kept)| **kept);
-        WireGraph { nodes: kept.map(|(node, _)| node.clone()).collect(), links, ..self.header }
+        Circuit::new(self.header.circuit_meta(&self.nodes), self.nodes.clone(), links)
+    }
+
+    /// The file with these nodes and links, and with everything else that it held.
+    pub fn to_wire(&self) -> WireGraph {
+        let links = self.links.iter().map(|link| WireLink {
+            source: self.node_id(link.source as usize).to_owned(),
+            target: self.node_id(link.target as usize).to_owned(),
+            weight: link.weight,
+            extra: self.extra.get(&(link.source, link.target)).cloned().unwrap_or_default(),
+        });
+        WireGraph { links: links.collect(), ..self.header.clone() }
     }
 }
 
-/// Reads the graph at `path`, of its nodes those whose cumulative influence is within `node_threshold` (tokens, targets
-/// and nodes without influence always), of its links those between such nodes.
+/// What number every kept entry has among the kept ones.
+fn places(is_kept: &[bool]) -> Vec<u32> {
+    let mut count = 0u32;
+    let place = is_kept.iter().map(|&kept| {
+        count += u32::from(kept);
+        count - u32::from(kept)
+    });
+    place.collect()
+}
+
+/// Whether a link stays; if so, its ends get their new numbers.
+fn renumber(link: &mut CompactLink, is_kept: &[bool], place: &[u32]) -> bool {
+    let (source, target) = (link.source as usize, link.target as usize);
+    (link.source, link.target) = (place[source], place[target]);
+    is_kept[source] && is_kept[target]
+}
+
+/// Reads the graph at `path`; with a threshold, of its nodes those whose cumulative influence is within it (tokens,
+/// targets and nodes without influence always), of its links those between such nodes.
 ///
 /// The file is read once, or twice where its links come before its nodes.
 ///
 /// # Errors
 /// A file that cannot be read or is no graph, nodes that are there twice or cannot be told, links to nodes that the file
-/// does not have, that lead downwards or have no finite weight.
+/// does not have or that have no finite weight; with a threshold, links that lead downwards.
 ///
 /// # Cost
-/// Memory: the nodes, and 12 bytes for every kept link.
-pub fn stream_wire(path: &Path, node_threshold: f64) -> Result<StreamedGraph> {
+/// Memory: the nodes, and 12 bytes for every kept link; files up to 256 MB are held meanwhile.
+pub fn stream_wire(path: &Path, node_threshold: Option<f64>) -> Result<StreamedGraph> {
     let mut state = State { node_threshold, ..State::default() };
     read_into(path, &mut state)?;
     if state.links_came_first {
@@ -74,52 +134,36 @@ pub fn stream_wire(path: &Path, node_threshold: f64) -> Result<StreamedGraph> {
     if !state.has_links {
         return Err(missing("links"));
     }
+    // Only now is it known what the prompt's tokens are.
+    let mut nodes = known.nodes;
+    for node in nodes.iter_mut().filter(|node| matches!(node.id, NodeId::Token { .. })) {
+        node.text = metadata.prompt_tokens.get(node.pos as usize).cloned().unwrap_or_default();
+    }
     let header =
         WireGraph { metadata, q_params: state.q_params, nodes: known.wire, links: Vec::new(), extra: state.extra };
-    // Only now is it known what the prompt's tokens are.
-    let mut reader = NodeReader::new(&header.metadata.prompt_tokens);
-    let nodes = header.nodes.iter().map(|node| reader.node(node)).collect::<Result<Vec<_>>>()?;
-    // Everything is indexed by kept nodes from here on.
-    let mut place = vec![0u32; nodes.len()];
-    let mut count = 0u32;
-    for (place, &kept) in place.iter_mut().zip(&known.is_kept) {
-        *place = count;
-        count += u32::from(kept);
-    }
-    let links = state.links.iter_mut();
-    links.for_each(|link| {
-        link.source = place[link.source as usize];
-        link.target = place[link.target as usize];
-    });
-    let kept = |index: usize| known.is_kept[index];
-    let mut at = 0..;
-    let nodes = nodes.into_iter().filter(|_| at.next().is_some_and(kept)).collect();
-    let mut at = 0..;
-    let wire = header.nodes.into_iter().filter(|_| at.next().is_some_and(kept)).collect();
-    Ok(StreamedGraph {
-        header: WireGraph { nodes: wire, ..header },
-        nodes,
-        links: state.links,
-        n_links_read: state.n_links_read,
-    })
+    let mut graph =
+        StreamedGraph { header, nodes, links: state.links, extra: state.link_extra, n_links_read: state.n_links_read };
+    graph.keep_nodes(&known.is_kept);
+    Ok(graph)
 }
 
 /// The nodes of the file, once they have been met.
 struct Known {
     wire: Vec<WireNode>,
     nodes: Vec<Node>,
-    by_id: HashMap<String, Vec<usize>>,
+    ids: Ids,
     is_kept: Vec<bool>,
 }
 
 #[derive(Default)]
 struct State {
-    node_threshold: f64,
+    node_threshold: Option<f64>,
     metadata: Option<WireMetadata>,
     q_params: Map<String, Value>,
-    extra: BTreeMap<String, Value>,
+    extra: Extra,
     known: Option<Known>,
     links: Vec<CompactLink>,
+    link_extra: HashMap<(u32, u32), Extra>,
     n_links_read: usize,
     has_links: bool,
     links_came_first: bool,
@@ -128,9 +172,18 @@ struct State {
 }
 
 fn read_into(path: &Path, state: &mut State) -> Result<()> {
-    let file = File::open(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
-    let mut parser = serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER_BYTES, file));
-    let parsed = FileSeed(state).deserialize(&mut parser).and_then(|()| parser.end());
+    let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let size_bytes = file.metadata().map_err(failed)?.len();
+    let parsed = if size_bytes <= WHOLE_FILE_BYTES {
+        let mut bytes = Vec::with_capacity(size_bytes as usize + 1);
+        std::io::Read::read_to_end(&mut file, &mut bytes).map_err(failed)?;
+        let mut parser = serde_json::Deserializer::from_slice(&bytes);
+        FileSeed(state).deserialize(&mut parser).and_then(|()| parser.end())
+    } else {
+        let mut parser = serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER_BYTES, file));
+        FileSeed(state).deserialize(&mut parser).and_then(|()| parser.end())
+    };
     match (state.failed.take(), parsed) {
         (Some(error), _) => Err(error),
         (None, Ok(())) => Ok(()),
@@ -196,13 +249,11 @@ fn fail<E: serde::de::Error>(state: &mut State, error: Error) -> E {
 }
 
 impl Known {
-    fn new(wire: Vec<WireNode>, node_threshold: f64) -> Result<Known> {
+    fn new(wire: Vec<WireNode>, node_threshold: Option<f64>) -> Result<Known> {
         let mut reader = NodeReader::new(&[]);
-        let mut by_id: HashMap<String, Vec<usize>> = HashMap::with_capacity(wire.len());
         let mut nodes: Vec<Node> = Vec::with_capacity(wire.len());
-        let mut seen = std::collections::HashSet::with_capacity(wire.len());
+        let mut seen = HashSet::with_capacity(wire.len());
         for node in &wire {
-            by_id.entry(node.node_id.clone()).or_default().push(nodes.len());
             let read = reader.node(node)?;
             if !seen.insert(read.id) {
                 return Err(Error::CircuitDuplicate { node: format!("`{}`", node.node_id) });
@@ -210,13 +261,15 @@ impl Known {
             nodes.push(read);
         }
         // The first node that reaches the threshold is in.
-        let last = nodes.iter().filter_map(|node| node.influence).filter(|&share| share >= node_threshold);
+        let threshold = node_threshold.unwrap_or(f64::INFINITY);
+        let last = nodes.iter().filter_map(|node| node.influence).filter(|&share| share >= threshold);
         let last = last.fold(f64::INFINITY, f64::min);
         let is_kept = nodes
             .iter()
             .map(|node| matches!(node.id, NodeId::Token { .. }) || node.influence.is_none_or(|share| share <= last))
             .collect();
-        Ok(Known { wire, nodes, by_id, is_kept })
+        let ids = Ids::new(wire.iter().map(|node| node.node_id.clone()).collect());
+        Ok(Known { wire, nodes, ids, is_kept })
     }
 }
 
@@ -230,14 +283,6 @@ impl<'de> DeserializeSeed<'de> for LinksSeed<'_> {
     }
 }
 
-/// What is needed of a link. A weight that is no number is found below, with its ends.
-#[derive(Deserialize)]
-struct LinkParts {
-    source: String,
-    target: String,
-    weight: Option<f32>,
-}
-
 impl<'de> Visitor<'de> for LinksSeed<'_> {
     type Value = ();
 
@@ -248,42 +293,45 @@ impl<'de> Visitor<'de> for LinksSeed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         let state = self.0;
         let mut before: Option<Link> = None;
-        while let Some(parts) = list.next_element::<LinkParts>()? {
+        // Called with the nodes known only; lent out, so that the state can be written meanwhile.
+        let Some(known) = state.known.take() else { return Ok(()) };
+        loop {
+            let near = before.map_or((0, 0), |before| (before.source + 1, before.target));
+            let Some(ends) = list.next_element_seed(LinkSeed { ids: &known.ids, before: near })? else { break };
             let index = state.n_links_read;
             state.n_links_read += 1;
-            let Some(known) = &state.known else { continue };
-            let link = match link_of(known, parts, before.as_ref(), index) {
+            let must_lead_up = state.node_threshold.is_some();
+            let link = match known.link(&ends, before.as_ref(), index, must_lead_up) {
                 Ok(link) => link,
                 Err(error) => return Err(fail(state, error)),
             };
             if known.is_kept[link.source] && known.is_kept[link.target] {
                 let (source, target) = (link.source as u32, link.target as u32);
                 state.links.push(CompactLink { source, target, weight: link.weight });
+                if !ends.extra.is_empty() {
+                    state.link_extra.insert((source, target), ends.extra);
+                }
             }
             before = Some(link);
         }
+        state.known = Some(known);
         Ok(())
     }
 }
 
-fn link_of(known: &Known, parts: LinkParts, before: Option<&Link>, index: usize) -> Result<Link> {
-    let weight = parts.weight.filter(|weight| weight.is_finite());
-    let weight = weight.ok_or(Error::GraphNotFinite { name: "links", index })?;
-    let only = |id: &str| match known.by_id.get(id).map(Vec::as_slice) {
-        Some([one]) => Some(*one),
-        _ => None,
-    };
-    let link = match (only(&parts.source), only(&parts.target)) {
-        (Some(source), Some(target)) => Link { source, target, weight },
-        _ => {
-            let wire = WireLink { source: parts.source, target: parts.target, weight, extra: BTreeMap::new() };
-            let find = |id: &str| known.by_id.get(id).map(Vec::as_slice);
-            resolve(&known.nodes, find, &wire, before)?
+impl Known {
+    fn link(&self, ends: &WireEnds<'_>, before: Option<&Link>, index: usize, must_lead_up: bool) -> Result<Link> {
+        let weight = ends.weight.filter(|weight| weight.is_finite());
+        let weight = weight.ok_or(Error::GraphNotFinite { name: "links", index })?;
+        let (sources, targets) = ends.found(&self.ids)?;
+        let (source, target) = match (sources, targets) {
+            // Almost every id is that of one node only.
+            ([source], [target]) => (*source, *target),
+            _ => resolve(&self.nodes, sources, targets, before),
+        };
+        if must_lead_up && self.nodes[source].id.height() >= self.nodes[target].id.height() {
+            return Err(Error::CircuitCycle { node: format!("{:?}", self.nodes[target].id) });
         }
-    };
-    let (source, target) = (&known.nodes[link.source], &known.nodes[link.target]);
-    if source.id.height() >= target.id.height() {
-        return Err(Error::CircuitCycle { node: format!("{:?}", target.id) });
+        Ok(Link { source, target, weight })
     }
-    Ok(link)
 }

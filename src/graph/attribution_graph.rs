@@ -6,7 +6,7 @@ use std::ops::Deref;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{EdgeRows, FeatureId, NodeLayout};
+use super::{DecoderDirections, EdgeRows, FeatureId, NodeLayout};
 use crate::{Error, Result};
 
 /// The version of the raw file that this program writes and reads.
@@ -91,6 +91,7 @@ pub struct GraphSettings {
 pub struct AttributionGraph {
     data: GraphData,
     layout: NodeLayout,
+    decoder_directions: Option<DecoderDirections>,
 }
 
 impl Deref for AttributionGraph {
@@ -166,11 +167,33 @@ impl AttributionGraph {
             features.push(feature);
         }
         let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
-        Ok(AttributionGraph { data, layout })
+        Ok(AttributionGraph { data, layout, decoder_directions: None })
     }
 
     pub fn layout(&self) -> &NodeLayout {
         &self.layout
+    }
+
+    /// Where the selected features write to, if that was kept.
+    pub fn decoder_directions(&self) -> Option<&DecoderDirections> {
+        self.decoder_directions.as_ref()
+    }
+
+    /// Keeps where the selected features write to.
+    ///
+    /// # Errors
+    /// Directions of another number of features.
+    pub fn set_decoder_directions(&mut self, directions: DecoderDirections) -> Result<()> {
+        let (expected, actual) = (self.layout.n_features(), directions.n_features());
+        if expected != actual {
+            return Err(Error::GraphShape {
+                name: "decoder_directions",
+                expected: vec![expected, directions.d_model()],
+                actual: vec![actual, directions.d_model()],
+            });
+        }
+        self.decoder_directions = Some(directions);
+        Ok(())
     }
 
     /// The metadata, for the figures that are known only after the graph is built.

@@ -99,8 +99,13 @@ impl Circuit {
     ///
     /// # Cost
     /// Linear in nodes and links.
-    pub fn new(meta: CircuitMeta, nodes: Vec<Node>, links: Vec<Link>) -> Result<Circuit> {
-        let mut graph = DiGraph::with_capacity(nodes.len(), links.len());
+    pub fn new(
+        meta: CircuitMeta,
+        nodes: Vec<Node>,
+        links: impl IntoIterator<Item = Link, IntoIter: ExactSizeIterator>,
+    ) -> Result<Circuit> {
+        let links = links.into_iter();
+        let mut graph: DiGraph<Node, Edge> = DiGraph::with_capacity(nodes.len(), links.len());
         let mut by_id = HashMap::with_capacity(nodes.len());
         for node in nodes {
             let id = node.id;
@@ -111,7 +116,7 @@ impl Circuit {
         }
         let n_nodes = graph.node_count();
         let mut abs_sums = vec![0.0f64; n_nodes];
-        for (index, link) in links.iter().enumerate() {
+        for (index, link) in links.enumerate() {
             let end = link.source.max(link.target);
             if end >= n_nodes {
                 return Err(Error::GraphIndex { name: "end of link", index, value: end, limit: n_nodes });
@@ -120,15 +125,16 @@ impl Circuit {
                 return Err(Error::GraphNotFinite { name: "links", index });
             }
             abs_sums[link.target] += f64::from(link.weight.abs());
-        }
-        for link in links {
-            let abs_sum = abs_sums[link.target];
-            let share = if abs_sum > 0.0 { f64::from(link.weight.abs()) / abs_sum } else { 0.0 };
             let (source, target) = (NodeIndex::new(link.source), NodeIndex::new(link.target));
-            graph.add_edge(source, target, Edge { weight: link.weight, share });
+            graph.add_edge(source, target, Edge { weight: link.weight, share: 0.0 });
         }
-        let order = toposort(&graph, None)
-            .map_err(|cycle| Error::CircuitCycle { node: format!("{:?}", graph[cycle.node_id()].id) })?;
+        // Only now are the sums known that weights are shares of.
+        for index in (0..graph.edge_count()).map(EdgeIndex::new) {
+            let abs_sum = abs_sums[graph.raw_edges()[index.index()].target().index()];
+            let edge = &mut graph[index];
+            edge.share = if abs_sum > 0.0 { f64::from(edge.weight.abs()) / abs_sum } else { 0.0 };
+        }
+        let order = order_of(&graph)?;
         Ok(Circuit { meta, graph, by_id, order })
     }
 
@@ -237,4 +243,18 @@ impl Circuit {
         let (source, target) = self.graph.edge_endpoints(index).expect("edge indices come from this graph");
         (source, target, self.graph[index])
     }
+}
+
+/// All nodes, sources before what they feed.
+///
+/// In every graph of a model edges lead upwards, so that heights are an order; only others need a search.
+fn order_of(graph: &DiGraph<Node, Edge>) -> Result<Vec<NodeIndex>> {
+    let height: Vec<_> = graph.node_weights().map(|node| node.id.height()).collect();
+    let leads_up = |edge: &petgraph::graph::Edge<Edge>| height[edge.source().index()] < height[edge.target().index()];
+    if graph.raw_edges().iter().all(leads_up) {
+        let mut order: Vec<NodeIndex> = graph.node_indices().collect();
+        order.sort_by_key(|node| height[node.index()]);
+        return Ok(order);
+    }
+    toposort(graph, None).map_err(|cycle| Error::CircuitCycle { node: format!("{:?}", graph[cycle.node_id()].id) })
 }

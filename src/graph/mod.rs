@@ -6,6 +6,7 @@
 
 mod attribution_graph;
 mod circuit;
+mod decoder_directions;
 mod edge_rows;
 pub mod influence;
 mod layout;
@@ -16,6 +17,7 @@ pub use attribution_graph::{
     AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION, ROW_IDENTITY_FLOOR,
 };
 pub use circuit::{Circuit, CircuitMeta, CompactLink, Edge, Link, Neighbor, Node};
+pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
 pub use influence::{Influence, PartialRows, influence, next_features, partial_influence};
 pub use layout::{FeatureId, NodeId, NodeLayout};

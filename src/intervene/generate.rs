@@ -78,7 +78,7 @@ impl Original<'_> {
             let next = processor.sample(&Tensor::from_vec(logits, n_logits, &Device::Cpu)?)?;
             generated.push(next);
             let n_past = cache.n_past();
-            let is_over = self.replacement.tokenizer.eos() == Some(next) || n_past == config.n_ctx;
+            let is_over = self.replacement.end_tokens.contains(&next) || n_past == config.n_ctx;
             if generated.len() == options.n_tokens || is_over {
                 return Ok(generated);
             }

@@ -108,8 +108,6 @@ impl HostConfig {
     /// [`Error::UnknownFamily`] for a `model_type` that is not in [`FAMILIES`], [`Error::Config`] for a key that is
     /// missing, has a wrong type, or asks for something that is not supported.
     pub fn from_json(json: &Value) -> Result<Self> {
-        // Multimodal checkpoints keep the text model's description under its own key.
-        let json = json.get("text_config").filter(|v| v.get("hidden_size").is_some()).unwrap_or(json);
         let keys = Keys(json);
         let model_type = keys.string("model_type")?;
         let config = match model_type.as_str() {

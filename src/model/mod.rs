@@ -11,7 +11,7 @@ pub mod norm;
 pub mod rope;
 mod vocabulary;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Device, Tensor};
 
@@ -29,11 +29,14 @@ use crate::weights::Checkpoint;
 pub struct Model {
     pub config: HostConfig,
     checkpoint: Checkpoint,
-    /// What precedes `embed_tokens`, `layers` and `norm` (or `wte`, `h` and `ln_f`) in tensor names.
-    prefix: String,
+    /// What precedes `embed_tokens`, `layers` and `norm` (or `wte`, `h` and `ln_f`) in tensor names; `weights` has made
+    /// the names of other checkpoints the same.
+    prefix: &'static str,
     device: Device,
     /// Layers kept in memory, for generation; empty unless [`Model::keep_layers`] was called.
     kept: Mutex<Vec<Option<Arc<Layer>>>>,
+    /// The unembedding, block by block, kept with the layers.
+    kept_unembedding: OnceLock<Vec<Tensor>>,
 }
 
 /// The weights of one layer, in f32.
@@ -55,18 +58,18 @@ impl Model {
     /// Those of [`HostConfig::from_json`]; [`Error::MissingTensor`] when the checkpoint has no embedding.
     pub fn open(config: &serde_json::Value, checkpoint: Checkpoint, device: &Device) -> Result<Self> {
         let config = HostConfig::from_json(config).doing(|| "cannot use the host model's config".into())?;
-        let (embedding, prefixes): (&str, &[&str]) = match config.naming {
-            Naming::Llama => ("embed_tokens.weight", &["model.", "", "language_model.model.", "model.language_model."]),
-            Naming::Gpt2 => ("wte.weight", &["transformer.", ""]),
+        let (embedding, prefix) = match config.naming {
+            Naming::Llama => ("embed_tokens.weight", "model."),
+            Naming::Gpt2 => ("wte.weight", "transformer."),
         };
-        let prefix = prefixes.iter().find(|p| checkpoint.contains(&format!("{p}{embedding}"))).unwrap_or(&prefixes[0]);
         let name = format!("{prefix}{embedding}");
         let (actual, expected) = (checkpoint.shape(&name)?, vec![config.d_vocab, config.d_model]);
         if actual != expected {
             return Err(Error::Shape { file: checkpoint.file_of(&name), tensor: name, actual, expected });
         }
         let kept = Mutex::new(vec![None; config.n_layers]);
-        Ok(Self { prefix: (*prefix).to_owned(), config, checkpoint, device: device.clone(), kept })
+        let kept_unembedding = OnceLock::new();
+        Ok(Self { prefix, config, checkpoint, device: device.clone(), kept, kept_unembedding })
     }
 
     /// The device that computes.
@@ -88,7 +91,8 @@ impl Model {
         }
     }
 
-    /// Keeps all layers in memory from now on: for generation and sweeps, which use every layer many times.
+    /// Keeps all layers and the unembedding in memory from now on: for generation and verification, which
+    /// run many passes.
     ///
     /// # Errors
     /// Those of [`Model::layer`].
@@ -96,6 +100,11 @@ impl Model {
         for index in 0..self.config.n_layers {
             let layer = self.layer(index)?;
             self.kept.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(layer);
+        }
+        if self.kept_unembedding.get().is_none() {
+            let blocks = self.unembedding_blocks().collect::<Result<Vec<Tensor>>>()?;
+            // Another thread may have kept the same.
+            let _ = self.kept_unembedding.set(blocks);
         }
         Ok(())
     }

@@ -19,10 +19,7 @@ impl Model {
     }
 
     fn unembedding_name(&self) -> String {
-        let untied = match self.prefix.strip_suffix("model.") {
-            Some(outer) => format!("{outer}lm_head.weight"),
-            None => "lm_head.weight".to_owned(),
-        };
+        let untied = "lm_head.weight".to_owned();
         // Some configs leave `tie_word_embeddings` out; what the checkpoint holds decides.
         if !self.config.tied && self.checkpoint.contains(&untied) { untied } else { self.embedding_name() }
     }
@@ -55,10 +52,14 @@ impl Model {
         Ok(Some(rows.to_device(&self.device)?))
     }
 
-    fn unembedding_blocks(&self) -> impl Iterator<Item = Result<Tensor>> {
+    pub(super) fn unembedding_blocks(&self) -> impl Iterator<Item = Result<Tensor>> {
         let name = self.unembedding_name();
         let (d_vocab, step) = (self.config.d_vocab, (BLOCK_VALUES / self.config.d_model).max(1));
-        (0..d_vocab).step_by(step).map(move |start| {
+        let kept = self.kept_unembedding.get();
+        (0..d_vocab).step_by(step).enumerate().map(move |(at, start)| {
+            if let Some(block) = kept.and_then(|kept| kept.get(at)) {
+                return Ok(block.clone());
+            }
             let rows = self.checkpoint.rows(&name, start..(start + step).min(d_vocab))?;
             Ok(rows.to_device(&self.device)?)
         })

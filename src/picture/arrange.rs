@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::route::{Band, Point, point_at, route};
 use super::text;
 use crate::circuits::{View, ViewNode};
 use crate::graph::{Circuit, NodeId};
@@ -11,8 +12,12 @@ const MAX_BOX_WIDTH: f64 = 116.0;
 const MIN_BOX_WIDTH: f64 = 44.0;
 const LINE_HEIGHT: f64 = 13.0;
 const BOX_PADDING: f64 = 5.0;
-/// Between boxes of one layer and position.
-const GAP: f64 = 10.0;
+/// Between boxes of one layer and position; edges pass through it.
+const GAP: f64 = 12.0;
+/// Between lines of boxes of one layer, where edges bend.
+const LINE_GAP: f64 = 18.0;
+/// Height of the arc between boxes of one line.
+const ARC: f64 = 14.0;
 /// Between layers, where the edges run: the smallest and the largest; in between, wide pictures get more, so that edges
 /// over many positions do not lie flat.
 const LAYER_GAPS: [f64; 2] = [40.0, 96.0];
@@ -35,15 +40,17 @@ const ORDER_PASSES: usize = 6;
 pub struct PictureSettings {
     /// Features, errors and supernodes: the strongest. Tokens and targets come on top.
     pub max_nodes: usize,
-    /// Of every node's inputs, the strongest that make up this share.
+    /// Of every node's inputs, the strongest that make up this share,
     pub edge_share: f64,
+    /// but no more than so many. A node's strongest output is always drawn.
+    pub max_inputs: usize,
     /// Pixels of a PNG for one of the SVG.
     pub scale: f64,
 }
 
 impl Default for PictureSettings {
     fn default() -> PictureSettings {
-        PictureSettings { max_nodes: 60, edge_share: 0.8, scale: 2.0 }
+        PictureSettings { max_nodes: 60, edge_share: 0.8, max_inputs: 4, scale: 2.0 }
     }
 }
 
@@ -61,12 +68,23 @@ pub struct DrawnBox {
 }
 
 /// An edge where it is drawn, its ends as indices into the boxes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DrawnEdge {
     pub source: usize,
     pub target: usize,
     pub weight: f64,
     pub share: f64,
+    /// From the border of the one box to that of the other, past all others: [`DrawnEdge::sampled`] has the curve.
+    pub way: Vec<Point>,
+}
+
+impl DrawnEdge {
+    /// `n` points a piece of the curve that is drawn, both ends included.
+    pub fn sampled(&self, n: usize) -> Vec<Point> {
+        let pieces = self.way.windows(2);
+        let points = pieces.flat_map(|ends| (0..=n).map(|at| point_at(ends[0], ends[1], at as f64 / n as f64)));
+        points.collect()
+    }
 }
 
 /// A picture without colours.
@@ -81,6 +99,8 @@ pub struct Arrangement {
     pub rows: Vec<(String, f64)>,
     /// Features, errors and supernodes that are not shown.
     pub n_hidden: usize,
+    /// Edges between shown boxes that are not shown.
+    pub n_hidden_edges: usize,
 }
 
 /// The row of a node, from below.
@@ -94,12 +114,12 @@ enum Row {
 /// Places the nodes of `view`.
 ///
 /// # Cost
-/// O(nodes · log nodes + edges · log edges).
+/// O(nodes · log nodes + edges · log edges), and for every drawn edge the square of the lines of boxes that it crosses.
 pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Arrangement {
     let (shown, n_hidden) = shown_nodes(circuit, view, settings.max_nodes);
     let mut drawn = vec![usize::MAX; view.nodes.len()];
     shown.iter().enumerate().for_each(|(at, &node)| drawn[node] = at);
-    let edges = shown_edges(view, &drawn, settings.edge_share);
+    let (mut edges, n_hidden_edges) = shown_edges(view, &drawn, settings);
 
     let mut cells: BTreeMap<(Row, u32), Vec<usize>> = BTreeMap::new();
     for (at, &node) in shown.iter().enumerate() {
@@ -121,10 +141,10 @@ pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Ar
         .collect();
     // Positions have their columns, wide enough for their widest cell in whatever order.
     let mut column_width: BTreeMap<u32, f64> = BTreeMap::new();
-    for ((_, pos), members) in &cells {
+    for ((row, pos), members) in &cells {
         let mut widths: Vec<f64> = members.iter().map(|&at| boxes[at].width).collect();
         widths.sort_by(|a, b| b.total_cmp(a));
-        let widest: f64 = widths.iter().take(per_line(members.len())).map(|width| width + GAP).sum::<f64>() - GAP;
+        let widest: f64 = widths.iter().take(per_line(*row, members.len())).map(|width| width + GAP).sum::<f64>() - GAP;
         let width = column_width.entry(*pos).or_default();
         *width = width.max(widest);
     }
@@ -137,75 +157,115 @@ pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Ar
     let width = (x - COLUMN_GAP + MARGIN).max(MIN_WIDTH);
 
     for _ in 0..ORDER_PASSES {
-        for ((_, pos), members) in &mut cells {
-            place_in_columns(&mut boxes, members, column_x[pos]);
+        for ((row, pos), members) in &mut cells {
+            place_in_columns(&mut boxes, members, per_line(*row, members.len()), column_x[pos]);
         }
         let mean = means_of_neighbors(&boxes, &edges);
-        for members in cells.values_mut() {
+        // Targets stay as they are: the likeliest first.
+        for (_, members) in cells.iter_mut().filter(|((row, _), _)| *row != Row::Targets) {
             members.sort_by(|&a, &b| mean[a].total_cmp(&mean[b]).then(a.cmp(&b)));
         }
     }
-    // Rows from above.
+    // Rows from above, each of as many lines as its fullest cell has.
     let used: BTreeSet<Row> = cells.keys().map(|(row, _)| *row).collect();
     let mut y = MARGIN + TITLE;
     let mut rows: Vec<(String, f64)> = Vec::new();
-    let mut row_members: Vec<Vec<usize>> = Vec::new();
-    for &row in used.iter().rev() {
+    // Members, top and height of every line; the row that it is in.
+    let mut lines: Vec<(Vec<usize>, f64, f64, usize)> = Vec::new();
+    for (row_at, &row) in used.iter().rev().enumerate() {
         let in_row: Vec<(u32, &Vec<usize>)> =
             cells.iter().filter(|((r, _), _)| *r == row).map(|((_, pos), members)| (*pos, members)).collect();
-        let mut row_height = 0.0f64;
-        let mut heights = Vec::new();
+        let lines_of = |members: &[usize]| members.len().div_ceil(per_line(row, members.len()));
+        let n_lines = in_row.iter().map(|(_, members)| lines_of(members)).max().unwrap_or(0);
+        let mut in_lines: Vec<Vec<usize>> = vec![Vec::new(); n_lines];
         for (pos, members) in &in_row {
-            place_in_columns(&mut boxes, members, column_x[pos]);
-            let lines: Vec<f64> = members
-                .chunks(per_line(members.len()))
-                .map(|line| line.iter().map(|&at| boxes[at].height).fold(0.0, f64::max))
-                .collect();
-            let height = lines.iter().sum::<f64>() + GAP * (lines.len() - 1) as f64;
-            row_height = row_height.max(height);
-            heights.push((lines, height));
-        }
-        for ((_, members), (lines, height)) in in_row.iter().zip(heights) {
-            let mut top = y + (row_height - height) / 2.0;
-            for (line, line_height) in members.chunks(per_line(members.len())).zip(lines) {
-                for &at in line {
-                    boxes[at].y = top + (line_height - boxes[at].height) / 2.0;
-                }
-                top += line_height + GAP;
+            let per_line = per_line(row, members.len());
+            place_in_columns(&mut boxes, members, per_line, column_x[pos]);
+            let first = (n_lines - lines_of(members)) / 2;
+            for (at, line) in members.chunks(per_line).enumerate() {
+                in_lines[first + at].extend_from_slice(line);
             }
+        }
+        let top = y;
+        for (at, members) in in_lines.into_iter().enumerate() {
+            y += if at > 0 { LINE_GAP } else { 0.0 };
+            let height = members.iter().map(|&member| boxes[member].height).fold(0.0, f64::max);
+            lines.push((members, y, height, row_at));
+            y += height;
         }
         let name = match row {
             Row::Tokens => "tokens".to_owned(),
             Row::Layer(layer) => format!("L{layer}"),
             Row::Targets => "logits".to_owned(),
         };
-        rows.push((name, y + row_height / 2.0));
-        row_members.push(in_row.iter().flat_map(|(_, members)| members.iter().copied()).collect());
-        y += row_height;
+        rows.push((name, (top + y) / 2.0));
     }
     // What the rows leave of the wanted height goes between them.
     let n_gaps = rows.len().saturating_sub(1) as f64;
     let layer_gap = ((ASPECT * width - y) / n_gaps.max(1.0)).clamp(LAYER_GAPS[0], LAYER_GAPS[1]);
-    for (at, members) in row_members.iter().enumerate() {
-        rows[at].1 += at as f64 * layer_gap;
-        members.iter().for_each(|&member| boxes[member].y += at as f64 * layer_gap);
+    rows.iter_mut().enumerate().for_each(|(at, row)| row.1 += at as f64 * layer_gap);
+    let mut bands: Vec<Band> = Vec::with_capacity(lines.len());
+    let mut band_of = vec![0usize; boxes.len()];
+    for (mut members, top, line_height, row_at) in lines {
+        let top = top + row_at as f64 * layer_gap;
+        members.sort_by(|&a, &b| boxes[a].x.total_cmp(&boxes[b].x));
+        for &member in &members {
+            boxes[member].y = top + (line_height - boxes[member].height) / 2.0;
+            band_of[member] = bands.len();
+        }
+        let taken = members.iter().map(|&member| (boxes[member].x, boxes[member].x + boxes[member].width)).collect();
+        bands.push(Band { top, bottom: top + line_height, taken });
+    }
+    for edge in &mut edges {
+        edge.way = way_of(&boxes, &bands, &band_of, edge.source, edge.target);
     }
     let height = (y + n_gaps * layer_gap).max(MARGIN + TITLE) + MARGIN;
-    Arrangement { width, height, boxes, edges, rows, n_hidden }
+    Arrangement { width, height, boxes, edges, rows, n_hidden, n_hidden_edges }
+}
+
+/// The way of an edge, from a box to one that is most often higher up. A supernode can stand above what it feeds.
+fn way_of(boxes: &[DrawnBox], bands: &[Band], band_of: &[usize], source: usize, target: usize) -> Vec<Point> {
+    let middle = |at: usize| boxes[at].x + boxes[at].width / 2.0;
+    let (x1, x2) = (middle(source), middle(target));
+    let (from, to) = (band_of[source], band_of[target]);
+    let (above, below) = (|at: usize| boxes[at].y, |at: usize| boxes[at].y + boxes[at].height);
+    // Bands are listed from above.
+    let (start, end) = match to.cmp(&from) {
+        std::cmp::Ordering::Less => ((x1, above(source)), (x2, below(target))),
+        std::cmp::Ordering::Greater => ((x1, below(source)), (x2, above(target))),
+        std::cmp::Ordering::Equal => {
+            // An arc over the line.
+            let top = bands[from].top;
+            let summit = ((x1 + x2) / 2.0, top - ARC);
+            return vec![(x1, above(source)), (x1, top), summit, (x2, top), (x2, above(target))];
+        }
+    };
+    // Boxes may be lower than their line: what is beside them is passed upright.
+    let (leave, arrive, between): (f64, f64, Vec<&Band>) = if to < from {
+        (bands[from].top, bands[to].bottom, bands[to + 1..from].iter().rev().collect())
+    } else {
+        (bands[from].bottom, bands[to].top, bands[from + 1..to].iter().collect())
+    };
+    let mut way = vec![start, (x1, leave)];
+    route((x1, leave), (x2, arrive), &between, &mut way);
+    way.push(end);
+    way.dedup();
+    way
 }
 
 /// Boxes side by side in one cell: as square as labels allow.
-fn per_line(count: usize) -> usize {
+fn per_line(row: Row, count: usize) -> usize {
     match count {
         0..=1 => 1,
+        _ if row == Row::Targets => count.min(5),
         2..=6 => 2,
         7..=15 => 3,
         _ => 4,
     }
 }
 
-fn place_in_columns(boxes: &mut [DrawnBox], members: &[usize], (x, width): (f64, f64)) {
-    for line in members.chunks(per_line(members.len())) {
+fn place_in_columns(boxes: &mut [DrawnBox], members: &[usize], per_line: usize, (x, width): (f64, f64)) {
+    for line in members.chunks(per_line) {
         let line_width = line.iter().map(|&member| boxes[member].width + GAP).sum::<f64>() - GAP;
         let mut next = x + (width - line_width) / 2.0;
         for &member in line {
@@ -257,37 +317,42 @@ fn shown_nodes(circuit: &Circuit, view: &View, max_nodes: usize) -> (Vec<usize>,
     (ranked, n_hidden)
 }
 
-/// For every shown node the strongest shown inputs that make up `edge_share` of the shown ones, and its strongest shown
-/// output, so that nothing seems to lead nowhere; weakest first.
-fn shown_edges(view: &View, drawn: &[usize], edge_share: f64) -> Vec<DrawnEdge> {
+/// For every shown node the strongest shown inputs that make up `edge_share` of the shown ones, `max_inputs` at most, and
+/// its strongest shown output, so that nothing seems to lead nowhere; weakest first. And how many are left out.
+fn shown_edges(view: &View, drawn: &[usize], settings: &PictureSettings) -> (Vec<DrawnEdge>, usize) {
     let mut by_target: BTreeMap<usize, Vec<DrawnEdge>> = BTreeMap::new();
     for edge in &view.edges {
         let (source, target) = (drawn[edge.source], drawn[edge.target]);
         if source != usize::MAX && target != usize::MAX && edge.weight != 0.0 {
-            let edge = DrawnEdge { source, target, weight: edge.weight, share: edge.share };
+            let edge = DrawnEdge { source, target, weight: edge.weight, share: edge.share, way: Vec::new() };
             by_target.entry(target).or_default().push(edge);
         }
     }
-    let mut strongest_output: BTreeMap<usize, DrawnEdge> = BTreeMap::new();
-    for &edge in by_target.values().flatten() {
-        let strongest = strongest_output.entry(edge.source).or_insert(edge);
-        if edge.share > strongest.share {
-            *strongest = edge;
+    // Share and target of every node's strongest output.
+    let mut strongest_output: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
+    for edge in by_target.values().flatten() {
+        let strongest = strongest_output.entry(edge.source).or_insert((edge.share, edge.target));
+        if edge.share > strongest.0 {
+            *strongest = (edge.share, edge.target);
         }
     }
     let mut edges = Vec::new();
+    let mut n_hidden = 0;
     for mut inputs in by_target.into_values() {
         inputs.sort_by(|a, b| b.share.total_cmp(&a.share).then(a.source.cmp(&b.source)));
-        let wanted = edge_share * inputs.iter().map(|edge| edge.share).sum::<f64>();
+        let wanted = settings.edge_share * inputs.iter().map(|edge| edge.share).sum::<f64>();
         let mut sum = 0.0;
-        for edge in inputs {
-            let is_strongest = strongest_output[&edge.source].target == edge.target;
-            if sum < wanted || is_strongest {
-                edges.push(edge);
-            }
+        for (rank, edge) in inputs.into_iter().enumerate() {
+            let is_strongest = strongest_output[&edge.source].1 == edge.target;
+            let is_wanted = sum < wanted && rank < settings.max_inputs;
             sum += edge.share;
+            if is_wanted || is_strongest {
+                edges.push(edge);
+            } else {
+                n_hidden += 1;
+            }
         }
     }
     edges.sort_by(|a, b| a.weight.abs().total_cmp(&b.weight.abs()));
-    edges
+    (edges, n_hidden)
 }

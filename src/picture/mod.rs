@@ -6,11 +6,13 @@
 
 mod arrange;
 mod png;
+mod route;
 mod svg;
 mod table;
 mod text;
 
 pub use arrange::{Arrangement, DrawnBox, DrawnEdge, PictureSettings, arrange};
 pub use png::png;
+pub use route::Point;
 pub use svg::svg;
 pub use table::{csv_edges, csv_nodes, dot, graphml};

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use resvg::tiny_skia::{Pixmap, Transform};
+use rayon::prelude::*;
+use resvg::tiny_skia::{BYTES_PER_PIXEL, Pixmap, PixmapMut, Transform};
 use resvg::usvg::{self, Options, Tree};
 
 use crate::{Error, Result};
 
 /// Part of DejaVu Sans, so that pictures are the same everywhere: Latin, Greek, Cyrillic, some signs (`sans.LICENSE`).
 const FONT: &[u8] = include_bytes!("sans.ttf");
+
+/// Rows of pixels that are worth a task of their own.
+const MIN_BAND_ROWS: u32 = 256;
 
 /// Largest picture in pixels; a larger one is drawn smaller.
 const MAX_PIXELS: f64 = 1e8;
@@ -32,7 +36,17 @@ pub fn png(svg: &str, scale: f64) -> Result<Vec<u8>> {
     let size = |side: f64| (side * scale).ceil().max(1.0) as u32;
     let mut pixels =
         Pixmap::new(size(width), size(height)).ok_or_else(|| failed(&"there is no memory for the picture"))?;
-    resvg::render(&tree, Transform::from_scale(scale as f32, scale as f32), &mut pixels.as_mut());
+    // Bands are independent, so cores share the picture.
+    let (n_columns, n_rows) = (pixels.width(), pixels.height());
+    let band_rows = n_rows.div_ceil(rayon::current_num_threads() as u32).max(MIN_BAND_ROWS);
+    let row_bytes = n_columns as usize * BYTES_PER_PIXEL;
+    pixels.data_mut().par_chunks_mut(band_rows as usize * row_bytes).enumerate().try_for_each(|(at, band)| {
+        let n_rows = (band.len() / row_bytes) as u32;
+        let mut band = PixmapMut::from_bytes(band, n_columns, n_rows).ok_or_else(|| failed(&"a band has no size"))?;
+        let shift = -(at as f32) * band_rows as f32;
+        resvg::render(&tree, Transform::from_row(scale as f32, 0.0, 0.0, scale as f32, 0.0, shift), &mut band);
+        Ok::<(), Error>(())
+    })?;
     pixels.encode_png().map_err(|e| failed(&e))
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::arrange::{Arrangement, DrawnBox, DrawnEdge, TITLE};
+use super::route::BEND;
 use super::text::{self, FONT_SIZE, xml};
 use crate::circuits::View;
 use crate::graph::Circuit;
@@ -36,8 +37,11 @@ pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String 
     let title = text::wrap(&text::token(&circuit.meta.prompt), (width - 40.0) / 1.3, 1).concat();
     let _ = writeln!(out, "<text x=\"20\" y=\"24\" font-size=\"13\" fill=\"#222\">{}</text>", xml(&title));
     let mut note = String::new();
-    if arrangement.n_hidden > 0 {
-        let _ = write!(note, "{} weaker nodes are not shown; ", arrangement.n_hidden);
+    let hidden = [(arrangement.n_hidden, "nodes"), (arrangement.n_hidden_edges, "edges between shown ones")];
+    let hidden: Vec<String> =
+        hidden.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} weaker {what}")).collect();
+    if !hidden.is_empty() {
+        let _ = write!(note, "not shown: {}; ", hidden.join(", "));
     }
     note.push_str("edge width: |weight|");
     let _ = writeln!(
@@ -71,20 +75,28 @@ fn write_edge(
     largest: f64,
 ) {
     let (source, target) = (&arrangement.boxes[edge.source], &arrangement.boxes[edge.target]);
-    let (x1, y1) = (source.x + source.width / 2.0, source.y);
-    let (x2, y2) = (target.x + target.width / 2.0, target.y + target.height);
     // Weights span decades: the width goes with the root, the strength of the colour too.
     let part = if largest > 0.0 { (edge.weight.abs() / largest).sqrt() } else { 0.0 };
     let width = MIN_EDGE_WIDTH + (MAX_EDGE_WIDTH - MIN_EDGE_WIDTH) * part;
     let color = if edge.weight < 0.0 { NEGATIVE } else { POSITIVE };
-    let bend = ((y1 - y2).abs() * 0.45).max(16.0);
+    let mut path = String::new();
+    for (at, &(x, y)) in edge.way.iter().enumerate() {
+        let Some(&(before_x, before_y)) = at.checked_sub(1).and_then(|before| edge.way.get(before)) else {
+            let _ = write!(path, "M{x:.1} {y:.1}");
+            continue;
+        };
+        if before_x == x {
+            let _ = write!(path, "V{y:.1}");
+        } else {
+            let rise = (y - before_y) * BEND;
+            let _ = write!(path, "C{before_x:.1} {:.1} {x:.1} {:.1} {x:.1} {y:.1}", before_y + rise, y - rise);
+        }
+    }
     let name = |drawn: &DrawnBox| xml(&text::label(circuit, &view.nodes[drawn.node]));
     let _ = writeln!(
         out,
-        "<path d=\"M{x1:.1} {y1:.1}C{x1:.1} {:.1} {x2:.1} {:.1} {x2:.1} {y2:.1}\" stroke=\"{color}\" \
-         stroke-width=\"{width:.2}\" stroke-opacity=\"{:.2}\"><title>{} → {}: {:+.4} ({:.1} % of its input)</title></path>",
-        y1 - bend,
-        y2 + bend,
+        "<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width:.2}\" stroke-opacity=\"{:.2}\">\
+         <title>{} → {}: {:+.4} ({:.1} % of its input)</title></path>",
         0.25 + 0.5 * part,
         name(source),
         name(target),
@@ -111,11 +123,10 @@ fn write_box(out: &mut String, circuit: &Circuit, view: &View, drawn: &DrawnBox)
          stroke=\"{border}\"{extra}/>"
     );
     let line_height = (height - 8.0) / drawn.lines.len() as f64;
-    let weight = "";
     for (at, line) in drawn.lines.iter().enumerate() {
         let _ = writeln!(
             out,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#1b1b1b\"{weight}>{}</text>",
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#1b1b1b\">{}</text>",
             x + width / 2.0,
             y + 4.0 + line_height * (at as f64 + 0.5) + 3.6,
             xml(line)

@@ -24,26 +24,31 @@ fn cell(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }
 
+/// The ids of all nodes, made once: edges are many.
+fn ids(circuit: &Circuit, view: &View, quoted: impl Fn(&str) -> String) -> Vec<String> {
+    view.nodes.iter().map(|node| quoted(&text::id(circuit, node))).collect()
+}
+
 /// The view in Graphviz's language, bottom to top.
 pub fn dot(circuit: &Circuit, view: &View) -> String {
+    let ids = ids(circuit, view, dot_text);
     let mut out = String::from("digraph circuit {\n  rankdir=BT;\n  node [shape=box, style=rounded, fontsize=10];\n");
-    for node in &view.nodes {
+    for (node, id) in view.nodes.iter().zip(&ids) {
         let shape = match text::kind(circuit, node) {
             "error" => ", style=\"rounded,dashed\"",
             "supernode" => ", peripheries=2",
             _ => "",
         };
-        let (id, label) = (dot_text(&text::id(circuit, node)), dot_text(&text::label(circuit, node)));
+        let label = dot_text(&text::label(circuit, node));
         let _ = writeln!(out, "  {id} [label={label}{shape}];");
     }
     let largest = view.edges.iter().map(|edge| edge.weight.abs()).fold(f64::MIN_POSITIVE, f64::max);
     for edge in &view.edges {
-        let (source, target) = (&view.nodes[edge.source], &view.nodes[edge.target]);
         let _ = writeln!(
             out,
             "  {} -> {} [weight={}, penwidth={:.2}, color=\"{}\", tooltip=\"{:+.4}\"];",
-            dot_text(&text::id(circuit, source)),
-            dot_text(&text::id(circuit, target)),
+            ids[edge.source],
+            ids[edge.target],
             // Graphviz wants whole numbers here.
             (edge.share * 100.0).round(),
             0.3 + 4.0 * (edge.weight.abs() / largest).sqrt(),
@@ -74,8 +79,9 @@ pub fn graphml(circuit: &Circuit, view: &View) -> String {
         let _ = writeln!(out, "<key id=\"{name}\" for=\"{on}\" attr.name=\"{name}\" attr.type=\"{kind}\"/>");
     }
     out.push_str("<graph edgedefault=\"directed\">\n");
-    for node in &view.nodes {
-        let _ = write!(out, "<node id=\"{}\">", xml(&text::id(circuit, node)));
+    let ids = ids(circuit, view, xml);
+    for (node, id) in view.nodes.iter().zip(&ids) {
+        let _ = write!(out, "<node id=\"{id}\">");
         let facts = [
             ("kind", text::kind(circuit, node).to_owned()),
             ("label", xml(&text::label(circuit, node))),
@@ -90,14 +96,10 @@ pub fn graphml(circuit: &Circuit, view: &View) -> String {
         out.push_str("</node>\n");
     }
     for edge in &view.edges {
-        let (source, target) = (&view.nodes[edge.source], &view.nodes[edge.target]);
         let _ = writeln!(
             out,
             "<edge source=\"{}\" target=\"{}\"><data key=\"weight\">{}</data><data key=\"share\">{}</data></edge>",
-            xml(&text::id(circuit, source)),
-            xml(&text::id(circuit, target)),
-            edge.weight,
-            edge.share,
+            ids[edge.source], ids[edge.target], edge.weight, edge.share,
         );
     }
     out.push_str("</graph>\n</graphml>\n");
@@ -131,10 +133,9 @@ pub fn csv_nodes(circuit: &Circuit, view: &View) -> String {
 /// The edges of the view as a table, one a line.
 pub fn csv_edges(circuit: &Circuit, view: &View) -> String {
     let mut out = String::from("source,target,weight,share\n");
+    let ids = ids(circuit, view, cell);
     for edge in &view.edges {
-        let (source, target) = (&view.nodes[edge.source], &view.nodes[edge.target]);
-        let (source, target) = (text::id(circuit, source), text::id(circuit, target));
-        let _ = writeln!(out, "{},{},{},{}", cell(&source), cell(&target), edge.weight, edge.share);
+        let _ = writeln!(out, "{},{},{},{}", ids[edge.source], ids[edge.target], edge.weight, edge.share);
     }
     out
 }

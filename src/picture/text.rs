@@ -79,7 +79,8 @@ pub(super) fn id(circuit: &Circuit, node: &ViewNode) -> String {
 /// What is written into the box of a node.
 pub(super) fn label(circuit: &Circuit, node: &ViewNode) -> String {
     if let Some(name) = &node.name {
-        return format!("{name} ×{}", node.members.len());
+        // The number first: the end is what is cut.
+        return format!("{}× {name}", node.members.len());
     }
     let inner = circuit.node(node.members[0]);
     match (inner.id, &inner.label) {

@@ -220,7 +220,7 @@ impl Pruned {
             completeness_score: Some(meta.completeness_score),
             row_identity_error: Some(meta.row_identity_error),
         };
-        let mut circuit = Circuit::new(meta, nodes, links.collect())?;
+        let mut circuit = Circuit::new(meta, nodes, links)?;
         let labels = &graph.meta.feature_labels;
         if !labels.is_empty() {
             circuit.set_labels(|layer, feature| labels.get(&format!("{layer}_{feature}")).cloned());

@@ -30,6 +30,8 @@ pub struct Replacement {
     pub model: Model,
     pub transcoders: TranscoderSet,
     pub tokenizer: Tokenizer,
+    /// Tokens that end a text.
+    pub end_tokens: Vec<u32>,
     /// Where the host model came from, as the user named it.
     pub source: String,
 }
@@ -40,11 +42,12 @@ impl Replacement {
     /// # Errors
     /// Those of [`Model::open`] and [`crate::transcoder::open`].
     pub fn open(host: HostFiles, transcoders: &Folder, device: &Device) -> Result<Self> {
+        let end_tokens = host.end_tokens();
         let model = Model::open(&host.config, host.checkpoint, device)?;
         let (n_layers, d_model) = (model.config.n_layers, model.config.d_model);
         let transcoders = crate::transcoder::open(transcoders, n_layers, d_model, device)
             .doing(|| format!("cannot use the transcoders in `{}`", transcoders.spec()))?;
-        Ok(Self { model, transcoders, tokenizer: host.tokenizer, source: host.source })
+        Ok(Self { model, transcoders, tokenizer: host.tokenizer, end_tokens, source: host.source })
     }
 
     /// Checks a prompt against the model.

@@ -53,6 +53,20 @@ impl HostFiles {
         Self::from_parts(folder.spec().to_string(), config, generation_config, checkpoint, tokenizer)
     }
 
+    /// The ids of tokens that end a text: the tokenizer's own, and those that `generation_config.json` lists (chat models
+    /// end a turn with another one).
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let listed = self.generation_config.as_ref().and_then(|config| config.get("eos_token_id"));
+        let listed: Vec<&Value> = match listed {
+            Some(Value::Array(list)) => list.iter().collect(),
+            Some(id) => vec![id],
+            None => Vec::new(),
+        };
+        let listed = listed.into_iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+        let all: BTreeSet<u32> = self.tokenizer.eos().into_iter().chain(listed).collect();
+        all.into_iter().collect()
+    }
+
     /// From parts in Hugging Face layout. Checkpoints of the base model alone (as GPT-2's on the Hub) and text parts of
     /// larger models get the names that the language model has.
     ///
@@ -115,6 +129,10 @@ fn language_model_names(checkpoint: Checkpoint) -> Result<Checkpoint> {
             Some(rest) => Some(format!("model.{rest}")),
             None => (!name.starts_with("model.")).then(|| name.to_string()),
         });
+    }
+    if has("layers.0.") && checkpoint.contains("embed_tokens.weight") {
+        let is_outer = |name: &str| name.starts_with("lm_head.");
+        return checkpoint.renamed(|name| Some(if is_outer(name) { name.to_owned() } else { format!("model.{name}") }));
     }
     if has("h.0.") && checkpoint.contains("wte.weight") {
         return checkpoint.renamed(|name| Some(format!("transformer.{name}")));

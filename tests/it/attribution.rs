@@ -1,6 +1,7 @@
 //! Attribution against circuit-tracer: every case's logits, features, targets, rows and scores.
 
 use circuitscope::attribution::{Attribution, attribute};
+use circuitscope::export::{read_raw, write_raw};
 use circuitscope::graph::FeatureId;
 use circuitscope::replacement::{LinearModel, Replacement};
 
@@ -67,5 +68,29 @@ fn every_row_and_its_bias_effect_add_up_to_the_pre_activation() {
         assert!(error < 1e-5, "{}: row identity is off by {error:e}", case.name);
         let is_capped = found.graph.selected_features.len() < found.graph.active_features.len();
         assert_eq!(found.graph.unselected_effect.is_empty(), !is_capped, "{}", case.name);
+    }
+}
+
+#[test]
+fn decoder_directions_are_those_of_the_transcoders_and_live_in_the_raw_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for case in cases().iter().filter(|case| case.has_model()) {
+        let (replacement, _, found) = trace(case);
+        let path = folder.path().join("graph.safetensors");
+        write_raw(&found.graph, &path).unwrap();
+        let graph = read_raw(&path).unwrap();
+        let directions = graph.decoder_directions().unwrap();
+        assert_eq!(directions.n_features(), graph.layout().n_features(), "{}", case.name);
+        for (at, id) in graph.layout().feature_ids().iter().enumerate().step_by(7) {
+            let transcoder = &replacement.transcoders.layers[id.layer as usize];
+            let vecs = transcoder.decoder_vecs(&[id.feature as usize], &candle_core::Device::Cpu).unwrap();
+            let mut expected: Vec<f32> = vecs.sum(1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let activation = graph.activation(at).unwrap();
+            expected.iter_mut().for_each(|x| *x *= activation.signum());
+            let norm = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+            for (actual, expected) in directions.row(at).iter().zip(&expected) {
+                close(f64::from(*actual), f64::from(expected / norm), 1e-3, 1e-3, &case.name);
+            }
+        }
     }
 }

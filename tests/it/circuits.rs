@@ -17,6 +17,7 @@ use circuitscope::prune::{PruneSettings, prune, prune_links};
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 use proptest::prelude::*;
+use resvg::usvg;
 
 use crate::graph::any_graph;
 use crate::reference::close;
@@ -58,7 +59,8 @@ fn any_circuit(n_features: std::ops::Range<usize>) -> impl Strategy<Value = Circ
                 links.insert((high, low), weight);
             }
         }
-        let links = links.into_iter().map(|((target, source), weight)| Link { source, target, weight }).collect();
+        let links: Vec<Link> =
+            links.into_iter().map(|((target, source), weight)| Link { source, target, weight }).collect();
         let meta = CircuitMeta {
             prompt: "a & b <c>".to_owned(),
             prompt_tokens: vec!["tok".to_owned(); N_POS as usize],
@@ -106,6 +108,55 @@ fn whole(graph: &AttributionGraph) -> Circuit {
         }
     }
     Circuit::new(CircuitMeta::default(), nodes.collect(), links).unwrap()
+}
+
+/// Definitions 6 and 8 on the matrix of the collapsed graph: `(1 - Nᵀ) influence = weights`, solved by elimination. `None`
+/// where supernodes feed almost nothing but each other, so that there is no solution to compare with.
+fn collapsed_scores_slowly(circuit: &Circuit, groups: &[Supernode]) -> Option<(f64, f64)> {
+    let graph = circuit.graph();
+    let of = |node: NodeIndex| groups.iter().position(|group| group.members.contains(&node));
+    // Places 0.. are the groups, then every node by itself; those of members stay empty.
+    let place = |node: NodeIndex| of(node).unwrap_or(groups.len() + node.index());
+    let n = groups.len() + graph.node_count();
+    let mut matrix = vec![vec![0.0f64; n]; n];
+    for edge in graph.edge_references().filter(|edge| place(edge.source()) != place(edge.target())) {
+        matrix[place(edge.target())][place(edge.source())] += f64::from(edge.weight().weight);
+    }
+    for row in &mut matrix {
+        let sum: f64 = row.iter().map(|weight| weight.abs()).sum();
+        row.iter_mut().for_each(|weight| *weight = if sum > 0.0 { weight.abs() / sum } else { 0.0 });
+    }
+    let mut weights = vec![0.0; n];
+    circuit.targets().into_iter().for_each(|target| weights[place(target)] += 0.5);
+    let mut system: Vec<Vec<f64>> = (0..n)
+        .map(|s| (0..n).map(|t| f64::from(u8::from(s == t)) - matrix[t][s]).chain([weights[s]]).collect())
+        .collect();
+    for at in 0..n {
+        let pivot = (at..n).max_by(|&a, &b| system[a][at].abs().total_cmp(&system[b][at].abs()))?;
+        system.swap(at, pivot);
+        if system[at][at].abs() < 0.05 {
+            return None;
+        }
+        let pivot_row = system[at].clone();
+        for (_, row) in system.iter_mut().enumerate().filter(|(row, _)| *row != at) {
+            let factor = row[at] / pivot_row[at];
+            row.iter_mut().zip(&pivot_row).for_each(|(value, pivot)| *value -= factor * pivot);
+        }
+    }
+    let influence: Vec<f64> = (0..n).map(|at| system[at][n] / system[at][at]).collect();
+    let is_error: Vec<bool> = (0..n)
+        .map(|at| {
+            let node = at.checked_sub(groups.len()).map(|node| circuit.node(NodeIndex::new(node)).id);
+            matches!(node, Some(NodeId::Error { .. }))
+        })
+        .collect();
+    let from_tokens: f64 =
+        circuit.tokens().into_iter().map(place).collect::<BTreeSet<_>>().iter().map(|&at| influence[at]).sum();
+    let from_errors: f64 = (0..n).filter(|&at| is_error[at]).map(|at| influence[at]).sum();
+    let error_share = |t: usize| -> f64 { (0..n).filter(|&s| is_error[s]).map(|s| matrix[t][s]).sum() };
+    let explained: f64 = (0..n).map(|t| influence[t] * (1.0 - error_share(t))).sum();
+    let ratio = |part: f64, whole: f64, otherwise: f64| if whole > 0.0 { part / whole } else { otherwise };
+    Some((ratio(from_tokens, from_tokens + from_errors, 0.0), ratio(explained, influence.iter().sum(), 1.0)))
 }
 
 const EVERYTHING: PruneSettings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
@@ -170,6 +221,32 @@ proptest! {
     }
 
     #[test]
+    fn scores_of_a_collapsed_graph_are_those_of_its_matrix(
+        circuit in any_circuit(4..20),
+        colors in prop::collection::vec(0usize..5, 40),
+    ) {
+        let mut groups: Vec<Supernode> =
+            (0..3).map(|at| Supernode { name: format!("g{at}"), members: Vec::new() }).collect();
+        for index in circuit.graph().node_indices() {
+            let is_feature = matches!(circuit.node(index).id, NodeId::Feature { .. });
+            if is_feature && colors[index.index()] < 3 {
+                groups[colors[index.index()]].members.push(index);
+            }
+        }
+        groups.retain(|group| !group.members.is_empty());
+        // Tokens together stay tokens.
+        groups.push(Supernode { name: "tokens".to_owned(), members: circuit.tokens()[1..3].to_vec() });
+        let actual = view(&circuit, &groups).unwrap().scores(&circuit);
+        if let Some(expected) = collapsed_scores_slowly(&circuit, &groups) {
+            close(actual.replacement, expected.0, 1e-7, 1e-7, "replacement");
+            close(actual.completeness, expected.1, 1e-7, 1e-7, "completeness");
+        }
+        let (alone, whole) = (view(&circuit, &[]).unwrap().scores(&circuit), circuit_scores(&circuit));
+        close(alone.replacement, whole.replacement, 1e-9, 1e-9, "replacement of nothing merged");
+        close(alone.completeness, whole.completeness, 1e-9, 1e-9, "completeness of nothing merged");
+    }
+
+    #[test]
     fn scores_of_a_part_are_those_of_the_definitions(graph in any_graph(), pins in prop::collection::vec(any::<bool>(), 64)) {
         let circuit = whole(&graph);
         let swept = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
@@ -210,7 +287,7 @@ proptest! {
 
     #[test]
     fn boxes_never_meet_and_tables_are_whole(circuit in any_circuit(1..200), max_nodes in 0usize..250) {
-        let groups = find_supernodes(&circuit, &ClusterSettings::default());
+        let groups = find_supernodes(&circuit, &ClusterSettings::default(), None);
         for group in &groups {
             let pos: Vec<u32> = group.members.iter().map(|&member| circuit.node(member).pos).collect();
             prop_assert!(pos.iter().max().unwrap() - pos.iter().min().unwrap() <= 1);
@@ -224,6 +301,20 @@ proptest! {
             for b in &arrangement.boxes[..at] {
                 let apart = a.x + a.width <= b.x || b.x + b.width <= a.x || a.y + a.height <= b.y || b.y + b.height <= a.y;
                 prop_assert!(apart, "{a:?} {b:?}");
+            }
+        }
+        for edge in &arrangement.edges {
+            let (source, target) = (&arrangement.boxes[edge.source], &arrangement.boxes[edge.target]);
+            for (end, drawn) in [(edge.way[0], source), (edge.way[edge.way.len() - 1], target)] {
+                let is_at_border = end.1 == drawn.y || end.1 == drawn.y + drawn.height;
+                prop_assert!(is_at_border && end.0 > drawn.x && end.0 < drawn.x + drawn.width, "{edge:?}");
+            }
+            for (x, y) in edge.sampled(40) {
+                prop_assert!(x >= 0.0 && x <= arrangement.width && y >= 0.0 && y <= arrangement.height, "{edge:?}");
+                let behind = arrangement.boxes.iter().find(|a| {
+                    x > a.x + 0.1 && x < a.x + a.width - 0.1 && y > a.y + 0.1 && y < a.y + a.height - 0.1
+                });
+                prop_assert!(behind.is_none(), "{edge:?} runs behind {behind:?}");
             }
         }
         prop_assert!(svg(&circuit, &view, &arrangement).ends_with("</svg>\n"));
@@ -257,21 +348,16 @@ proptest! {
         let text = if links_first { format!("{{\"links\":{links},{body}}}") } else { format!("{{{body},\"links\":{links}}}") };
         std::fs::write(&path, text).unwrap();
 
-        let streamed = stream_wire(&path, 1.0).unwrap();
+        let streamed = stream_wire(&path, None).unwrap();
         prop_assert_eq!(streamed.n_links_read, written.links.len());
-        let links = streamed.links.clone();
-        let nodes = vec![true; streamed.nodes.len()];
-        let back = streamed.wire(&nodes, &links);
-        if links.len() == written.links.len() {
-            prop_assert_eq!(&back.nodes, &written.nodes);
-            prop_assert_eq!(&back.links, &written.links);
-        }
+        prop_assert_eq!(&streamed.to_wire(), &written);
 
-        let mut streamed = stream_wire(&path, threshold).unwrap();
-        let mut links = std::mem::take(&mut streamed.links);
-        let kept = prune_links(&streamed.nodes, &mut links, threshold).unwrap();
-        let pruned = streamed.wire(&kept, &links);
+        let mut pruned = stream_wire(&path, Some(threshold)).unwrap();
+        let kept = prune_links(&pruned.nodes, &mut pruned.links, threshold).unwrap();
+        pruned.keep_nodes(&kept);
         let circuit = pruned.circuit().unwrap();
+        let links = pruned.to_wire().circuit().unwrap();
+        prop_assert_eq!(links.graph().edge_count(), circuit.graph().edge_count());
         prop_assert!(circuit.graph().node_count() <= written.nodes.len());
         for index in circuit.graph().node_indices() {
             if matches!(circuit.node(index).id, NodeId::Feature { .. } | NodeId::Error { .. }) {
@@ -307,7 +393,7 @@ fn a_file_of_many_links_is_pruned_as_a_stream() {
     }
     file.flush().unwrap();
     assert!(std::fs::metadata(&path).unwrap().len() > 15_000_000);
-    let streamed = stream_wire(&path, 0.1).unwrap();
+    let streamed = stream_wire(&path, Some(0.1)).unwrap();
     assert_eq!(streamed.n_links_read, n_links);
     assert_eq!(streamed.nodes.len(), 90 + 2);
     // 90 features of the lowest layer: one link from the token, one to the target.
@@ -328,7 +414,7 @@ fn what_cannot_be_streamed_is_refused() {
         let meta = r#"{"slug":"s","scan":null,"prompt_tokens":["a"],"prompt":"a"}"#;
         std::fs::write(&path, format!(r#"{{"metadata":{meta},"qParams":{{}},"nodes":[{nodes}],"links":[{links}]}}"#))
             .unwrap();
-        stream_wire(&path, 0.8).unwrap_err()
+        stream_wire(&path, Some(0.8)).unwrap_err()
     };
     let two = [feature("0_1_0", 0), feature("1_2_0", 1)];
     let link = |a: &str, b: &str, w: &str| format!(r#"{{"source":"{a}","target":"{b}","weight":{w}}}"#);
@@ -338,7 +424,7 @@ fn what_cannot_be_streamed_is_refused() {
     assert!(matches!(error_of(&two, &link("0_1_0", "1_2_0", "NaN")), Error::Damaged { .. }));
     assert!(matches!(error_of(&[two[0].clone(), two[0].clone()], ""), Error::CircuitDuplicate { .. }));
     std::fs::write(&path, "{}").unwrap();
-    assert!(matches!(stream_wire(&path, 0.8), Err(Error::Damaged { .. })));
+    assert!(matches!(stream_wire(&path, Some(0.8)), Err(Error::Damaged { .. })));
 }
 
 #[test]
@@ -369,5 +455,123 @@ fn empty_lists_of_nodes_are_read_without_a_panic() {
     let circuit = wire::parse_wire(text.as_bytes(), "test").unwrap().circuit().unwrap();
     assert_eq!(circuit_scores(&circuit).replacement, 0.0);
     assert!(carrying_paths(&circuit, 0.5).is_empty());
-    assert!(find_supernodes(&circuit, &ClusterSettings::default()).is_empty());
+    assert!(find_supernodes(&circuit, &ClusterSettings::default(), None).is_empty());
+}
+
+/// Four features of one position with the same edges.
+fn four_alike() -> Circuit {
+    let mut nodes: Vec<Node> = (0..4).map(|feature| node(NodeId::Feature { layer: 1, pos: 0, feature }, 0)).collect();
+    nodes.push(node(NodeId::Token { pos: 0 }, 0));
+    nodes.push(node(NodeId::Target { index: 0 }, 0));
+    let link = |source, target| Link { source, target, weight: 1.0 };
+    let links: Vec<Link> = (0..4).flat_map(|at| [link(4, at), link(at, 5)]).collect();
+    Circuit::new(CircuitMeta { n_layers: 3, ..CircuitMeta::default() }, nodes, links).unwrap()
+}
+
+#[test]
+fn decoder_directions_separate_features_whose_edges_are_alike() {
+    let circuit = four_alike();
+    let members = |groups: Vec<Supernode>| -> Vec<Vec<usize>> {
+        groups.iter().map(|group| group.members.iter().map(|member| member.index()).collect()).collect()
+    };
+    let settings = ClusterSettings { cut: 0.6, ..ClusterSettings::default() };
+    assert_eq!(members(find_supernodes(&circuit, &settings, None)), [[0, 1, 2, 3]]);
+    // Two write one way, two another: mean of 1 and 0 is below the cut, mean of 1 and 0.98 above it.
+    let direction = |index: NodeIndex| {
+        Some(match index.index() {
+            0 => vec![1.0, 0.0, 0.0],
+            1 => vec![0.98, 0.199, 0.0],
+            2 => vec![0.0, 0.0, 1.0],
+            _ => vec![0.0, 0.199, 0.98],
+        })
+    };
+    assert_eq!(members(find_supernodes(&circuit, &settings, Some(&direction))), [[0, 1], [2, 3]]);
+    // A feature without a direction is compared by its edges.
+    let one = |index: NodeIndex| (index.index() == 0).then(|| vec![1.0, 0.0, 0.0]);
+    assert_eq!(members(find_supernodes(&circuit, &settings, Some(&one))), [[0, 1, 2, 3]]);
+}
+
+#[test]
+fn fields_of_links_and_nodes_that_nobody_knows_survive_a_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("graph.json");
+    let circuit = four_alike();
+    let mut value = serde_json::to_value(WireGraph::new(&circuit, "slug").unwrap()).unwrap();
+    for (at, link) in value["links"].as_array_mut().unwrap().iter_mut().enumerate() {
+        if at % 2 == 0 {
+            link["weight_by_head"] = serde_json::json!([at, {"why": "\u{e9} \\ \""}]);
+        }
+    }
+    value["nodes"][1]["streetView"] = serde_json::json!({"x": 1.5});
+    value["metadata"]["feature_details"] = serde_json::json!({"neuronpedia_source_set": "s"});
+    value["qk_only_nodes"] = serde_json::json!({"a": 1});
+    std::fs::write(&path, value.to_string()).unwrap();
+    let mut graph = stream_wire(&path, Some(1.0)).unwrap();
+    let is_kept = prune_links(&graph.nodes, &mut graph.links, 1.0).unwrap();
+    graph.keep_nodes(&is_kept);
+    let mut back = serde_json::to_value(graph.to_wire()).unwrap();
+    for value in [&mut value, &mut back] {
+        value["links"].as_array_mut().unwrap().sort_by_key(|link| format!("{} {}", link["target"], link["source"]));
+    }
+    assert_eq!(back, value);
+}
+
+/// Every text of a picture with the room that it really takes: left, top, right, bottom.
+fn texts(group: &usvg::Group, found: &mut Vec<(String, [f32; 4])>) {
+    for node in group.children() {
+        match node {
+            usvg::Node::Group(group) => texts(group, found),
+            usvg::Node::Text(text) => {
+                let room = node.abs_bounding_box();
+                let content: String = text.chunks().iter().map(|chunk| chunk.text()).collect();
+                found.push((content, [room.left(), room.top(), room.right(), room.bottom()]));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn labels_stay_within_their_boxes_and_the_picture() {
+    let mut circuit = four_alike();
+    let labels = [
+        "say a capital (at \"is\"), WWW MMMM @@@@",
+        "immediately-without-any-space-in-it-at-all",
+        "Straße, Ελλάδα, Россия",
+        "x",
+    ];
+    circuit.set_labels(|_, feature| Some(labels[feature as usize].to_owned()));
+    circuit.meta.prompt =
+        "A prompt that is much longer than the picture of so few nodes is wide, so that it has to be cut".to_owned();
+    let view = view(&circuit, &[]).unwrap();
+    let arrangement = arrange(&circuit, &view, &PictureSettings::default());
+    let picture = svg(&circuit, &view, &arrangement);
+    let mut fonts = usvg::fontdb::Database::new();
+    fonts.load_font_data(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/src/picture/sans.ttf")).unwrap());
+    fonts.set_sans_serif_family("DejaVu Sans");
+    let options = usvg::Options { fontdb: std::sync::Arc::new(fonts), ..usvg::Options::default() };
+    let mut found = Vec::new();
+    texts(usvg::Tree::from_str(&picture, &options).unwrap().root(), &mut found);
+    assert!(found.len() > 8);
+    for (text, [left, top, right, bottom]) in &found {
+        let is_inside =
+            *left >= 0.0 && *top >= 0.0 && *right <= arrangement.width as f32 && *bottom <= arrangement.height as f32;
+        assert!(is_inside, "{text:?} at {left} to {right}, {top} to {bottom}");
+    }
+    for drawn in &arrangement.boxes {
+        for line in &drawn.lines {
+            let room = found.iter().find(|(text, [left, top, ..])| {
+                text.trim() == line.trim()
+                    && f64::from(*left) > drawn.x - 20.0
+                    && f64::from(*left) < drawn.x + drawn.width
+                    && f64::from(*top) > drawn.y - 5.0
+            });
+            let (_, [left, top, right, bottom]) = room.unwrap_or_else(|| panic!("{line:?} is not in {found:?}"));
+            let fits = f64::from(*left) >= drawn.x && f64::from(*right) <= drawn.x + drawn.width;
+            assert!(
+                fits && f64::from(*top) >= drawn.y && f64::from(*bottom) <= drawn.y + drawn.height,
+                "{line:?} {drawn:?}"
+            );
+        }
+    }
 }

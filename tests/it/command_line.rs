@@ -320,3 +320,44 @@ fn a_raw_graph_of_another_version_is_refused() {
     assert!(!at.join("x.json").exists());
     refused_with(at, &["inspect", "graphs/nowhere.json"], &["nowhere.json"]);
 }
+
+#[test]
+fn automatic_supernodes_use_decoder_directions_where_the_raw_graph_holds_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let groups_of = |options: &[&str]| -> Value {
+        assert!(circuitscope(at, &[&["trace", PROMPT, "--slug", "g"], options].concat()).status.success());
+        let args = ["inspect", "graphs/g.safetensors", "--auto-group", "--format", "json"];
+        serde_json::from_str::<Value>(&stdout(&circuitscope(at, &args))).unwrap()["grouping"].clone()
+    };
+    let (with, without) = (groups_of(&[]), groups_of(&["--no-decoders"]));
+    assert_ne!(with["supernodes"], without["supernodes"]);
+    for grouping in [with, without] {
+        for scores in ["before", "collapsed"] {
+            for score in ["replacement", "completeness"] {
+                assert!((0.0..=1.0).contains(&grouping[scores][score].as_f64().unwrap()), "{grouping}");
+            }
+        }
+    }
+}
+
+#[test]
+fn saved_parts_carry_their_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    assert!(circuitscope(at, &["trace", PROMPT, "--slug", "g"]).status.success());
+    for (graph, over_all) in [("graphs/g.safetensors", true), ("graphs/g.json", false)] {
+        let args = ["inspect", graph, "--carry", "0.5", "--save", "pinned.json", "--format", "json"];
+        let told: Value = serde_json::from_str(&stdout(&circuitscope(at, &args))).unwrap();
+        let saved: Value = serde_json::from_slice(&std::fs::read(at.join("pinned.json")).unwrap()).unwrap();
+        assert_eq!(saved["qParams"]["pinnedIds"], told["subgraph"]["ids"]);
+        let scores = &saved["metadata"]["scores"];
+        assert!(scores["replacement_score"].is_number(), "those of the whole graph stay");
+        let part = &scores["pinned_subgraph"];
+        assert_eq!(part["replacement_score"], told["subgraph"]["replacement"]);
+        assert_eq!(part["completeness_score"], told["subgraph"]["completeness"]);
+        assert_eq!(part["n_pinned_features"], told["subgraph"]["n_pinned_features"]);
+        assert_eq!(part["over_all_edges"], over_all);
+        assert!(crate::export::schema().is_valid(&saved));
+    }
+}

@@ -149,7 +149,7 @@ fn links_to_missing_nodes_and_strange_ids_are_refused() {
     assert!(matches!(twice, Err(Error::CircuitDuplicate { .. })));
 }
 
-fn schema() -> jsonschema::Validator {
+pub fn schema() -> jsonschema::Validator {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/graph-schema.json");
     let schema: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     jsonschema::validator_for(&schema).unwrap()

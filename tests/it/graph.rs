@@ -280,7 +280,7 @@ fn circuit_of(n_nodes: usize, links: &[(usize, usize, f32)]) -> Circuit {
     };
     let mut seen = std::collections::BTreeSet::new();
     let links = links.iter().filter(|&&(s, t, _)| s < t && t < n_nodes && seen.insert((s, t)));
-    let links = links.map(|&(source, target, weight)| Link { source, target, weight }).collect();
+    let links: Vec<Link> = links.map(|&(source, target, weight)| Link { source, target, weight }).collect();
     Circuit::new(CircuitMeta::default(), (0..n_nodes).map(node).collect(), links).unwrap()
 }
 
@@ -301,7 +301,8 @@ fn a_circuit_refuses_cycles_duplicates_and_links_to_nowhere() {
     let circuit = circuit_of(3, &[(0, 1, 1.0), (1, 2, 1.0)]);
     let nodes: Vec<Node> = circuit.graph().node_weights().cloned().collect();
     let build = |nodes: Vec<Node>, links: Vec<(usize, usize, f32)>| {
-        let links = links.into_iter().map(|(source, target, weight)| Link { source, target, weight }).collect();
+        let links: Vec<Link> =
+            links.into_iter().map(|(source, target, weight)| Link { source, target, weight }).collect();
         Circuit::new(CircuitMeta::default(), nodes, links).map_err(|e| e.to_string())
     };
     assert!(build(nodes.clone(), vec![(0, 1, 1.0), (1, 0, 1.0)]).unwrap_err().contains("cycle"));

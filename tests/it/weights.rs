@@ -551,3 +551,40 @@ proptest! {
         read_all(Checkpoint::open_npz(&path));
     }
 }
+
+#[test]
+fn tokens_that_end_a_text_come_from_the_generation_config_too() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fixture("reference/llama_relu/model").read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let ends = |text: &str| {
+        std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        HostFiles::open(folder.path().to_str().unwrap()).unwrap().end_tokens()
+    };
+    assert_eq!(ends("{}"), [1]);
+    assert_eq!(ends(r#"{"eos_token_id": 7}"#), [1, 7]);
+    assert_eq!(ends(r#"{"eos_token_id": [9, 1, 7, -1, "x"]}"#), [1, 7, 9]);
+}
+
+#[test]
+fn checkpoints_of_the_base_model_alone_are_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = fixture("reference/llama_relu/model");
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let _ = std::fs::copy(from.join(name), folder.path().join(name));
+    }
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let renamed =
+        tensors.tensors().into_iter().map(|(name, view)| (name.trim_start_matches("model.").to_owned(), view));
+    std::fs::write(folder.path().join("model.safetensors"), safetensors::serialize(renamed, None).unwrap()).unwrap();
+    let names = |folder: &Path| -> Vec<String> {
+        let host = HostFiles::open(folder.to_str().unwrap()).unwrap();
+        let mut names: Vec<String> = host.checkpoint.names().map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(folder.path()), names(&from));
+}

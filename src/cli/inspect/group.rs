@@ -22,7 +22,8 @@ pub(super) struct GroupArgs {
     /// Supernodes from a file: a JSON list of [name, id, ..], an object of lists of ids, or a graph that holds them
     #[arg(long, value_name = "FILE")]
     group_file: Option<PathBuf>,
-    /// Find supernodes by their edges: average linkage, merged down to this mean cosine
+    /// Find supernodes by their edges, and by decoder directions where a raw graph holds them: average linkage, merged
+    /// down to this mean cosine
     #[arg(long, value_name = "CUT", num_args = 0..=1, default_missing_value = "0.5")]
     auto_group: Option<f64>,
     /// Leave out the supernodes that the graph holds
@@ -80,7 +81,9 @@ impl GroupArgs {
         if let Some(cut) = self.auto_group {
             let taken: std::collections::HashSet<NodeIndex> =
                 groups.iter().flat_map(|group: &Supernode| group.members.iter().copied()).collect();
-            let found = find_supernodes(circuit, &ClusterSettings { cut, ..ClusterSettings::default() });
+            let direction = |index: NodeIndex| opened.decoder_direction(index);
+            let settings = ClusterSettings { cut, ..ClusterSettings::default() };
+            let found = find_supernodes(circuit, &settings, Some(&direction));
             // What was grouped by hand stays as it was.
             groups.extend(found.into_iter().filter_map(|mut group| {
                 group.members.retain(|member| !taken.contains(member));

@@ -73,6 +73,9 @@ pub struct InspectArgs {
     /// Of every node's inputs, a picture shows the strongest that make up this share
     #[arg(long, value_name = "SHARE", default_value_t = PictureSettings::default().edge_share)]
     edge_share: f64,
+    /// But no more than so many inputs of a node
+    #[arg(long, value_name = "N", default_value_t = PictureSettings::default().max_inputs)]
+    max_inputs: usize,
     /// Where to write what is printed otherwise
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -90,7 +93,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     check_share("edge-share", args.edge_share)?;
     args.choose.check()?;
     args.group.check()?;
-    let mut opened = open_graph(&args.graph, &args.thresholds.settings()?)?;
+    let mut opened = open_graph(&args.graph, &args.thresholds.opening()?)?;
     relabel(&mut opened.circuit, args.labels.as_ref())?;
     let chosen = args.choose.nodes(&opened.circuit)?;
     let groups = args.group.supernodes(&opened)?;
@@ -106,7 +109,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     // Supernodes keep those of their members that are shown.
     let groups = group::within(&opened.circuit, &shown, groups);
     let shown_view = || view(&shown, &groups);
-    let settings = PictureSettings { max_nodes: args.max_nodes, edge_share: args.edge_share, ..Default::default() };
+    let settings = PictureSettings {
+        max_nodes: args.max_nodes,
+        edge_share: args.edge_share,
+        max_inputs: args.max_inputs,
+        ..Default::default()
+    };
     let picture = || -> Result<String> {
         let view = shown_view()?;
         Ok(svg(&shown, &view, &arrange(&shown, &view, &settings)))

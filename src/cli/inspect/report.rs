@@ -1,5 +1,6 @@
 //! What `inspect` says about a part of a graph and its supernodes, beside the summary.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -40,9 +41,21 @@ struct SubgraphReport {
 #[derive(Debug, Serialize)]
 struct Grouping {
     supernodes: Vec<GroupReport>,
-    /// Replacement score of the circuit's own edges, and of the collapsed ones.
-    replacement_before: f64,
-    replacement_collapsed: f64,
+    /// Scores of the circuit's own edges, and of the collapsed ones.
+    before: ScoresReport,
+    collapsed: ScoresReport,
+}
+
+#[derive(Debug, Serialize)]
+struct ScoresReport {
+    replacement: f64,
+    completeness: f64,
+}
+
+impl ScoresReport {
+    fn new(scores: Scores) -> ScoresReport {
+        ScoresReport { replacement: scores.replacement, completeness: scores.completeness }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -64,9 +77,8 @@ impl Report {
         let subgraph = chosen.map(|nodes| {
             let scores = scores_of(opened, nodes);
             let circuit = &opened.circuit;
-            let is_feature = |node: &&NodeIndex| matches!(circuit.node(**node).id, NodeId::Feature { .. });
             SubgraphReport {
-                n_pinned_features: nodes.iter().filter(is_feature).count(),
+                n_pinned_features: n_features(circuit, nodes),
                 replacement: scores.replacement,
                 completeness: scores.completeness,
                 over_all_edges: opened.raw.is_some(),
@@ -91,8 +103,8 @@ impl Report {
             supernodes.sort_by(|a, b| b.share.total_cmp(&a.share));
             Some(Grouping {
                 supernodes,
-                replacement_before: circuit_scores(shown).replacement,
-                replacement_collapsed: collapsed.replacement_score(shown),
+                before: ScoresReport::new(circuit_scores(shown)),
+                collapsed: ScoresReport::new(collapsed.scores(shown)),
             })
         };
         Ok(Report { summary, subgraph, grouping })
@@ -116,8 +128,11 @@ impl Report {
         if let Some(grouping) = &self.grouping {
             let _ = writeln!(
                 text,
-                "\nsupernodes  replacement {:.3} before, {:.3} collapsed",
-                grouping.replacement_before, grouping.replacement_collapsed
+                "\nsupernodes  replacement {:.3} before, {:.3} collapsed; completeness {:.3} before, {:.3} collapsed",
+                grouping.before.replacement,
+                grouping.collapsed.replacement,
+                grouping.before.completeness,
+                grouping.collapsed.completeness
             );
             for group in &grouping.supernodes {
                 let _ = writeln!(
@@ -138,6 +153,10 @@ fn id(circuit: &Circuit, node: NodeIndex) -> String {
     node_id_text(circuit.meta.n_layers, circuit.node(node))
 }
 
+fn n_features(circuit: &Circuit, nodes: &[NodeIndex]) -> usize {
+    nodes.iter().filter(|&&node| matches!(circuit.node(node).id, NodeId::Feature { .. })).count()
+}
+
 fn scores_of(opened: &OpenedGraph, nodes: &[NodeIndex]) -> Scores {
     let mut is_pinned = vec![false; opened.circuit.graph().node_count()];
     nodes.iter().for_each(|node| is_pinned[node.index()] = true);
@@ -154,7 +173,8 @@ fn scores_of(opened: &OpenedGraph, nodes: &[NodeIndex]) -> Scores {
     subgraph_scores(&raw.edge_rows, raw.layout(), &raw.target_probabilities, &pinned)
 }
 
-/// Writes the whole graph as JSON, `chosen` pinned, `groups` stored; what else the file held stays.
+/// Writes the whole graph as JSON, `chosen` pinned with the scores of what is pinned, `groups` stored; what else the file
+/// held stays.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -165,25 +185,33 @@ pub(super) fn save(
     path: &Path,
 ) -> Result<()> {
     let slug = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut wire = match &opened.wire {
-        Some(wire) => wire.clone(),
+    let mut wire = match &opened.json {
+        Some(json) => json.to_wire(),
         None => WireGraph::new(&opened.circuit, &slug)?,
     };
     // Node i of the file is node i of the circuit; its id may be of another program's form.
     let ids = |nodes: &[NodeIndex]| -> Vec<Value> {
         nodes.iter().map(|node| json!(wire.nodes[node.index()].node_id)).collect()
     };
-    let pinned = chosen.map(&ids);
+    // Viewers draw supernodes of pinned nodes only.
+    let pinned = chosen.map(|chosen| {
+        let mut pinned = chosen.to_vec();
+        let mut is_pinned: HashSet<NodeIndex> = chosen.iter().copied().collect();
+        pinned.extend(groups.iter().flat_map(|group| &group.members).filter(|member| is_pinned.insert(**member)));
+        pinned
+    });
     let supernodes: Vec<Value> =
         groups.iter().map(|group| Value::Array([vec![json!(group.name)], ids(&group.members)].concat())).collect();
-    if let Some(mut pinned) = pinned {
-        // Viewers draw supernodes of pinned nodes only.
-        for member in groups.iter().flat_map(|group| ids(&group.members)) {
-            if !pinned.contains(&member) {
-                pinned.push(member);
-            }
-        }
-        wire.q_params.insert("pinnedIds".to_owned(), Value::Array(pinned));
+    let pinned_ids = pinned.as_deref().map(ids);
+    if let (Some(pinned), Some(pinned_ids)) = (pinned, pinned_ids) {
+        wire.q_params.insert("pinnedIds".to_owned(), Value::Array(pinned_ids));
+        let scores = scores_of(opened, &pinned);
+        wire.set_subgraph_scores(json!({
+            "replacement_score": scores.replacement,
+            "completeness_score": scores.completeness,
+            "n_pinned_features": n_features(&opened.circuit, &pinned),
+            "over_all_edges": opened.raw.is_some(),
+        }));
     }
     wire.q_params.insert("supernodes".to_owned(), Value::Array(supernodes));
     write_wire(&wire, path)
