@@ -18,6 +18,10 @@ bench:
     cargo bench --bench circuits
     cargo bench --bench ops
 
+# The CUDA build against a driver that computes on the CPU
+cuda-on-cpu:
+    tests/on_cpu/run test --test it
+
 # On a machine with an NVIDIA GPU and the CUDA toolkit: all tests on it against the CPU's results, then its speed
 gpu:
     cargo build --release --features cuda

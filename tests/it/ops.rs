@@ -23,9 +23,9 @@ fn assert_close(actual: &Tensor, expected: &[f32], name: &str) {
     }
 }
 
-/// Descending positions of 0 to 20 targets, some far apart.
+/// Descending positions of 0 to 20 targets, some far apart; of one at least on GPUs, which have no empty memory.
 fn positions() -> impl Strategy<Value = Vec<usize>> {
-    prop::collection::vec(0usize..12, 0..20).prop_map(|mut positions| {
+    prop::collection::vec(0usize..12, usize::from(!device().is_cpu())..20).prop_map(|mut positions| {
         positions.sort_unstable_by(|a, b| b.cmp(a));
         positions
     })
@@ -55,6 +55,7 @@ proptest! {
         let mut starts = vec![0];
         counts.iter().take(n_pos).for_each(|count| starts.push(starts[starts.len() - 1] + count));
         let n_sources = starts[n_pos];
+        prop_assume!(n_sources > 0 || device().is_cpu());
         let grad = random.vec(blocks.n_rows() * width);
         let vecs = random.vec(n_sources * width);
         let mut expected = vec![0f32; positions.len() * n_sources];

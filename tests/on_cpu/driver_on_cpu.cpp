@@ -4,7 +4,7 @@
 // - This program's kernels are their own source, threads taking turns (`cuda_on_cpu.h`); candle's kernels and cuBLAS's
 //   product are plain loops, found by name.
 // - What a real driver refuses is refused: empty allocations, empty grids, unknown kernels.
-// - Copies from the device to the host are done as late as the program's own synchronisation allows, freed memory is
+// - Copies to page-locked memory are done as late as the program's own synchronisation allows, freed memory is
 //   overwritten: a missing wait shows as wrong values.
 //
 // It says nothing about speed, nor about PTX.
@@ -17,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -322,6 +323,7 @@ struct Event {
 
 static Stream default_stream;
 static std::map<void*, size_t> device_memory;
+static std::set<void*> page_locked;
 
 static Stream& stream_of(void* handle) {
     // Null and the two special handles are one stream here.
@@ -394,9 +396,17 @@ EXPORT Status cuMemAllocAsync(void** address, size_t bytes, void*) { return allo
 EXPORT Status cuMemFree_v2(void* address) { return release(address); }
 EXPORT Status cuMemFreeAsync(void* address, void*) { return release(address); }
 EXPORT Status cuMemHostAlloc(void** address, size_t bytes, unsigned) {
-    return (*address = bytes ? malloc(bytes) : nullptr) ? OK : INVALID_VALUE;
+    LOCKED;
+    if (bytes == 0) return INVALID_VALUE;
+    *address = malloc(bytes);
+    page_locked.insert(*address);
+    return OK;
 }
-EXPORT Status cuMemFreeHost(void* address) { return free(address), OK; }
+EXPORT Status cuMemFreeHost(void* address) {
+    LOCKED;
+    page_locked.erase(address);
+    return free(address), OK;
+}
 EXPORT Status cuMemGetInfo_v2(size_t* available, size_t* total) { return *available = *total = 8ull << 30, OK; }
 EXPORT Status cuMemsetD8Async(void* address, unsigned char value, size_t n, void*) {
     LOCKED;
@@ -412,6 +422,8 @@ EXPORT Status cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t n, void*) 
 }
 EXPORT Status cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t n, void* stream) {
     LOCKED;
+    // Copies to other memory of the host are done when the call returns.
+    if (!page_locked.count(to)) return memcpy(to, from, n), OK;
     stream_of(stream).late.push_back([=] { memcpy(to, from, n); });
     return OK;
 }
