@@ -7,9 +7,10 @@ use std::error::Error;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use circuitscope::graph::{PartialRows, next_features, partial_influence};
 use circuitscope::ops::{
-    Activity, NormFactors, SourceVecs, TargetBlocks, add_product, device_limits, device_name, edge_rows, encode_active,
-    frozen_attention, gradient_rows, matmul, norm_pullback, open_cuda,
+    Activity, NormFactors, RowShape, RowsOnDevice, SourceVecs, TargetBlocks, add_product, device_limits, device_name,
+    edge_rows, encode_active, frozen_attention, gradient_rows, matmul, norm_pullback, open_cuda,
 };
 
 /// Sizes of a model.
@@ -52,7 +53,56 @@ fn main() -> Outcome<()> {
             bench(shape, n_pos, &device)?;
         }
     }
+    bench_influence(&device)
+}
+
+/// Prints the best time of many.
+fn report(
+    device: &Device,
+    [shape, name]: [&str; 2],
+    n_pos: usize,
+    (flop, n_values): (f64, usize),
+    mut run: impl FnMut() -> candle_core::Result<()>,
+) -> Outcome<()> {
+    let mut best = f64::INFINITY;
+    for _ in 0..50 {
+        let start = Instant::now();
+        run()?;
+        device.synchronize()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let (gflop, gb) = (flop / best / 1e9, 4.0 * n_values as f64 / best / 1e9);
+    println!("{shape:<14} {name:<18} {n_pos:>9} {:>9.0} {gflop:>10.1} {gb:>9.1}", best * 1e6);
     Ok(())
+}
+
+/// The choice of the next features, from 2,000 rows of 16,000 features in 16 layers.
+fn bench_influence(device: &Device) -> Outcome<()> {
+    let (n_rows, n_active) = (2000, 16_000);
+    let layer_starts: Vec<usize> = (0..=16).map(|layer| layer * n_active / 16).collect();
+    let visited: Vec<usize> = (0..n_rows - 1).map(|i| i * 8).collect();
+    let rows = Tensor::rand(-1f32, 1f32, (n_rows, n_active), device)?;
+    let (flop, n_values) = (4.0 * (n_rows * n_active) as f64, n_rows * n_active * 3 / 2);
+    let shape = RowShape { capacity: n_rows, n_columns: n_active, row_stride: n_active, layer_starts: &layer_starts };
+    match RowsOnDevice::new(device, shape)? {
+        Some(mut on_device) => {
+            on_device.push_targets(&rows.narrow(0, 0, 1)?, &[1.0])?;
+            on_device.push_features(&rows.narrow(0, 1, n_rows - 1)?, &visited)?;
+            report(device, ["", "influence"], 0, (flop, n_values), || on_device.next_features(2048).map(drop))
+        }
+        None => {
+            let values: Vec<f32> = rows.flatten_all()?.to_vec1()?;
+            let mut is_visited = vec![false; n_active];
+            visited.iter().for_each(|&feature| is_visited[feature] = true);
+            let (weights, visited) = (&[1.0], visited.as_slice());
+            let rows =
+                PartialRows { values: &values, stride: n_active, n_columns: n_active, n_active, weights, visited };
+            report(device, ["", "influence"], 0, (flop, n_values), || {
+                std::hint::black_box(next_features(&partial_influence(&rows), &is_visited, 2048));
+                Ok(())
+            })
+        }
+    }
 }
 
 /// Positions of targets, descending, that fill a batch.
@@ -83,17 +133,8 @@ fn bench(shape: &Shape, n_pos: usize, device: &Device) -> Outcome<()> {
     let products = random((n_pos, N_FEATURES))?;
     let bias = vec![-0.9; N_FEATURES];
 
-    let report = |name: &str, flop: f64, values: usize, run: &mut dyn FnMut() -> candle_core::Result<()>| {
-        let mut best = f64::INFINITY;
-        for _ in 0..50 {
-            let start = Instant::now();
-            run()?;
-            device.synchronize()?;
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        let (gflop, gb) = (flop / best / 1e9, 4.0 * values as f64 / best / 1e9);
-        println!("{:<14} {name:<18} {n_pos:>9} {:>9.0} {gflop:>10.1} {gb:>9.1}", shape.name, best * 1e6);
-        Outcome::Ok(())
+    let report = |name: &str, flop: f64, n_values: usize, run: &mut dyn FnMut() -> candle_core::Result<()>| {
+        report(device, [shape.name, name], n_pos, (flop, n_values), run)
     };
     let dense = 2.0 * (n_rows * d_model) as f64;
     let (z_width, v_width) = (n_heads * d_head, n_kv_heads * d_head);

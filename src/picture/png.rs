@@ -47,7 +47,20 @@ pub fn png(svg: &str, scale: f64) -> Result<Vec<u8>> {
         resvg::render(&tree, Transform::from_row(scale as f32, 0.0, 0.0, scale as f32, 0.0, shift), &mut band);
         Ok::<(), Error>(())
     })?;
-    pixels.encode_png().map_err(|e| failed(&e))
+    encode(pixels).map_err(|e| failed(&e))
+}
+
+/// Compressed quickly: large areas of one colour shrink well anyway, and a thorough search takes longer than drawing.
+fn encode(pixels: Pixmap) -> std::result::Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, pixels.width(), pixels.height());
+    encoder.set_color(png::ColorType::Rgba);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Fast);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&pixels.take_demultiplied())?;
+    writer.finish()?;
+    Ok(bytes)
 }
 
 fn is_foreign(c: char) -> bool {

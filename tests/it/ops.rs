@@ -1,7 +1,10 @@
 //! The operations of the row phase against slow, obvious twins, on random ragged batches.
 
 use candle_core::Tensor;
-use circuitscope::ops::{NormFactors, SourceVecs, TargetBlocks, edge_rows, frozen_attention, norm_pullback};
+use circuitscope::ops::{
+    ActiveBlock, Activity, NormFactors, SourceVecs, TargetBlocks, edge_rows, encode_active, frozen_attention,
+    norm_pullback,
+};
 use proptest::prelude::*;
 
 use crate::support::device;
@@ -40,6 +43,19 @@ fn row(positions: &[usize], p: usize, t: usize) -> usize {
 /// All (target, position) pairs of a batch that exist.
 fn cells(positions: &[usize]) -> impl Iterator<Item = (usize, usize)> {
     positions.iter().enumerate().flat_map(|(t, &last)| (0..=last).map(move |p| (t, p)))
+}
+
+/// Whether a pre-activation is active, decided from the whole row.
+fn is_active(row: &[f32], feature: usize, activity: Activity) -> bool {
+    let value = row[feature];
+    match activity {
+        Activity::Relu => value > 0.0,
+        Activity::JumpRelu { threshold } => value > threshold[feature] && value != 0.0,
+        Activity::TopK { k } => {
+            let before = |other: usize| row[other] > value || (row[other] == value && other < feature);
+            (0..row.len()).filter(|&other| before(other)).count() < k
+        }
+    }
 }
 
 proptest! {
@@ -137,4 +153,31 @@ fn sizes_that_do_not_fit_are_refused() {
     assert!(frozen_attention(&grad, &tensor(vec![0.0; 2], &[2, 1, 1]), 1, &blocks).is_err());
     let factors = NormFactors::new(&tensor(vec![1.0; 4], &[4]), &tensor(vec![1.0], &[1, 1]), false).unwrap();
     assert!(norm_pullback(&grad, None, &factors, &blocks).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn active_features_are_those_that_the_activation_lets_through(
+        n_pos in 1usize..5, n_features in 1usize..60, k in 0usize..70, seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        // Coarse values, so that some are equal and some are zero.
+        let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| random.below(9) as f32 / 4.0 - 1.0).collect() };
+        let (products, bias, threshold) = (values(n_pos * n_features), values(n_features), values(n_features));
+        for activity in [Activity::Relu, Activity::JumpRelu { threshold: &threshold }, Activity::TopK { k }] {
+            let found = encode_active(&tensor(products.clone(), &[n_pos, n_features]), &bias, activity).unwrap();
+            let mut expected = ActiveBlock::default();
+            for (pos, row) in products.chunks_exact(n_features).enumerate() {
+                let row: Vec<f32> = row.iter().zip(&bias).map(|(z, b)| z + b).collect();
+                for feature in (0..n_features).filter(|&feature| is_active(&row, feature, activity)) {
+                    expected.positions.push(pos as u32);
+                    expected.features.push(feature as u32);
+                    expected.values.push(row[feature]);
+                }
+            }
+            prop_assert_eq!(&found, &expected, "{:?}", activity);
+        }
+    }
 }
