@@ -84,7 +84,7 @@ fn bench_influence(device: &Device) -> Outcome<()> {
     let rows = Tensor::rand(-1f32, 1f32, (n_rows, n_active), device)?;
     let (flop, n_values) = (4.0 * (n_rows * n_active) as f64, n_rows * n_active * 3 / 2);
     let shape = RowShape { capacity: n_rows, n_columns: n_active, row_stride: n_active, layer_starts: &layer_starts };
-    match RowsOnDevice::new(device, shape)? {
+    match RowsOnDevice::new(device, shape) {
         Some(mut on_device) => {
             on_device.push_targets(&rows.narrow(0, 0, 1)?, &[1.0])?;
             on_device.push_features(&rows.narrow(0, 1, n_rows - 1)?, &visited)?;

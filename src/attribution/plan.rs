@@ -10,9 +10,17 @@ pub struct BatchPlan {
     pub members: Vec<(usize, usize)>,
 }
 
+/// How large a batch may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Gradient rows (targets × positions up to theirs), but for what the last target has more.
+    pub gradient_rows: usize,
+    pub targets: usize,
+}
+
 /// Batches for active features (`wanted` are indices into `features`), see [`batches`]. Members are numbered by active
 /// feature.
-pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize], max_rows: usize) -> Vec<BatchPlan> {
+pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize], limits: BatchLimits) -> Vec<BatchPlan> {
     let mut by_layer: Vec<Vec<(usize, usize)>> = vec![Vec::new(); features.encoder_vecs.len()];
     for &index in wanted {
         let feature = &features.all[index];
@@ -21,24 +29,21 @@ pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize], max_rows: us
     by_layer
         .into_iter()
         .enumerate()
-        .flat_map(|(layer, members)| batches(TargetSite::InputHook { layer }, members, max_rows))
+        .flat_map(|(layer, members)| batches(TargetSite::InputHook { layer }, members, limits))
         .collect()
 }
 
 /// Cuts the members of one site into batches of about the same size: a small last batch would waste its products.
-///
-/// A batch has `max_rows` gradient rows (targets × positions up to theirs) at most, but for what its last target has
-/// more.
-pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>, max_rows: usize) -> Vec<BatchPlan> {
+pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>, limits: BatchLimits) -> Vec<BatchPlan> {
     members.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
     let all_rows: usize = members.iter().map(|member| member.1 + 1).sum();
-    let max_rows = all_rows.div_ceil(all_rows.div_ceil(max_rows).max(1));
+    let max_rows = all_rows.div_ceil(all_rows.div_ceil(limits.gradient_rows).max(1));
     let mut plans: Vec<BatchPlan> = Vec::new();
     let mut n_rows = usize::MAX;
     for member in members {
         let rows = member.1 + 1;
         match plans.last_mut() {
-            Some(plan) if n_rows < max_rows => {
+            Some(plan) if n_rows < max_rows && plan.members.len() < limits.targets => {
                 n_rows += rows;
                 plan.members.push(member);
             }
@@ -55,17 +60,18 @@ pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>, max_rows: usi
 mod tests {
     use super::*;
 
-    const MAX_ROWS: usize = 768;
+    const LIMITS: BatchLimits = BatchLimits { gradient_rows: 768, targets: 40 };
 
     #[test]
     fn batches_are_sorted_complete_and_no_larger_than_allowed() {
         let members: Vec<(usize, usize)> = (0..500).map(|i| (i, (i * 37) % 60)).collect();
-        let plans = batches(TargetSite::FinalNorm, members.clone(), MAX_ROWS);
+        let plans = batches(TargetSite::FinalNorm, members.clone(), LIMITS);
         let mut seen: Vec<(usize, usize)> = Vec::new();
         for plan in &plans {
             assert!(plan.members.is_sorted_by(|a, b| a.1 >= b.1));
             // A batch ends with the member that fills it.
-            assert!(plan.members.iter().map(|m| m.1 + 1).sum::<usize>() < MAX_ROWS + 60);
+            assert!(plan.members.iter().map(|m| m.1 + 1).sum::<usize>() < LIMITS.gradient_rows + 60);
+            assert!(plan.members.len() <= LIMITS.targets);
             seen.extend(&plan.members);
         }
         assert!(plans.len() > 1);

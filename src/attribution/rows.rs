@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::plan::{BatchPlan, batches, feature_batches};
+use super::plan::{BatchLimits, BatchPlan, batches, feature_batches};
 use super::targets::{Target, TargetKind};
 use super::{AttributionOptions, Progress, feature_ids};
 use crate::error::Result;
 use crate::graph::{NodeId, NodeLayout, PartialRows, next_features, partial_influence};
-use crate::ops::{BatchRows, HostRow, RowCollector, RowShape, RowsOnDevice, gradient_rows};
+use crate::ops::{BatchRows, HostRow, RowCollector, RowShape, RowsOnDevice, gradient_rows, row_values};
 use crate::replacement::{LinearModel, Origin, Replacement, Sources, TargetBatch, TargetSite};
 
 /// Features chosen between two looks at the influence: this many times the batch size.
@@ -66,7 +66,7 @@ pub fn compute(
         row_stride: matrix.n_nodes + n_pos,
         layer_starts: &linear.features.layer_starts,
     };
-    let mut on_device = RowsOnDevice::new(linear.final_normed.device(), shape)?;
+    let mut on_device = RowsOnDevice::new(linear.final_normed.device(), shape);
     target_rows(linear, replacement, targets, 0, &mut matrix, &mut |rows, members| {
         let weights: Vec<f32> = members.iter().map(|&i| weights[i]).collect();
         on_device.as_mut().map_or(Ok(()), |all| Ok(all.push_targets(rows, &weights)?))
@@ -195,6 +195,13 @@ struct Planned {
     rows: Vec<usize>,
 }
 
+/// How large batches may be on the device at hand.
+fn batch_limits(linear: &LinearModel, matrix: &Matrix) -> BatchLimits {
+    let device = linear.final_normed.device();
+    let targets = (row_values(device) / matrix.n_nodes.max(1)).max(1);
+    BatchLimits { gradient_rows: gradient_rows(device), targets }
+}
+
 /// The rows of all targets, into rows `first_row..`.
 fn target_rows(
     linear: &LinearModel,
@@ -204,13 +211,13 @@ fn target_rows(
     matrix: &mut Matrix,
     keep: KeepOnDevice,
 ) -> Result<()> {
-    let max_rows = gradient_rows(linear.final_normed.device());
+    let limits = batch_limits(linear, matrix);
     let mut plans: Vec<BatchPlan> = Vec::new();
     let directions = targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_)));
-    plans.extend(batches(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect(), max_rows));
+    plans.extend(batches(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect(), limits));
     for (i, target) in targets.iter().enumerate() {
         if let TargetKind::Feature { layer, .. } = target.kind {
-            plans.extend(batches(TargetSite::InputHook { layer }, vec![(i, target.pos)], max_rows));
+            plans.extend(batches(TargetSite::InputHook { layer }, vec![(i, target.pos)], limits));
         }
     }
     let mut planned = Vec::with_capacity(plans.len());
@@ -270,8 +277,8 @@ fn feature_rows(
     let row_of: HashMap<usize, usize> = wanted.iter().copied().zip(rows.iter().copied()).collect();
     let mut planned = Vec::new();
     // Batches of high layers have the most to do, so they go first.
-    let max_rows = gradient_rows(linear.final_normed.device());
-    for plan in feature_batches(features, wanted, max_rows).into_iter().rev() {
+    let limits = batch_limits(linear, matrix);
+    for plan in feature_batches(features, wanted, limits).into_iter().rev() {
         let TargetSite::InputHook { layer } = plan.site else { continue };
         let rows: Vec<usize> = plan.members.iter().map(|(index, _)| row_of[index]).collect();
         let local: Vec<u32> =

@@ -40,6 +40,15 @@ pub fn gradient_rows(device: &Device) -> usize {
     }
 }
 
+/// Values of the rows that one batch computes. On the CPU they are where they stay; a GPU holds them, and the host their
+/// copy, for two batches at a time: 256 MiB each.
+pub fn row_values(device: &Device) -> usize {
+    match device {
+        Device::Cpu => usize::MAX,
+        _ => 64 << 20,
+    }
+}
+
 /// Values of a streamed matrix that are held at once. On the CPU 16 MiB, which the caches help with; a GPU is kept
 /// busy by larger blocks.
 pub fn block_values(device: &Device) -> usize {

@@ -24,7 +24,9 @@ mod partial_influence;
 
 pub use batch_rows::{BatchRows, HostRow, RowCollector, Unlanded, bias_columns};
 pub use blocks::TargetBlocks;
-pub use device::{DeviceLimits, block_values, built_with_cuda, device_limits, device_name, gradient_rows, open_cuda};
+pub use device::{
+    DeviceLimits, block_values, built_with_cuda, device_limits, device_name, gradient_rows, open_cuda, row_values,
+};
 pub use edge_rows::{SourceVecs, edge_rows};
 pub use encode_active::{ActiveBlock, Activity, encode_active, keep_largest};
 pub use frozen_attention::{frozen_attention, frozen_attention_own};

@@ -26,17 +26,15 @@ pub struct RowShape<'a> {
 }
 
 impl RowsOnDevice {
-    /// Room for rows on `device`; `None` on the CPU, where rows are on the host anyway.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn new(device: &Device, shape: RowShape) -> Result<Option<Self>> {
+    /// Room for rows on `device`; `None` on the CPU, and where the device has no room for them: rows get to the host
+    /// anyway.
+    pub fn new(device: &Device, shape: RowShape) -> Option<Self> {
         match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => Ok(Some(Self { on_cuda: on_cuda::Rows::new(device, cuda, shape)? })),
+            Device::Cuda(cuda) => on_cuda::Rows::new(device, cuda, shape).ok().map(|on_cuda| Self { on_cuda }),
             _ => {
                 let _ = shape;
-                Ok(None)
+                None
             }
         }
     }
