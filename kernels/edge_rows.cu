@@ -16,8 +16,8 @@
 // features.
 //
 // Bound by reading the gradient where a position has fewer than 32 sources, else by multiply-adds; vectors are read once
-// for every 64 targets, from L2 but for the first. No two
-// blocks write one element, and each is the sum over the dimensions in order: the same input gives the same bits.
+// for every 64 targets, from L2 but for the first. No two blocks write one element, and each is the sum over the
+// dimensions in order: the same input gives the same bits.
 #include "common.cuh"
 
 constexpr u32 EDGE_THREADS = 128;
