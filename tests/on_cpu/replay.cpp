@@ -135,6 +135,7 @@ static uint64_t read_u64(std::istream& in) {
 
 int main(int argc, char** argv) {
     if (argc != 3) usage_error("usage: replay IN OUT");
+    alarm(300);  // a kernel that never ends is a wrong one
     std::ifstream in(argv[1], std::ios::binary);
     std::vector<std::pair<void*, size_t>> buffers(read_u64(in));
     for (auto& [data, size] : buffers) {

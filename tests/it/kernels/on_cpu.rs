@@ -11,6 +11,8 @@ use candle_core::{Result, bail};
 use circuitscope::ops::gpu::{Arg, Element, Gpu, Launch};
 use pulp::bytemuck::{cast_slice, pod_collect_to_vec};
 
+use super::agreement::WRONG_RESULT;
+
 /// How the kernels are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Build {
@@ -32,6 +34,9 @@ impl Build {
         }
     }
 }
+
+/// Values of the largest buffer that any case needs, and more.
+const MOST_VALUES: usize = 1 << 24;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -187,6 +192,10 @@ impl Gpu for OnCpu {
     type Buffer<T: Element> = Buffer;
 
     fn zeros<T: Element>(&self, len: usize) -> Result<Buffer> {
+        // A kernel that counts wrongly may ask for anything.
+        if len > MOST_VALUES {
+            bail!("{WRONG_RESULT}: it asks for {len} values");
+        }
         Ok(self.new_buffer(vec![0; len * size_of::<T>()]))
     }
 
