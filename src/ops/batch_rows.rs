@@ -192,27 +192,17 @@ fn add_on_device(
     columns: &[Option<usize>],
     blocks: &TargetBlocks,
 ) -> Result<()> {
-    use super::edge_rows::{EdgeRowsArgs, launch, sizes};
-    use super::gpu::{Arg, Gpu};
-    use super::{cuda, edge_rows::NAME};
+    use super::cuda::tensor_arg;
+    use super::edge_rows::{NAME, add_on_cuda, sizes};
+    use super::gpu::Gpu;
 
-    let (width, _) = sizes(grad.shape(), sources.vecs.shape(), blocks, sources)?;
+    sizes(grad.shape(), sources.vecs.shape(), blocks, sources)?;
     let device = rows.device().as_cuda_device()?;
     let columns = device.upload(&bias_columns(columns, &sources.starts, n_nodes))?;
-    let args = EdgeRowsArgs {
-        rows: cuda::tensor_arg::<f32>(NAME, rows)?,
-        row_stride: rows.dim(1)?,
-        grad: cuda::tensor_arg::<f32>(NAME, grad)?,
-        vecs: cuda::tensor_vecs_arg(NAME, &sources.vecs)?,
-        vecs_dtype: sources.vecs.dtype(),
-        scales: sources.scales.as_ref().map_or(Ok(Arg::Null), |scales| cuda::tensor_arg::<f32>(NAME, scales))?,
-        columns: device.arg(&columns),
-        block_starts: blocks.starts().arg(device)?,
-        source_starts: sources.starts.arg(device)?,
-        width,
-    };
+    let rows = (tensor_arg::<f32>(NAME, rows)?, rows.dim(1)?);
+    let grad = tensor_arg::<f32>(NAME, grad)?;
     // SAFETY: sizes are checked; columns are below the row's length by construction, and all different.
-    unsafe { launch(device, &args, blocks, &sources.starts) }
+    unsafe { add_on_cuda(device, rows, grad, sources, device.arg(&columns), blocks) }
 }
 
 /// Columns as the kernel takes them: a source of the bias effect gets a column behind the nodes, that of its position,

@@ -74,7 +74,7 @@ impl Gpu for CudaDevice {
 }
 
 /// The argument for a contiguous operand.
-pub fn arg<T: Element + CudaDType>(op: &str, storage: &CudaStorage, layout: &Layout) -> Result<Arg> {
+pub fn arg<T: CudaDType>(op: &str, storage: &CudaStorage, layout: &Layout) -> Result<Arg> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("{op}: expected a contiguous operand, got strides {:?}", layout.stride());
     };
@@ -82,33 +82,11 @@ pub fn arg<T: Element + CudaDType>(op: &str, storage: &CudaStorage, layout: &Lay
     Ok(Arg::Buffer(slice.device_ptr(&storage.device.cuda_stream()).0))
 }
 
-/// As [`arg`], for vectors in f32 or bf16.
-pub fn vecs_arg(op: &str, storage: &CudaStorage, layout: &Layout) -> Result<Arg> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("{op}: expected contiguous vectors, got strides {:?}", layout.stride());
-    };
-    let stream = storage.device.cuda_stream();
-    match storage.as_cuda_slice::<half::bf16>() {
-        Ok(slice) => Ok(Arg::Buffer(slice.slice(start..end).device_ptr(&stream).0)),
-        Err(_) => arg::<f32>(op, storage, layout),
-    }
-}
-
 /// As [`arg`], for a tensor that lives as long as the launch is prepared.
-pub fn tensor_arg<T: Element + CudaDType>(op: &str, tensor: &Tensor) -> Result<Arg> {
+pub fn tensor_arg<T: CudaDType>(op: &str, tensor: &Tensor) -> Result<Arg> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => arg::<T>(op, storage, layout),
-        _ => bail!("{op}: an operand is not on the GPU"),
-    }
-}
-
-/// As [`vecs_arg`], for a tensor.
-pub fn tensor_vecs_arg(op: &str, tensor: &Tensor) -> Result<Arg> {
-    debug_assert!(matches!(tensor.dtype(), DType::F32 | DType::BF16));
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cuda(storage) => vecs_arg(op, storage, layout),
         _ => bail!("{op}: an operand is not on the GPU"),
     }
 }
@@ -123,14 +101,13 @@ pub fn open(ordinal: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(ordinal)?;
     // A GPU that is older than the kernels, or a driver older than the toolkit, shows at the first launch only.
     let sum: f32 = Tensor::ones(2, DType::F32, &device)?.sum_all()?.to_scalar()?;
-    let starts = device.as_cuda_device()?.upload(&[1u32, 2])?;
-    let scanned = device.as_cuda_device()?.zeros::<u32>(3)?;
     let cuda = device.as_cuda_device()?;
+    let (counts, starts) = (cuda.upload(&[1u32, 2])?, cuda.zeros::<u32>(3)?);
     let kernel = Kernel { file: "encode_active", name: "encode_scan", n_threads: 256 };
-    let args = vec![cuda.arg(&scanned), cuda.arg(&starts), Arg::U32(2)];
+    let args = vec![cuda.arg(&starts), cuda.arg(&counts), Arg::U32(2)];
     // SAFETY: two counts and three starts.
     unsafe { cuda.launch(&Launch { kernel, grid: [1, 1, 1], args })? };
-    if sum != 2.0 || cuda.download(&scanned)? != [0, 1, 3] {
+    if sum != 2.0 || cuda.download(&starts)? != [0, 1, 3] {
         bail!("it computes wrong sums");
     }
     Ok(device)

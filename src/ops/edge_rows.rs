@@ -184,28 +184,51 @@ impl CustomOp2 for EdgeRows<'_> {
         &self,
         s1: &super::cuda::CudaStorage,
         l1: &Layout,
-        s2: &super::cuda::CudaStorage,
+        _: &super::cuda::CudaStorage,
         l2: &Layout,
     ) -> Result<(super::cuda::CudaStorage, Shape)> {
         use super::cuda;
-        let (width, n_sources) = sizes(l1.shape(), l2.shape(), self.blocks, self.sources)?;
+        let (_, n_sources) = sizes(l1.shape(), l2.shape(), self.blocks, self.sources)?;
         let n_targets = self.blocks.n_targets();
         let device = &s1.device;
         let rows = device.zeros::<f32>(n_targets * n_sources)?;
-        let args = EdgeRowsArgs {
-            rows: device.arg(&rows),
-            row_stride: n_sources,
-            grad: cuda::arg::<f32>(NAME, s1, l1)?,
-            vecs: cuda::vecs_arg(NAME, s2, l2)?,
-            vecs_dtype: self.sources.vecs.dtype(),
-            scales: self.sources.scales.as_ref().map_or(Ok(Arg::Null), |s| cuda::tensor_arg::<f32>(NAME, s))?,
-            columns: Arg::Null,
-            block_starts: self.blocks.starts().arg(device)?,
-            source_starts: self.sources.starts.arg(device)?,
-            width,
-        };
+        let grad = cuda::arg::<f32>(NAME, s1, l1)?;
         // SAFETY: sizes are checked above, the rows have a column a source.
-        unsafe { launch(device, &args, self.blocks, &self.sources.starts)? };
+        unsafe { add_on_cuda(device, (device.arg(&rows), n_sources), grad, self.sources, Arg::Null, self.blocks)? };
         Ok((cuda::storage(rows, device), Shape::from((n_targets, n_sources))))
     }
+}
+
+/// [`launch`] for tensors on a GPU: adds effects to rows, given with their stride.
+///
+/// # Safety
+/// [`sizes`] has checked gradient and sources; the columns, as in [`EdgeRowsArgs`], are below the rows' stride.
+#[cfg(feature = "cuda")]
+pub(super) unsafe fn add_on_cuda(
+    device: &super::cuda::CudaDevice,
+    (rows, row_stride): (Arg, usize),
+    grad: Arg,
+    sources: &SourceVecs,
+    columns: Arg,
+    blocks: &TargetBlocks,
+) -> Result<()> {
+    use super::cuda::tensor_arg;
+    let vecs_dtype = sources.vecs.dtype();
+    let args = EdgeRowsArgs {
+        rows,
+        row_stride,
+        grad,
+        vecs: match vecs_dtype {
+            DType::BF16 => tensor_arg::<half::bf16>(NAME, &sources.vecs)?,
+            _ => tensor_arg::<f32>(NAME, &sources.vecs)?,
+        },
+        vecs_dtype,
+        scales: sources.scales.as_ref().map_or(Ok(Arg::Null), |scales| tensor_arg::<f32>(NAME, scales))?,
+        columns,
+        block_starts: blocks.starts().arg(device)?,
+        source_starts: sources.starts.arg(device)?,
+        width: sources.vecs.dim(1)?,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { launch(device, &args, blocks, &sources.starts) }
 }
