@@ -1,7 +1,9 @@
 //! `error`: what can go wrong, one variant per way to be wrong.
 //!
-//! A variant holds the name of the thing and both sides that disagree. Only `cli` prints errors; it follows the
-//! [`std::error::Error::source`] chain for the `caused by` lines and shows [`Error::hint`] last.
+//! A variant holds the name of the thing and both sides that disagree, never the name of a command-line option: who
+//! calls may be a program, a server or Python. [`Error::kind`] sorts the variants for those who must react,
+//! [`std::error::Error::source`] leads to the causes, and [`Error::hint`] says what to do where that is known. The
+//! command line adds its options in one table (`cli::hints`).
 
 use std::path::PathBuf;
 
@@ -71,8 +73,8 @@ pub enum Error {
     #[error("`{}` has format version {actual}, expected {expected}", path.display())]
     GraphVersion { path: PathBuf, actual: u32, expected: u32 },
 
-    /// A pruning threshold is no share.
-    #[error("{name} is {value}, must be in 0..=1")]
+    /// A pruning threshold is no share; `name` is the field that holds it.
+    #[error("`{name}` is {value}, must be in 0..=1")]
     Threshold { name: &'static str, value: f64 },
 
     /// A supernode that cannot be.
@@ -80,7 +82,7 @@ pub enum Error {
     Supernode { name: String, problem: String },
 
     /// A JSON graph would be written over itself.
-    #[error("pruning the JSON graph `{graph}` further needs `--output`")]
+    #[error("the JSON graph `{graph}` would be replaced by a part of itself")]
     NeedsOutput { graph: String },
 
     /// A JSON graph that is too large to be looked at as it is.
@@ -94,6 +96,10 @@ pub enum Error {
     /// A tensor operation failed: out of memory, a device error, or a bug of ours.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
+
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
 
     // weights
     /// A file does not have the structure of its format: truncated, a length that lies, an unknown version.
@@ -203,16 +209,12 @@ pub enum Error {
     #[error("direction `{label}` has {n_values} values, expected {d_model} finite ones")]
     Direction { label: String, n_values: usize, d_model: usize },
 
-    /// A text that is not of the form that an option needs.
-    #[error("`--{option}` is {text:?}, expected {expected}")]
-    OptionForm { option: &'static str, text: String, expected: &'static str },
-
-    /// A host model without transcoders for it.
-    #[error("`--model {model}` needs `--transcoders`")]
+    /// A model without transcoders for it.
+    #[error("no transcoders are named for the model `{model}`")]
     NeedsTranscoders { model: String },
 
     /// A device that cannot be used.
-    #[error("cannot use `--device {name}`: {reason}")]
+    #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
 
     // intervene
@@ -240,7 +242,7 @@ pub enum Error {
     #[error("nothing is to be changed")]
     NothingToChange,
 
-    /// Two options that cannot both hold.
+    /// Two requests that cannot both hold.
     #[error("`{first}` does not go with {second}")]
     Contradiction { first: &'static str, second: &'static str },
 
@@ -248,8 +250,8 @@ pub enum Error {
     #[error("the graph is of another model: its {what} {graph}, here {model}")]
     GraphMismatch { what: &'static str, graph: String, model: String },
 
-    /// A setting outside its range.
-    #[error("`--{name}` is {value}, expected {range}")]
+    /// A setting outside its range; `name` is the field that holds it.
+    #[error("`{name}` is {value}, expected {range}")]
     Setting { name: &'static str, value: f64, range: &'static str },
 }
 
@@ -261,56 +263,136 @@ fn quoted(texts: &[String]) -> String {
 /// The result of every fallible function of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What sort of thing went wrong, for callers that must react: a server's status code, a retry, an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A file, folder or pipe could not be read or written.
+    Io,
+    /// A file is damaged, or is not what it should be.
+    Format,
+    /// Two things do not belong together: a graph and another model, transcoders and a model of another size.
+    Mismatch,
+    /// What was asked for is not there: a node, a token, a position, a file of a repository.
+    NotFound,
+    /// The request itself makes no sense: an empty range, a setting outside its range.
+    Request,
+    /// What was asked for is larger than what can be done.
+    TooLarge,
+    /// The network or the Hub failed.
+    Network,
+    /// The device failed, or a tensor operation on it.
+    Device,
+    /// The caller asked to stop.
+    Cancelled,
+}
+
 impl Error {
-    /// What the user can do about it, where that is known.
-    pub fn hint(&self) -> Option<String> {
+    /// What sort of thing went wrong; of an error with context, that of its cause.
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Context { source, .. } => source.hint(),
-            // weights
-            Error::Damaged { .. } => Some("the file may be an incomplete download; fetch it again".into()),
-            Error::NotFinite { .. } => Some("the file is damaged or was written from a failed training run".into()),
+            Error::Context { source, .. } => source.kind(),
+            Error::Io { .. } => ErrorKind::Io,
+            Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
+            Error::Cancelled => ErrorKind::Cancelled,
+            Error::Hub { .. } => ErrorKind::Network,
+            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } => ErrorKind::TooLarge,
+            Error::UnknownNode { .. }
+            | Error::UnknownSource { .. }
+            | Error::NotCached { .. }
+            | Error::MissingFile { .. }
+            | Error::NotOneToken { .. }
+            | Error::TokenOutOfRange { .. }
+            | Error::NoSuchPosition { .. }
+            | Error::NoSuchFeature { .. }
+            | Error::NoSuchLayer { .. }
+            | Error::InactiveFeature { .. } => ErrorKind::NotFound,
+            Error::LayerCount { .. } | Error::GraphMismatch { .. } => ErrorKind::Mismatch,
+            Error::Threshold { .. }
+            | Error::Supernode { .. }
+            | Error::NeedsOutput { .. }
+            | Error::Picture { .. }
+            | Error::EmptyPrompt
+            | Error::Direction { .. }
+            | Error::NeedsTranscoders { .. }
+            | Error::EmptyRange { .. }
+            | Error::Spec { .. }
+            | Error::NothingToChange
+            | Error::Contradiction { .. }
+            | Error::Setting { .. } => ErrorKind::Request,
+            Error::GraphShape { .. }
+            | Error::GraphIndex { .. }
+            | Error::GraphOrder { .. }
+            | Error::GraphNotFinite { .. }
+            | Error::GraphNegative { .. }
+            | Error::CircuitDuplicate { .. }
+            | Error::CircuitCycle { .. }
+            | Error::WireNode { .. }
+            | Error::LinkToNowhere { .. }
+            | Error::GraphVersion { .. }
+            | Error::Damaged { .. }
+            | Error::MissingTensor { .. }
+            | Error::DuplicateTensor { .. }
+            | Error::Shape { .. }
+            | Error::Dtype { .. }
+            | Error::NotFinite { .. }
+            | Error::OutOfRange { .. }
+            | Error::Metadata { .. }
+            | Error::Architecture { .. }
+            | Error::Tokenizer { .. }
+            | Error::UnknownFamily { .. }
+            | Error::Config { .. }
+            | Error::Transcoders { .. }
+            | Error::UnknownHook { .. }
+            | Error::Plan { .. } => ErrorKind::Format,
+        }
+    }
+
+    /// The error under all context.
+    pub fn root(&self) -> &Error {
+        match self {
+            Error::Context { source, .. } => source.root(),
+            root => root,
+        }
+    }
+
+    /// What can be done about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self.root() {
+            Error::Damaged { .. } => "the file may be an incomplete download; fetch it again".into(),
+            Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
             Error::NotOneToken { near, .. } if !near.is_empty() => {
-                Some(format!("these are single tokens: {}; leading spaces count", quoted(near)))
+                format!("these are single tokens: {}; leading spaces count", quoted(near))
             }
-            Error::UnknownSource { spec } => Some(format!(
+            Error::UnknownSource { spec } => format!(
                 "check the path; `{spec}` does not exist here, and Hub ids have exactly one `/` (or are hf://org/name/folder)"
-            )),
-            Error::NotCached { repo, revision, file, cache } => Some(format!(
+            ),
+            Error::NotCached { repo, revision, file, cache } => format!(
                 "with network: `hf download {repo} --revision {revision}` or run again without HF_HUB_OFFLINE; \
                  without: put `{file}` and the repository's other files into a folder and give its path, \
                  or copy the repository's folder from another machine's cache into `{cache}`"
-            )),
-            Error::Hub { .. } => Some("gated repositories need HF_TOKEN; a downloaded folder works as well".into()),
-            // model, transcoder, replacement, attribution
+            ),
+            Error::Hub { .. } => "gated repositories need HF_TOKEN; a downloaded folder works as well".into(),
             Error::LayerCount { transcoders, .. } => {
-                Some(format!("this transcoder set was trained for a model of {transcoders} layers"))
+                format!("this transcoder set was trained for a model of {transcoders} layers")
             }
-            // intervene
-            Error::EmptyRange { .. } => Some("the end of a range is not part of it: 4..7 is 4, 5 and 6".into()),
-            Error::NothingToChange => Some("use --set, --scale, --ablate, --plan or --sweep".into()),
-            Error::GraphMismatch { .. } => Some(
-                "give the --model and --transcoders that the graph was traced with; its metadata names them".into(),
-            ),
-            Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
+            Error::EmptyRange { .. } => "the end of a range is not part of it: 4..7 is 4, 5 and 6".into(),
+            Error::GraphMismatch { .. } => {
+                "open the model and the transcoders that the graph was traced with; its metadata names them".into()
+            }
+            Error::InactiveFeature { .. } => "a feature that is off can be set to a value, not scaled".into(),
             Error::NeedsTranscoders { .. } => {
-                Some("name a folder or Hub id of transcoders that were trained on this model".into())
+                "name a folder or Hub id of transcoders that were trained on this model".into()
             }
-            Error::PromptTooLong { .. } => Some("shorten the prompt, or choose a model with a longer context".into()),
-            // graph, prune, export
+            Error::PromptTooLong { .. } => "shorten the prompt, or choose a model with a longer context".into(),
             Error::GraphVersion { .. } => {
-                Some("trace the prompt again, or read the file with the version of the program that wrote it".into())
+                "trace the prompt again, or read the file with the version of the program that wrote it".into()
             }
-            Error::UnknownNode { near, .. } if !near.is_empty() => {
-                Some(format!("there are {}; `inspect` lists the strongest nodes", near.join(", ")))
-            }
-            Error::TooManyLinks { .. } => Some(
-                "`--node-threshold 0.5 --edge-threshold 0.9` prunes it while it is read; \
-                 `circuitscope prune GRAPH -o SMALLER.json` does so once and for all"
-                    .into(),
-            ),
-            Error::Threshold { .. } => Some("0.8 for nodes and 0.98 for edges are usual".into()),
-            _ => None,
-        }
+            Error::UnknownNode { near, .. } if !near.is_empty() => format!("there are {}", near.join(", ")),
+            Error::TooManyLinks { .. } => "prune it while it is read, with thresholds".into(),
+            Error::Threshold { .. } => "0.8 for nodes and 0.98 for edges are usual".into(),
+            _ => return None,
+        })
     }
 }
 

@@ -53,17 +53,17 @@ impl Default for AttributionOptions {
 
 impl AttributionOptions {
     /// # Errors
-    /// [`Error::Setting`] with the option's name.
+    /// [`Error::Setting`] with the field's name.
     pub fn check(&self) -> Result<()> {
         let out_of_range = |name: &'static str, value: f64, range: &'static str| Error::Setting { name, value, range };
         if !(0.0..=1.0).contains(&self.logit_prob) {
-            return Err(out_of_range("logit-prob", self.logit_prob, "0..=1"));
+            return Err(out_of_range("logit_prob", self.logit_prob, "0..=1"));
         }
         if self.max_logits == 0 {
-            return Err(out_of_range("max-logits", 0.0, "1.."));
+            return Err(out_of_range("max_logits", 0.0, "1.."));
         }
         if self.batch_size == 0 {
-            return Err(out_of_range("batch-size", 0.0, "1.."));
+            return Err(out_of_range("batch_size", 0.0, "1.."));
         }
         Ok(())
     }

@@ -294,7 +294,7 @@ fn mode(args: &InterveneArgs) -> Result<Mode> {
         return Ok(Mode::Direct);
     }
     if let Some(text) = &args.constrain {
-        let bad = || Error::OptionForm { option: "constrain", text: text.clone(), expected: "A..B, such as 0..3" };
+        let bad = || Error::Spec { text: format!("--constrain {text}"), expected: "--constrain A..B, such as 0..3" };
         let (start, end) = text.split_once("..").ok_or_else(bad)?;
         let (start, end): (usize, usize) = (start.parse().map_err(|_| bad())?, end.parse().map_err(|_| bad())?);
         let mode = Mode::Constrained(Range { start, end });

@@ -2,6 +2,7 @@
 
 mod compare;
 mod graph_file;
+mod hints;
 mod inspect;
 mod intervene;
 mod intervene_text;
@@ -100,7 +101,7 @@ pub fn error_text(error: &Error) -> String {
         text.push_str(&format!("  caused by: {error}\n"));
         cause = error.source();
     }
-    if let Some(hint) = error.hint() {
+    if let Some(hint) = hints::hint(error) {
         text.push_str(&format!("\nhint: {hint}\n"));
     }
     text

@@ -254,8 +254,9 @@ fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOpt
     for text in &args.target_feature {
         let numbers: Option<Vec<usize>> = text.split('_').map(|part| part.parse().ok()).collect();
         let Some(&[layer, feature, pos]) = numbers.as_deref() else {
-            let expected = "layer_feature_position, e.g. 3_41_7";
-            return Err(Error::OptionForm { option: "target-feature", text: text.clone(), expected });
+            let expected = "layer_feature_position, such as 3_41_7";
+            return Err(Error::Spec { text: text.clone(), expected })
+                .doing(|| format!("cannot use `--target-feature {text}`"));
         };
         targets.push(TargetRequest::Feature { layer, feature, pos });
     }

@@ -27,12 +27,12 @@ pub struct GenerateOptions {
 
 impl GenerateOptions {
     /// # Errors
-    /// [`Error::Setting`] with the option's name.
+    /// [`Error::Setting`] with the field's name.
     pub fn check(&self) -> Result<()> {
         let out_of_range = |name: &'static str, value: f64, range: &'static str| Error::Setting { name, value, range };
         match (self.temperature, self.top_p) {
             (Some(t), _) if !(t.is_finite() && t >= 0.0) => Err(out_of_range("temperature", t, "0.. and finite")),
-            (_, Some(p)) if !(p > 0.0 && p <= 1.0) => Err(out_of_range("top-p", p, "above 0, at most 1")),
+            (_, Some(p)) if !(p > 0.0 && p <= 1.0) => Err(out_of_range("top_p", p, "above 0, at most 1")),
             _ => Ok(()),
         }
     }

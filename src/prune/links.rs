@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// Sorts the links in place; 8 bytes more for every link.
 pub fn prune_links(nodes: &[Node], links: &mut Vec<CompactLink>, threshold: f64) -> Result<Vec<bool>> {
     if !(0.0..=1.0).contains(&threshold) {
-        return Err(Error::Threshold { name: "edge-threshold", value: threshold });
+        return Err(Error::Threshold { name: "edge_threshold", value: threshold });
     }
     // Targets first, then downwards: whatever a node passes on is complete when its links are met.
     let height = |link: &CompactLink| nodes[link.target as usize].id.height();

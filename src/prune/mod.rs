@@ -31,7 +31,7 @@ impl PruneSettings {
     /// # Errors
     /// A threshold outside 0..=1.
     pub fn check(&self) -> Result<()> {
-        for (name, value) in [("node-threshold", self.node_threshold), ("edge-threshold", self.edge_threshold)] {
+        for (name, value) in [("node_threshold", self.node_threshold), ("edge_threshold", self.edge_threshold)] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(Error::Threshold { name, value });
             }

@@ -69,7 +69,7 @@ impl GroupArgs {
         let circuit = &opened.circuit;
         let mut groups = Vec::new();
         for text in &self.group {
-            let wrong = || Error::OptionForm { option: "group", text: text.clone(), expected: "NAME=ID,ID,.." };
+            let wrong = || Error::Spec { text: format!("--group {text}"), expected: "--group NAME=ID,ID,.." };
             let (name, ids) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
             groups.push(named(circuit, name, ids.split(',').map(str::trim).filter(|id| !id.is_empty()))?);
         }
