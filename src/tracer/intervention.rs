@@ -1,0 +1,106 @@
+//! One prompt, with and without changes.
+
+use serde::Serialize;
+
+use super::TokenizedPrompt;
+use crate::error::Result;
+use crate::intervene::{CompareOptions, Comparison, GenerateOptions, Intervention, Mode, Original};
+use crate::job::Job;
+use crate::replacement::Replacement;
+
+/// How an intervention runs, and what is shown of it.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// What is held to the original run.
+    pub mode: Mode,
+    /// What the comparison shows.
+    pub compare: CompareOptions,
+    /// Continue the prompt too, with and without the changes.
+    pub generate: Option<GenerateOptions>,
+}
+
+/// What an intervention did. Reads like its [`Comparison`]: `target`, `tokens`, `features`, `kl_divergence`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Intervened {
+    /// The prompt's text.
+    pub prompt: String,
+    /// The text of every token. `[n_pos]`
+    pub prompt_tokens: Vec<String>,
+    /// What was changed, in the order of the request.
+    pub interventions: Vec<String>,
+    /// What was held to the original run.
+    pub mode: String,
+    /// The changed run beside the original.
+    #[serde(flatten)]
+    pub comparison: Comparison,
+    /// Both continuations, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<Continuation>,
+}
+
+impl std::ops::Deref for Intervened {
+    type Target = Comparison;
+
+    fn deref(&self) -> &Comparison {
+        &self.comparison
+    }
+}
+
+/// What the model goes on with.
+#[derive(Clone, Debug, Serialize)]
+pub struct Continuation {
+    /// Text of the unchanged model's continuation.
+    pub original: String,
+    /// Text of the changed model's continuation.
+    pub changed: String,
+    /// Token ids of the unchanged model's continuation.
+    pub original_tokens: Vec<u32>,
+    /// Token ids of the changed model's continuation.
+    pub changed_tokens: Vec<u32>,
+    /// Whether what the mode holds was held at generated tokens too.
+    pub is_held: bool,
+}
+
+/// Runs a prompt with and without `interventions`.
+pub(super) fn run(
+    replacement: &Replacement,
+    prompt: TokenizedPrompt,
+    interventions: &[Intervention],
+    options: &RunOptions,
+    job: &Job,
+) -> Result<Intervened> {
+    let original = Original::run(replacement, &prompt.tokens, job)?;
+    let outcome = original.intervene(std::slice::from_ref(&interventions.to_vec()), &options.mode, job)?.remove(0);
+    let comparison = original.compare(&outcome, &options.compare)?;
+    let continuation = match &options.generate {
+        Some(generate) => Some(continue_both(&original, interventions, &options.mode, generate, job)?),
+        None => None,
+    };
+    Ok(Intervened {
+        prompt_tokens: prompt.tokens.iter().map(|&token| replacement.tokenizer.token(token)).collect(),
+        prompt: prompt.text,
+        interventions: interventions.iter().map(ToString::to_string).collect(),
+        mode: options.mode.to_string(),
+        comparison,
+        continuation,
+    })
+}
+
+fn continue_both(
+    original: &Original,
+    interventions: &[Intervention],
+    mode: &Mode,
+    options: &GenerateOptions,
+    job: &Job,
+) -> Result<Continuation> {
+    let original_tokens = original.generate(&[], &Mode::Free, options, job)?;
+    let changed_tokens = original.generate(interventions, mode, options, job)?;
+    let tokenizer = &original.replacement.tokenizer;
+    Ok(Continuation {
+        original: tokenizer.decode(&original_tokens),
+        changed: tokenizer.decode(&changed_tokens),
+        original_tokens,
+        changed_tokens,
+        is_held: options.keep_frozen,
+    })
+}

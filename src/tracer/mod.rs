@@ -1,0 +1,209 @@
+//! `tracer`: the front door. What a program, a server, Python and the command line call.
+//!
+//! [`Setup`] names a base model, its transcoders and a device; [`Tracer::open`] opens them once; then
+//! [`Tracer::trace`] makes a [`TracedGraph`] of a prompt, [`Tracer::intervene`] changes features while the model runs,
+//! and [`Tracer::verify`] checks a graph against the model. A [`Job`] goes with each call: it hears of progress and can
+//! cancel.
+
+mod intervention;
+mod setup;
+mod traced_graph;
+
+pub use intervention::{Intervened, RunOptions};
+pub use setup::{DeviceChoice, Setup};
+pub use traced_graph::TracedGraph;
+
+use crate::attribution::{Attribution, AttributionOptions, attribute};
+use crate::error::Result;
+use crate::graph::AttributionGraph;
+use crate::intervene::{Verification, VerifyOptions, verify};
+use crate::job::Job;
+use crate::labels::Labels;
+use crate::replacement::Replacement;
+use crate::weights::Tokenizer;
+
+/// A base model with its transcoders, opened. Holds weights once, whoever calls; `Send + Sync`.
+#[derive(Debug)]
+pub struct Tracer {
+    replacement: Replacement,
+    device_note: Option<String>,
+}
+
+/// A prompt: a text, or token ids that are used as they are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A text. A leading BOS token is added where the tokenizer has one.
+    Text(String),
+    /// Token ids, special tokens included.
+    Tokens(Vec<u32>),
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Prompt::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Prompt::Text(text)
+    }
+}
+
+impl From<&String> for Prompt {
+    fn from(text: &String) -> Self {
+        Prompt::Text(text.clone())
+    }
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(tokens: Vec<u32>) -> Self {
+        Prompt::Tokens(tokens)
+    }
+}
+
+impl From<&[u32]> for Prompt {
+    fn from(tokens: &[u32]) -> Self {
+        Prompt::Tokens(tokens.to_vec())
+    }
+}
+
+/// A prompt as the model reads it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenizedPrompt {
+    /// The text; of a prompt given as ids, their decoding.
+    pub text: String,
+    /// Token ids, BOS included. `[n_pos]`
+    pub tokens: Vec<u32>,
+}
+
+impl Tracer {
+    /// Opens the model and its transcoders. Checks every header and shape; large tensors are read when they are needed.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or do not belong together; a device that cannot be used.
+    pub fn open(setup: Setup) -> Result<Self> {
+        let (device, device_note) = setup.device_choice().open()?;
+        let (model, transcoders) = setup.open_files()?;
+        let mut replacement = Replacement::open(model, &transcoders, &device)?;
+        if let Some(file) = setup.label_file() {
+            replacement.transcoders.labels = Labels::read(file)?;
+        }
+        Ok(Self { replacement, device_note })
+    }
+
+    /// Traces a prompt: which tokens and features made the model predict what it predicts.
+    ///
+    /// # Errors
+    /// A prompt or targets that do not fit the model; options out of range; those of reading weights and of the device.
+    pub fn trace(&self, prompt: impl Into<Prompt>, options: &AttributionOptions) -> Result<TracedGraph> {
+        self.trace_with(prompt, options, &Job::default())
+    }
+
+    /// As [`Tracer::trace`]; `job` hears of the progress and can cancel.
+    ///
+    /// # Errors
+    /// As [`Tracer::trace`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    pub fn trace_with(
+        &self,
+        prompt: impl Into<Prompt>,
+        options: &AttributionOptions,
+        job: &Job,
+    ) -> Result<TracedGraph> {
+        options.check()?;
+        let prompt = self.tokenize(prompt)?;
+        let linear = self.replacement.linearize(&prompt.tokens, job)?;
+        let found: Attribution = attribute(&linear, &prompt.text, options, job)?;
+        Ok(TracedGraph::from(found))
+    }
+
+    /// Runs a prompt with and without changes of features, and compares.
+    ///
+    /// # Errors
+    /// Changes that do not fit model or prompt; those of reading weights and of the device.
+    pub fn intervene(
+        &self,
+        prompt: impl Into<Prompt>,
+        interventions: &[crate::intervene::Intervention],
+        options: &RunOptions,
+    ) -> Result<Intervened> {
+        self.intervene_with(prompt, interventions, options, &Job::default())
+    }
+
+    /// As [`Tracer::intervene`]; `job` hears of the progress and can cancel.
+    ///
+    /// # Errors
+    /// As [`Tracer::intervene`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    pub fn intervene_with(
+        &self,
+        prompt: impl Into<Prompt>,
+        interventions: &[crate::intervene::Intervention],
+        options: &RunOptions,
+        job: &Job,
+    ) -> Result<Intervened> {
+        let prompt = self.tokenize(prompt)?;
+        intervention::run(&self.replacement, prompt, interventions, options, job)
+    }
+
+    /// Checks a graph against the model: do its rows add up, are its edges measured effects, do its predictions come
+    /// true in the free model.
+    ///
+    /// # Errors
+    /// A graph of another model, prompt or transcoder set; those of reading weights and of the device.
+    pub fn verify(&self, graph: &AttributionGraph, options: &VerifyOptions, job: &Job) -> Result<Verification> {
+        verify(&self.replacement, graph, options, job)
+    }
+
+    /// A prompt's tokens, checked against the model.
+    ///
+    /// # Errors
+    /// An empty prompt, one longer than the model's context, ids outside the vocabulary.
+    pub fn tokenize(&self, prompt: impl Into<Prompt>) -> Result<TokenizedPrompt> {
+        let tokenizer = &self.replacement.tokenizer;
+        let (text, tokens) = match prompt.into() {
+            Prompt::Text(text) => {
+                let tokens = tokenizer.encode_prompt(&text)?;
+                (text, tokens)
+            }
+            Prompt::Tokens(tokens) => {
+                self.replacement.check_tokens(&tokens)?;
+                (tokenizer.decode(&tokens), tokens)
+            }
+        };
+        self.replacement.check_tokens(&tokens)?;
+        Ok(TokenizedPrompt { text, tokens })
+    }
+
+    /// The id of the token whose text is exactly `text`, leading space included.
+    ///
+    /// # Errors
+    /// [`Error::NotOneToken`](crate::Error::NotOneToken), with near misses.
+    pub fn token(&self, text: &str) -> Result<u32> {
+        self.replacement.tokenizer.single_token(text)
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.replacement.tokenizer
+    }
+
+    /// The model's name, as [`Setup`] gave it.
+    pub fn model_name(&self) -> &str {
+        &self.replacement.source
+    }
+
+    /// The transcoder set's name.
+    pub fn transcoder_name(&self) -> &str {
+        &self.replacement.transcoders.scan
+    }
+
+    /// The model and its transcoders, for what the front door does not offer.
+    pub fn replacement(&self) -> &Replacement {
+        &self.replacement
+    }
+
+    /// Which device was chosen, in words; nothing in builds that have no choice.
+    pub fn device_note(&self) -> Option<&str> {
+        self.device_note.as_deref()
+    }
+}

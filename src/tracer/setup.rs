@@ -1,0 +1,168 @@
+//! What a [`Tracer`](super::Tracer) is opened from.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use candle_core::Device;
+
+use crate::error::{Error, Result};
+use crate::ops::{built_with_cuda, device_name, open_cuda};
+use crate::weights::{ATLAS, Folder, HostFiles, atlas_model, atlas_transcoders};
+
+/// A base model, transcoders for it, and where to compute.
+///
+/// ```
+/// use circuitscope::{DeviceChoice, Setup};
+///
+/// let atlas = Setup::atlas();
+/// let llama = Setup::new("meta-llama/Llama-3.2-1B", "mntss/transcoder-Llama-3.2-1B").device(DeviceChoice::Cpu);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setup {
+    model: String,
+    transcoders: Option<String>,
+    device: DeviceChoice,
+    labels: Option<PathBuf>,
+}
+
+impl Setup {
+    /// The small model with transcoders that is part of the program.
+    pub fn atlas() -> Self {
+        Self { model: ATLAS.into(), transcoders: None, device: DeviceChoice::default(), labels: None }
+    }
+
+    /// A model (a folder in Hugging Face layout, a `.gguf` file, a Hub id `org/name[@revision]`, or `atlas`) and
+    /// transcoders (a folder with a `config.yaml`, a Hub id, or `hf://org/name/folder`).
+    pub fn new(model: impl Into<String>, transcoders: impl Into<String>) -> Self {
+        Self { model: model.into(), transcoders: Some(transcoders.into()), ..Self::atlas() }
+    }
+
+    /// A model by name, and transcoders where they are named: only `atlas` has some of its own.
+    ///
+    /// # Errors
+    /// [`Error::NeedsTranscoders`] for another model without transcoders.
+    pub fn from_names(model: &str, transcoders: Option<&str>) -> Result<Self> {
+        match transcoders {
+            Some(transcoders) => Ok(Self::new(model, transcoders)),
+            None if model == ATLAS => Ok(Self::atlas()),
+            None => Err(Error::NeedsTranscoders { model: model.into() }),
+        }
+    }
+
+    /// Where to compute; [`DeviceChoice::Auto`] unless this is called.
+    pub fn device(self, device: DeviceChoice) -> Self {
+        Self { device, ..self }
+    }
+
+    /// Names of features, from a `feature_labels.json` other than the one beside the transcoders.
+    pub fn labels(self, file: impl Into<PathBuf>) -> Self {
+        Self { labels: Some(file.into()), ..self }
+    }
+
+    /// Opens the files of the model and of its transcoders; reads no large tensor yet.
+    pub(super) fn open_files(&self) -> Result<(HostFiles, Folder)> {
+        let model = if self.model == ATLAS { atlas_model()? } else { HostFiles::open(&self.model)? };
+        let transcoders = match &self.transcoders {
+            Some(transcoders) => Folder::open(transcoders)?,
+            None => atlas_transcoders(),
+        };
+        Ok((model, transcoders))
+    }
+
+    pub(super) fn label_file(&self) -> Option<&PathBuf> {
+        self.labels.as_ref()
+    }
+
+    pub(super) fn device_choice(&self) -> DeviceChoice {
+        self.device
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU, if this build can use one and it works; else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// Opens the device. The second value says in words what was chosen, in builds that have a choice.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a GPU that was asked for and cannot be used.
+    pub(super) fn open(self) -> Result<(Device, Option<String>)> {
+        let cuda = |ordinal: usize| {
+            let failed = |e: candle_core::Error| Error::Device { name: self.to_string(), reason: e.to_string() };
+            open_cuda(ordinal).map_err(failed)
+        };
+        if !built_with_cuda() {
+            return match self {
+                DeviceChoice::Auto | DeviceChoice::Cpu => Ok((Device::Cpu, None)),
+                DeviceChoice::Cuda(ordinal) => Ok((cuda(ordinal)?, None)),
+            };
+        }
+        let (device, why) = match self {
+            DeviceChoice::Cpu => (Device::Cpu, None),
+            DeviceChoice::Cuda(ordinal) => (cuda(ordinal)?, None),
+            DeviceChoice::Auto => match cuda(0) {
+                Ok(device) => (device, None),
+                Err(error) => (Device::Cpu, Some(error)),
+            },
+        };
+        let chosen = format!("computing on {}", device_name(&device));
+        Ok((device, Some(why.map_or(chosen.clone(), |why| format!("{why}\n{chosen}")))))
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => write!(f, "auto"),
+            DeviceChoice::Cpu => write!(f, "cpu"),
+            DeviceChoice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    /// `auto`, `cpu`, `cuda` (the first GPU) or `cuda:N`.
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(DeviceChoice::Auto),
+            ("cpu", _) => Ok(DeviceChoice::Cpu),
+            ("cuda", _) => Ok(DeviceChoice::Cuda(0)),
+            (_, Some(Ok(ordinal))) => Ok(DeviceChoice::Cuda(ordinal)),
+            _ => Err(Error::Device { name: text.into(), reason: "expected auto, cpu, cuda or cuda:N".into() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_on_the_command_line() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:3"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
+        for text in ["", "gpu", "cuda:", "cuda:x", "CPU"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_embedded_model_has_transcoders_of_its_own() {
+        assert_eq!(Setup::from_names("atlas", None).unwrap(), Setup::atlas());
+        assert!(matches!(Setup::from_names("other", None), Err(Error::NeedsTranscoders { .. })));
+    }
+}
