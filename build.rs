@@ -1,4 +1,4 @@
-//! With the feature `cuda`: compiles `kernels/*.cu` to PTX, which `src/ops/cuda.rs` embeds. Otherwise nothing.
+//! With the feature `cuda`: compiles `kernels/*.cu` to PTX, which `src/ops/cuda/enabled.rs` embeds. Otherwise nothing.
 
 #[cfg(feature = "cuda")]
 fn main() {

@@ -7,9 +7,9 @@ use std::error::Error;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use circuitscope::graph::{PartialRows, next_features, partial_influence};
+use circuitscope::graph::{PARTIAL_ROW_SUM_CLAMP, PartialRows, next_features, partial_influence};
 use circuitscope::ops::{
-    Activity, NormFactors, RowShape, RowsOnDevice, SourceVecs, TargetBlocks, add_product, device_limits, device_name,
+    Activity, NormFactors, RaggedBatch, RowShape, RowsOnDevice, SourceVecs, add_product, device_limits, device_name,
     edge_rows, encode_active, frozen_attention, gradient_rows, matmul, norm_pullback, open_cuda,
 };
 
@@ -29,7 +29,7 @@ const LLAMA31: Shape = Shape { name: "Llama-3.1-8B", d_model: 4096, n_heads: 32,
 /// Sources a position and layer.
 const SOURCES_PER_POS: usize = 15;
 
-/// Features of a block that is encoded.
+/// Features that are encoded at once.
 const N_FEATURES: usize = 4096;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -39,7 +39,7 @@ fn main() -> Outcome<()> {
         Ok("cuda") => open_cuda(0)?,
         _ => Device::Cpu,
     };
-    println!("{}", device_name(&device));
+    println!("{}", device_name(&device)?);
     if let Some(limits) = device_limits(&device)? {
         println!("at most {:.0} GFLOP/s in f32, {:.0} GB/s", limits.gflop_per_sec, limits.gb_per_sec);
     }
@@ -83,8 +83,14 @@ fn bench_influence(device: &Device) -> Outcome<()> {
     let visited: Vec<usize> = (0..n_rows - 1).map(|i| i * 8).collect();
     let rows = Tensor::rand(-1f32, 1f32, (n_rows, n_active), device)?;
     let (flop, n_values) = (4.0 * (n_rows * n_active) as f64, n_rows * n_active * 3 / 2);
-    let shape = RowShape { capacity: n_rows, n_columns: n_active, row_stride: n_active, layer_starts: &layer_starts };
-    match RowsOnDevice::new(device, shape) {
+    let shape = RowShape {
+        capacity: n_rows,
+        n_columns: n_active,
+        row_stride: n_active,
+        layer_starts: &layer_starts,
+        row_sum_clamp: PARTIAL_ROW_SUM_CLAMP as f32,
+    };
+    match RowsOnDevice::new(device, shape)? {
         Some(mut on_device) => {
             on_device.push_targets(&rows.narrow(0, 0, 1)?, &[1.0])?;
             on_device.push_features(&rows.narrow(0, 1, n_rows - 1)?, &visited)?;
@@ -106,20 +112,20 @@ fn bench_influence(device: &Device) -> Outcome<()> {
 }
 
 /// Positions of targets, descending, that fill a batch.
-fn batch(n_pos: usize, device: &Device) -> TargetBlocks {
+fn batch(n_pos: usize, device: &Device) -> RaggedBatch {
     let n_rows = if device.is_cpu() { 512 } else { gradient_rows(device) };
     let per_pos = (n_rows / (n_pos * (n_pos + 1) / 2)).max(1);
     let mut positions: Vec<usize> = (1..n_pos).rev().flat_map(|p| std::iter::repeat_n(p, per_pos)).collect();
     while positions.iter().map(|p| p + 1).sum::<usize>() > n_rows {
         positions.remove(positions.len() / 2);
     }
-    TargetBlocks::new(positions)
+    RaggedBatch::new(positions)
 }
 
 fn bench(shape: &Shape, n_pos: usize, device: &Device) -> Outcome<()> {
     let &Shape { d_model, n_heads, n_kv_heads, d_head, .. } = shape;
-    let blocks = batch(n_pos, device);
-    let n_rows = blocks.n_rows();
+    let ragged = batch(n_pos, device);
+    let n_rows = ragged.n_rows();
     let random = |shape: (usize, usize)| Tensor::rand(-1f32, 1f32, shape, device);
     let grad = random((n_rows, d_model))?;
     let (w_o, w_v) = (random((d_model, n_heads * d_head))?, random((n_kv_heads * d_head, d_model))?);
@@ -127,8 +133,7 @@ fn bench(shape: &Shape, n_pos: usize, device: &Device) -> Outcome<()> {
     let pattern = Tensor::rand(0f32, 1f32, (n_heads, n_pos, n_pos), device)?;
     let starts: Vec<usize> = (0..=n_pos).map(|p| p * SOURCES_PER_POS).collect();
     let vecs = random((SOURCES_PER_POS * n_pos, d_model))?;
-    let sources = SourceVecs { vecs, scales: None, starts: starts.into() };
-    let bf16 = SourceVecs { vecs: sources.vecs.to_dtype(DType::BF16)?, ..sources.clone() };
+    let sources = SourceVecs { vecs, starts: starts.into() };
     let factors = NormFactors::new(&Tensor::ones(d_model, DType::F32, device)?, &random((n_pos, 1))?, false)?;
     let products = random((n_pos, N_FEATURES))?;
     let bias = vec![-0.9; N_FEATURES];
@@ -145,24 +150,21 @@ fn bench(shape: &Shape, n_pos: usize, device: &Device) -> Outcome<()> {
         "add_product W_V",
         dense * v_width as f64,
         n_rows * (2 * d_model + v_width) + d_model * v_width,
-        &mut || add_product(grad.clone(), &v, &w_v, None, &blocks).map(drop),
+        &mut || add_product(grad.clone(), &v, &w_v, None, &ragged).map(drop),
     )?;
-    let pairs: usize = blocks.positions().iter().map(|&p| (p + 1) * (p + 2) / 2).sum();
+    let pairs: usize = ragged.positions().iter().map(|&p| (p + 1) * (p + 2) / 2).sum();
     let attention_values = n_rows * (z_width + v_width) + pattern.elem_count();
     report("frozen_attention", 2.0 * (pairs * z_width) as f64, attention_values, &mut || {
-        frozen_attention(&z, &pattern, n_kv_heads, &blocks).map(drop)
+        frozen_attention(&z, &pattern, n_kv_heads, &ragged).map(drop)
     })?;
-    let n_effects = blocks.n_targets() * SOURCES_PER_POS * n_pos;
+    let n_effects = ragged.n_targets() * SOURCES_PER_POS * n_pos;
     let n_vec_values = SOURCES_PER_POS * n_pos * d_model;
     let flop = dense * SOURCES_PER_POS as f64;
     report("edge_rows", flop, n_rows * d_model + n_vec_values + n_effects, &mut || {
-        edge_rows(&grad, &sources, &blocks).map(drop)
-    })?;
-    report("edge_rows bf16", flop, n_rows * d_model + n_vec_values / 2 + n_effects, &mut || {
-        edge_rows(&grad, &bf16, &blocks).map(drop)
+        edge_rows(&grad, &sources, &ragged).map(drop)
     })?;
     report("norm_pullback", 3.0 * grad.elem_count() as f64, 3 * grad.elem_count(), &mut || {
-        norm_pullback(&grad, Some(&grad), &factors, &blocks).map(drop)
+        norm_pullback(&grad, Some(&grad), &factors, &ragged).map(drop)
     })?;
     report("encode_active", products.elem_count() as f64, 2 * products.elem_count(), &mut || {
         encode_active(&products, &bias, Activity::Relu).map(drop)

@@ -1,6 +1,7 @@
-// What the kernels share: types, reductions over a block in a fixed order, ranks, and selection of the largest keys.
+// What the kernels share: types, reductions over a thread block in a fixed order, ranks, and selection of the largest
+// keys.
 //
-// Blocks are one-dimensional and a multiple of 32 threads. No function here returns before every thread of the block
+// Thread blocks are one-dimensional and a multiple of 32 threads. No function here returns before every thread of one
 // has called it, so all may hold barriers.
 #pragma once
 
@@ -10,7 +11,6 @@
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
-typedef unsigned short bf16_bits;
 
 constexpr u32 ALL_LANES = 0xffffffffu;
 constexpr u32 WARP = 32;
@@ -18,17 +18,13 @@ constexpr u32 WARP = 32;
 __device__ inline u32 lane_of_thread() { return threadIdx.x % WARP; }
 __device__ inline u32 warp_of_thread() { return threadIdx.x / WARP; }
 
-// Elements are widened when they are read; bf16 is the upper half of an f32.
-__device__ inline float as_f32(float value) { return value; }
-__device__ inline float as_f32(bf16_bits bits) { return __uint_as_float(static_cast<u32>(bits) << 16); }
-
 // Sum over the warp, the same on every lane. Lanes are added in a fixed order.
 __device__ inline double warp_sum(double value) {
     for (u32 offset = WARP / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);
     return value;
 }
 
-// Sum over the block, the same in every thread. Warps are added in order.
+// Sum over the thread block, the same in every thread. Warps are added in order.
 template <u32 THREADS>
 __device__ double block_sum(double value) {
     __shared__ double of_warp[THREADS / WARP];
@@ -41,7 +37,7 @@ __device__ double block_sum(double value) {
     return sum;
 }
 
-// How many threads before this one keep something, and how many of the block do.
+// How many threads before this one keep something, and how many of the thread block do.
 struct Rank {
     u32 before;
     u32 total;

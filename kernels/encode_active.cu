@@ -1,19 +1,19 @@
-// From a block of products to its active features: bias, activation and compaction, without a dense copy of the
+// From products to their active features: bias, activation and compaction, without a dense copy of the
 // activations.
 //
 // In: z = x . W_enc^T for some features of every position, before the bias. Out: (position, feature, value) of the
 // active ones, sorted by position and feature. Four kernels, since a place in the output is known only when all before
 // it are counted:
 //   encode_cut     TopK alone: where each position's selection ends
-//   encode_count   how many are active in each segment of 1024 features
-//   encode_scan    first place of each segment
+//   encode_count   how many are active in each tile of 1024 features
+//   encode_scan    first place of each tile
 //   encode_write   writes them there
 // Memory-bound: the products are read twice (three to six times with TopK, mostly from L2), lanes reading neighbouring
 // features. Counts are integers: the same input gives the same bits.
 #include "common.cuh"
 
 constexpr u32 ENCODE_THREADS = 256;
-constexpr u32 SEGMENT = 1024;
+constexpr u32 TILE_FEATURES = 1024;
 
 enum Activation : u32 { RELU = 0, JUMP_RELU = 1, TOP_K = 2 };
 
@@ -58,9 +58,9 @@ extern "C" __global__ void __launch_bounds__(ENCODE_THREADS, 8) encode_cut(
     }
 }
 
-// grid [n_segments, n_pos]
+// grid [n_tiles, n_pos]
 extern "C" __global__ void __launch_bounds__(ENCODE_THREADS, 8) encode_count(
-    u32* __restrict__ counts,              // [n_pos, n_segments]
+    u32* __restrict__ counts,              // [n_pos, n_tiles]
     const float* __restrict__ z,           // [n_pos, n_features]
     const float* __restrict__ bias,        // [n_features]
     const float* __restrict__ threshold,   // [n_features], JumpReLU alone
@@ -69,8 +69,8 @@ extern "C" __global__ void __launch_bounds__(ENCODE_THREADS, 8) encode_count(
     u32 n_features, u32 activation) {
     const u32 pos = blockIdx.y;
     u32 count = 0;
-    for (u32 i = threadIdx.x; i < SEGMENT; i += ENCODE_THREADS) {
-        const u32 feature = blockIdx.x * SEGMENT + i;
+    for (u32 i = threadIdx.x; i < TILE_FEATURES; i += ENCODE_THREADS) {
+        const u32 feature = blockIdx.x * TILE_FEATURES + i;
         const bool active =
             feature < n_features &&
             activity(z, bias, threshold, cut_keys, cut_features, pos, feature, n_features, activation).active;
@@ -105,12 +105,12 @@ extern "C" __global__ void __launch_bounds__(ENCODE_THREADS, 8) encode_scan(
     if (threadIdx.x == 0) starts[n] = before;
 }
 
-// grid [n_segments, n_pos]
+// grid [n_tiles, n_pos]
 extern "C" __global__ void __launch_bounds__(ENCODE_THREADS, 8) encode_write(
     u32* __restrict__ active_pos,          // [n_active]
     u32* __restrict__ active_feature,      // [n_active]
     float* __restrict__ active_value,      // [n_active]
-    const u32* __restrict__ starts,        // [n_pos * n_segments + 1]
+    const u32* __restrict__ starts,        // [n_pos * n_tiles + 1]
     const float* __restrict__ z,           // as in encode_count
     const float* __restrict__ bias,        //
     const float* __restrict__ threshold,   //
@@ -119,8 +119,8 @@ extern "C" __global__ void __launch_bounds__(ENCODE_THREADS, 8) encode_write(
     u32 n_features, u32 activation) {
     const u32 pos = blockIdx.y;
     u32 place = starts[pos * gridDim.x + blockIdx.x];
-    for (u32 i = threadIdx.x; i < SEGMENT; i += ENCODE_THREADS) {
-        const u32 feature = blockIdx.x * SEGMENT + i;
+    for (u32 i = threadIdx.x; i < TILE_FEATURES; i += ENCODE_THREADS) {
+        const u32 feature = blockIdx.x * TILE_FEATURES + i;
         Activity found = {0.0f, false};
         if (feature < n_features) {
             found = activity(z, bias, threshold, cut_keys, cut_features, pos, feature, n_features, activation);

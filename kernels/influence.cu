@@ -5,9 +5,9 @@
 //
 // The host calls influence_sweep once for the targets and once a layer from the top down: a row sees only columns of
 // lower layers, so the influence that a sweep reads is complete and is not what it writes.
-//   row_abs_sums      one block a row
-//   influence_sweep   32 columns a block, 8 threads a column
-//   influence_select  one block: the most influential features that have no row yet
+//   row_abs_sums      one thread block a row
+//   influence_sweep   32 columns a thread block, 8 threads a column
+//   influence_select  one thread block: the most influential features that have no row yet
 // Memory-bound: every row is read once for its sum and once for the sweep, warps reading 32 neighbouring columns (128
 // bytes). Sums are f64 in a fixed order.
 #include "common.cuh"

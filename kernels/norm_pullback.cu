@@ -1,4 +1,4 @@
-// The transpose of a frozen norm, added to the residual gradient, and what the next post-norm makes of the sum.
+// The VJP of a frozen norm, added to the residual gradient, and what the next post-norm makes of the sum.
 //
 //   out[r, i]      = residual[r, i] + centre(grad[r, i] * gain[i] * scale[pos(r)])
 //   post_out[r, i] = out[r, i] * post_gain[i] * post_scale[pos(r)]

@@ -9,8 +9,6 @@ pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
 
-use candle_core::DType;
-
 use crate::error::{Error, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
@@ -89,6 +87,8 @@ pub struct Attribution {
     pub influence: Influence,
     /// Rows computed: targets and selected features.
     pub n_rows: usize,
+    /// Whether the device had no room for the rows so far, so that the host chose the features: the same ones, slower.
+    pub short_of_device_memory: bool,
     pub elapsed_secs: PhaseSecs,
 }
 
@@ -110,7 +110,7 @@ pub fn attribute(
 
     let start = Instant::now();
     let rows = rows::compute(linear, replacement, &chosen.targets, options, progress)?;
-    let rows_secs = start.elapsed().as_secs_f64();
+    let (rows_secs, short_of_device_memory) = (start.elapsed().as_secs_f64(), rows.short_of_device_memory);
 
     let start = Instant::now();
     let config = &replacement.model.config;
@@ -166,7 +166,7 @@ pub fn attribute(
     meta.replacement_score = scores.replacement;
     meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
-    Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, elapsed_secs })
+    Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, short_of_device_memory, elapsed_secs })
 }
 
 /// Ids of all active features, in order.
@@ -183,11 +183,7 @@ fn decoder_directions(linear: &LinearModel, selected: &[usize]) -> Result<Decode
     let mut sums = vec![0f32; selected.len() * d_model];
     for sources in &linear.mlp_sources {
         // Layer by layer: all sources at once would be a second copy of the largest thing after the edge rows.
-        let mut vecs = sources.vecs.vecs.to_dtype(DType::F32)?;
-        if let Some(scales) = &sources.vecs.scales {
-            vecs = vecs.broadcast_mul(&scales.unsqueeze(1)?)?;
-        }
-        let vecs: Vec<f32> = vecs.flatten_all()?.to_vec1()?;
+        let vecs: Vec<f32> = sources.vecs.vecs.flatten_all()?.to_vec1()?;
         for (origin, vec) in sources.origins.iter().zip(vecs.chunks_exact(d_model)) {
             if let Origin::Feature(feature) = *origin
                 && place[feature] != usize::MAX

@@ -10,8 +10,10 @@ use super::plan::{BatchLimits, BatchPlan, batches, feature_batches};
 use super::targets::{Target, TargetKind};
 use super::{AttributionOptions, Progress, feature_ids};
 use crate::error::Result;
-use crate::graph::{NodeId, NodeLayout, PartialRows, next_features, partial_influence};
-use crate::ops::{BatchRows, HostRow, RowCollector, RowShape, RowsOnDevice, gradient_rows, row_values};
+use crate::graph::{NodeId, NodeLayout, PARTIAL_ROW_SUM_CLAMP, PartialRows, next_features, partial_influence};
+use crate::ops::{
+    BatchRows, HostRow, RowCollector, RowShape, RowsOnDevice, gradient_rows, is_out_of_memory, row_values,
+};
 use crate::replacement::{LinearModel, Origin, Replacement, Sources, TargetBatch, TargetSite};
 
 /// Features chosen between two looks at the influence: this many times the batch size.
@@ -30,6 +32,8 @@ pub struct Rows {
     pub unselected_effect: Vec<f32>,
     /// `[n_selected + n_targets]`
     pub row_values: Vec<f32>,
+    /// Whether the device had no room for the rows so far, so that the host chose the features.
+    pub short_of_device_memory: bool,
 }
 
 /// Computes the rows of the targets and of the features that `options` allow.
@@ -56,7 +60,14 @@ pub fn compute(
         let wanted: Vec<usize> = (0..n_active).collect();
         feature_rows(linear, replacement, &wanted, &wanted, &mut matrix, nothing, progress)?;
         let Matrix { edge_rows, bias_effect, row_values, .. } = matrix;
-        return Ok(Rows { selected: wanted, edge_rows, bias_effect, unselected_effect: Vec::new(), row_values });
+        return Ok(Rows {
+            selected: wanted,
+            edge_rows,
+            bias_effect,
+            unselected_effect: Vec::new(),
+            row_values,
+            short_of_device_memory: false,
+        });
     }
     // Partial attribution: targets first, then features in the order of their influence.
     let weights: Vec<f32> = targets.iter().map(|t| t.weight).collect();
@@ -65,8 +76,13 @@ pub fn compute(
         n_columns: layout.targets().start,
         row_stride: matrix.n_nodes + n_pos,
         layer_starts: &linear.features.layer_starts,
+        row_sum_clamp: PARTIAL_ROW_SUM_CLAMP as f32,
     };
-    let mut on_device = RowsOnDevice::new(linear.final_normed.device(), shape);
+    let (mut on_device, short_of_device_memory) = match RowsOnDevice::new(linear.final_normed.device(), shape) {
+        Ok(rows) => (rows, false),
+        Err(error) if is_out_of_memory(&error) => (None, true),
+        Err(error) => return Err(error.into()),
+    };
     target_rows(linear, replacement, targets, 0, &mut matrix, &mut |rows, members| {
         let weights: Vec<f32> = members.iter().map(|&i| weights[i]).collect();
         on_device.as_mut().map_or(Ok(()), |all| Ok(all.push_targets(rows, &weights)?))
@@ -97,7 +113,7 @@ pub fn compute(
         next.iter().for_each(|&feature| is_visited[feature] = true);
         visited.extend(next);
     }
-    Ok(matrix.select(&layout, &visited, targets.len()))
+    Ok(Rows { short_of_device_memory, ..matrix.select(&layout, &visited, targets.len()) })
 }
 
 /// Rows as they are computed: columns are all active features, errors, tokens and targets.
@@ -159,7 +175,8 @@ impl<'a> Matrix<'a> {
         permute_rows(&mut unselected_effect, 1, &source);
         self.edge_rows.shrink_to_fit();
         let Self { edge_rows, bias_effect, row_values, .. } = self;
-        Rows { selected, edge_rows, bias_effect, unselected_effect, row_values }
+        let short_of_device_memory = false;
+        Rows { selected, edge_rows, bias_effect, unselected_effect, row_values, short_of_device_memory }
     }
 }
 
@@ -322,8 +339,8 @@ fn run(
     let pull_back = |plan: &BatchPlan, gradients: Tensor, rows: &mut BatchRows| -> Result<()> {
         let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
         let batch = TargetBatch { site: plan.site, positions, gradients };
-        linear.pull_back(&batch, &mut |sources, grad, blocks| {
-            Ok(rows.add(grad, &sources.vecs, &columns(layout, sources), blocks)?)
+        linear.pull_back(&batch, &mut |sources, grad, ragged| {
+            Ok(rows.add(grad, &sources.vecs, &columns(layout, sources), ragged)?)
         })?;
         progress(done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), n_rows);
         Ok(())
@@ -333,7 +350,7 @@ fn run(
         return jobs.into_par_iter().with_max_len(1).try_for_each(|(Planned { plan, gradients, .. }, rows)| {
             let mut rows = collector.batch(rows, n_nodes)?;
             pull_back(&plan, gradients, &mut rows)?;
-            Ok(collector.land(collector.finish(rows)?)?)
+            Ok(collector.wait(collector.finish(rows)?)?)
         });
     }
     let mut copying = None;
@@ -345,10 +362,10 @@ fn run(
             keep(on_device, &members)?;
         }
         if let Some(before) = copying.replace(collector.finish(rows)?) {
-            collector.land(before)?;
+            collector.wait(before)?;
         }
     }
-    copying.map_or(Ok(()), |last| Ok(collector.land(last)?))
+    copying.map_or(Ok(()), |last| Ok(collector.wait(last)?))
 }
 
 /// The column of each source; `None` goes to the bias effect.

@@ -63,7 +63,7 @@ impl SetupArgs {
             }
         };
         if built_with_cuda() {
-            self.note(&format!("computing on {}", device_name(&device)));
+            self.note(&format!("computing on {}", device_name(&device)?));
         }
         Ok(device)
     }

@@ -182,7 +182,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     bar.finish();
     drop(linear);
     let rows_per_sec = found.n_rows as f64 / found.elapsed_secs.rows.max(1e-9);
-    phases.end("attribute", format!("{} rows, {rows_per_sec:.0} rows/s", found.n_rows));
+    let short = if found.short_of_device_memory { "; too little GPU memory to choose features there" } else { "" };
+    phases.end("attribute", format!("{} rows, {rows_per_sec:.0} rows/s{short}", found.n_rows));
 
     let graph = found.graph;
     let mut circuit = prune(&graph, &found.influence, &settings)?.circuit(&graph)?;

@@ -3,8 +3,10 @@
 
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
-use super::edge_rows::{SourceVecs, edge_rows};
-use super::{TargetBlocks, f32_slice};
+use super::cuda::{Copier, Copying, tensor_arg};
+use super::edge_rows::{NAME, SourceVecs, edge_rows, launch_on_tensors, sizes};
+use super::gpu::Gpu;
+use super::{RaggedBatch, f32_slice};
 
 /// One row of the graph, while it is computed.
 #[derive(Debug)]
@@ -20,8 +22,8 @@ pub struct HostRow<'a> {
 pub struct RowCollector {
     device: Device,
     n_pos: usize,
-    #[cfg(feature = "cuda")]
-    copier: Option<super::cuda::Copier>,
+    /// Where rows are computed on a GPU.
+    copier: Option<Copier>,
 }
 
 /// The rows of one batch.
@@ -34,16 +36,14 @@ pub struct BatchRows<'a> {
     on_device: Option<Tensor>,
 }
 
-/// Rows of a batch that are computed, or will have been; not all are on the host yet.
-#[must_use = "rows are on the host only after RowCollector::land"]
+/// Rows of a batch that are still computed, or copied to the host.
+#[must_use = "rows are on the host only after RowCollector::wait"]
 #[derive(Debug)]
-pub struct Unlanded<'a> {
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU nothing is left to land"))]
+pub struct PendingRows<'a> {
     host: Vec<HostRow<'a>>,
-    #[cfg(feature = "cuda")]
     n_nodes: usize,
-    #[cfg(feature = "cuda")]
-    copying: Option<super::cuda::Copying>,
+    /// The copy under way; on the CPU there is none.
+    copying: Option<Copying>,
 }
 
 impl RowCollector {
@@ -55,9 +55,8 @@ impl RowCollector {
         Ok(Self {
             device: device.clone(),
             n_pos,
-            #[cfg(feature = "cuda")]
             copier: match device {
-                Device::Cuda(device) => Some(super::cuda::Copier::new(device)?),
+                Device::Cuda(device) => Some(Copier::new(device)?),
                 _ => None,
             },
         })
@@ -75,44 +74,31 @@ impl RowCollector {
         Ok(BatchRows { host, n_nodes, on_device })
     }
 
-    /// Ends a batch: its rows are on the way to the host.
+    /// Ends a batch: starts to copy its rows to the host.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn finish<'a>(&self, rows: BatchRows<'a>) -> Result<Unlanded<'a>> {
-        Ok(Unlanded {
-            host: rows.host,
-            #[cfg(feature = "cuda")]
-            n_nodes: rows.n_nodes,
-            #[cfg(feature = "cuda")]
-            copying: match (&self.copier, rows.on_device) {
-                (Some(copier), Some(on_device)) => Some(copier.start(on_device)?),
-                _ => None,
-            },
-        })
+    pub fn finish<'a>(&self, rows: BatchRows<'a>) -> Result<PendingRows<'a>> {
+        let copying = match (&self.copier, rows.on_device) {
+            (Some(copier), Some(on_device)) => Some(copier.start(on_device)?),
+            _ => None,
+        };
+        Ok(PendingRows { host: rows.host, n_nodes: rows.n_nodes, copying })
     }
 
     /// Waits until the rows of a batch are on the host.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn land(&self, rows: Unlanded) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        return match (&self.copier, rows.copying) {
-            (Some(copier), Some(copying)) => copier.finish(copying, |values| {
-                for (row, values) in rows.host.into_iter().zip(values.chunks_exact(rows.n_nodes + self.n_pos)) {
-                    let (effects, biases) = values.split_at(rows.n_nodes);
-                    row.effects.copy_from_slice(effects);
-                    *row.bias += biases.iter().sum::<f32>();
-                }
-            }),
-            _ => Ok(()),
-        };
-        #[cfg(not(feature = "cuda"))]
-        {
-            drop(rows);
-            Ok(())
-        }
+    pub fn wait(&self, rows: PendingRows) -> Result<()> {
+        let (Some(copier), Some(copying)) = (&self.copier, rows.copying) else { return Ok(()) };
+        copier.finish(copying, |values| {
+            for (row, values) in rows.host.into_iter().zip(values.chunks_exact(rows.n_nodes + self.n_pos)) {
+                let (effects, biases) = values.split_at(rows.n_nodes);
+                row.effects.copy_from_slice(effects);
+                *row.bias += biases.iter().sum::<f32>();
+            }
+        })
     }
 }
 
@@ -137,7 +123,7 @@ impl BatchRows<'_> {
     /// `columns` has one a source; `None` stands for the bias effect, once a position at most.
     ///
     /// # Shapes
-    /// `grad` `[n_rows, width]` in the layout of `blocks`.
+    /// `grad` `[n_rows, width]` in the layout of `ragged`.
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -146,20 +132,17 @@ impl BatchRows<'_> {
         grad: &Tensor,
         sources: &SourceVecs,
         columns: &[Option<usize>],
-        blocks: &TargetBlocks,
+        ragged: &RaggedBatch,
     ) -> Result<()> {
-        if columns.len() != sources.vecs.dim(0)? || blocks.n_targets() != self.host.len() {
+        if columns.len() != sources.vecs.dim(0)? || ragged.n_targets() != self.host.len() {
             bail!("{} columns and {} rows for {:?}", columns.len(), self.host.len(), sources.vecs.shape());
         }
         if let Some(column) = columns.iter().flatten().find(|&&column| column >= self.n_nodes) {
             bail!("column {column} in rows of {} nodes", self.n_nodes);
         }
         match &self.on_device {
-            #[cfg(feature = "cuda")]
-            Some(rows) => add_on_device(rows, self.n_nodes, grad, sources, columns, blocks),
-            #[cfg(not(feature = "cuda"))]
-            Some(_) => bail!("rows on {:?} need a build with CUDA", grad.device()),
-            None => self.add_on_cpu(&edge_rows(grad, sources, blocks)?, columns),
+            Some(rows) => add_on_device(rows, self.n_nodes, grad, sources, columns, ragged),
+            None => self.add_on_cpu(&edge_rows(grad, sources, ragged)?, columns),
         }
     }
 
@@ -183,29 +166,24 @@ impl BatchRows<'_> {
     }
 }
 
-#[cfg(feature = "cuda")]
 fn add_on_device(
     rows: &Tensor,
     n_nodes: usize,
     grad: &Tensor,
     sources: &SourceVecs,
     columns: &[Option<usize>],
-    blocks: &TargetBlocks,
+    ragged: &RaggedBatch,
 ) -> Result<()> {
-    use super::cuda::tensor_arg;
-    use super::edge_rows::{NAME, add_on_cuda, sizes};
-    use super::gpu::Gpu;
-
-    sizes(grad.shape(), sources.vecs.shape(), blocks, sources)?;
+    sizes(grad.shape(), sources.vecs.shape(), ragged, sources)?;
     let device = rows.device().as_cuda_device()?;
     let columns = device.upload(&bias_columns(columns, &sources.starts, n_nodes))?;
-    let rows = (tensor_arg::<f32>(NAME, rows)?, rows.dim(1)?);
-    let grad = tensor_arg::<f32>(NAME, grad)?;
+    let rows = (tensor_arg(NAME, rows)?, rows.dim(1)?);
+    let grad = tensor_arg(NAME, grad)?;
     // SAFETY: sizes are checked; columns are below the row's length by construction, and all different.
-    unsafe { add_on_cuda(device, rows, grad, sources, device.arg(&columns), blocks) }
+    unsafe { launch_on_tensors(device, rows, grad, sources, device.arg(&columns), ragged) }
 }
 
-/// Columns as the kernel takes them: a source of the bias effect gets a column behind the nodes, that of its position,
+/// Columns as the kernel takes them: a source of the bias effect gets a column after the nodes, that of its position,
 /// so that no two sources write one element.
 pub fn bias_columns(columns: &[Option<usize>], starts: &[usize], n_nodes: usize) -> Vec<u32> {
     let positions = starts.windows(2).enumerate().flat_map(|(pos, s)| std::iter::repeat_n(pos, s[1] - s[0]));

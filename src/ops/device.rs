@@ -1,34 +1,37 @@
 //! Which device computes.
 
-use candle_core::{Device, Result};
+use candle_core::{Device, DeviceLocation, Error, Result};
+
+use super::cuda;
 
 /// Opens GPU `ordinal` and checks that it runs this program's kernels.
 ///
 /// # Errors
 /// A build without CUDA, which says how to get one; no such GPU; a driver or GPU too old for the kernels.
 pub fn open_cuda(ordinal: usize) -> Result<Device> {
-    #[cfg(feature = "cuda")]
-    return super::cuda::open(ordinal);
-    #[cfg(not(feature = "cuda"))]
-    candle_core::bail!("GPU {ordinal} needs a build with CUDA: cargo build --release --features cuda")
+    cuda::open(ordinal)
 }
 
 /// Whether this build can use GPUs.
 pub fn built_with_cuda() -> bool {
-    cfg!(feature = "cuda")
+    cuda::BUILT
 }
 
 /// What a device is called: `cpu`, or a GPU's number and name.
-pub fn device_name(device: &Device) -> String {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => {
-            let candle_core::DeviceLocation::Cuda { gpu_id } = device.location() else { return "cuda".into() };
-            let name = super::cuda::name(cuda).unwrap_or_else(|_| "unknown GPU".into());
-            format!("cuda:{gpu_id} ({name})")
-        }
-        _ => "cpu".into(),
+///
+/// # Errors
+/// Those of the device.
+pub fn device_name(device: &Device) -> Result<String> {
+    match (device, device.location()) {
+        (Device::Cuda(gpu), DeviceLocation::Cuda { gpu_id }) => Ok(format!("cuda:{gpu_id} ({})", cuda::name(gpu)?)),
+        _ => Ok("cpu".into()),
     }
+}
+
+/// Whether an error says that a device has too little free memory; every other one is a fault of the device or of the
+/// program.
+pub fn is_out_of_memory(error: &Error) -> bool {
+    cuda::is_out_of_memory(error)
 }
 
 /// Gradient rows (targets × positions up to theirs) that a batch should have. On the CPU enough for full speed of the
@@ -50,8 +53,8 @@ pub fn row_values(device: &Device) -> usize {
 }
 
 /// Values of a streamed matrix that are held at once. On the CPU 16 MiB, which the caches help with; a GPU is kept
-/// busy by larger blocks.
-pub fn block_values(device: &Device) -> usize {
+/// busy by larger chunks.
+pub fn chunk_values(device: &Device) -> usize {
     match device {
         Device::Cpu => 4 << 20,
         _ => 64 << 20,
@@ -73,8 +76,7 @@ pub struct DeviceLimits {
 /// Those of the device.
 pub fn device_limits(device: &Device) -> Result<Option<DeviceLimits>> {
     match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => super::cuda::limits(cuda).map(Some),
+        Device::Cuda(gpu) => cuda::limits(gpu).map(Some),
         _ => Ok(None),
     }
 }

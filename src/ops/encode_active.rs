@@ -1,13 +1,14 @@
 //! From pre-activations to active features: bias, activation and compaction.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use super::f32_slice;
 use super::gpu::{Arg, Gpu, Kernel, Launch};
+use super::{cuda, f32_slice};
 
-/// Features that one block of the kernels counts or writes.
-const SEGMENT: usize = 1024;
+/// Features that one thread block of the kernels counts or writes.
+const TILE_FEATURES: usize = 1024;
 
 const CUT: Kernel = Kernel { file: "encode_active", name: "encode_cut", n_threads: 256 };
 const COUNT: Kernel = Kernel { file: "encode_active", name: "encode_count", n_threads: 256 };
@@ -25,12 +26,12 @@ pub enum Activity<'a> {
     TopK { k: usize },
 }
 
-/// The active features of a block of pre-activations, sorted by position and feature.
+/// Activations without the zeros, sorted by position and feature.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ActiveBlock {
+pub struct SparseActivations {
     /// `[n_active]`
     pub positions: Vec<u32>,
-    /// Within the block. `[n_active]`
+    /// Columns of the products. `[n_active]`
     pub features: Vec<u32>,
     /// Bias included. `[n_active]`
     pub values: Vec<f32>,
@@ -43,7 +44,7 @@ pub struct ActiveBlock {
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn encode_active(products: &Tensor, bias: &[f32], activity: Activity) -> Result<ActiveBlock> {
+pub fn encode_active(products: &Tensor, bias: &[f32], activity: Activity) -> Result<SparseActivations> {
     let (n_pos, n_features) = products.dims2()?;
     let n_thresholds = match activity {
         Activity::JumpRelu { threshold } => threshold.len(),
@@ -55,18 +56,17 @@ pub fn encode_active(products: &Tensor, bias: &[f32], activity: Activity) -> Res
     let (storage, layout) = products.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => Ok(on_cpu(f32_slice("encode_active", storage, layout)?, n_pos, bias, activity)),
-        #[cfg(feature = "cuda")]
         Storage::Cuda(storage) => {
-            let products = super::cuda::arg::<f32>("encode_active", storage, layout)?;
+            let products = cuda::arg("encode_active", storage, layout)?;
             // SAFETY: the operand's own size.
-            unsafe { launch(&storage.device, products, n_pos, bias, activity) }
+            unsafe { launch(storage.device(), products, n_pos, bias, activity) }
         }
         _ => bail!("encode_active: no side for {:?}", products.device()),
     }
 }
 
 /// The CPU side: positions in parallel.
-fn on_cpu(products: &[f32], n_pos: usize, bias: &[f32], activity: Activity) -> ActiveBlock {
+fn on_cpu(products: &[f32], n_pos: usize, bias: &[f32], activity: Activity) -> SparseActivations {
     let found: Vec<Vec<(u32, f32)>> = products
         .par_chunks_exact(bias.len().max(1))
         .map(|products| {
@@ -78,22 +78,22 @@ fn on_cpu(products: &[f32], n_pos: usize, bias: &[f32], activity: Activity) -> A
                     all.filter(|&(feature, value)| value > threshold[feature as usize] && value != 0.0).collect()
                 }
                 Activity::TopK { k } => {
-                    let mut block: Vec<(u32, f32)> = all.collect();
-                    keep_largest(&mut block, k);
-                    block.sort_unstable_by_key(|&(feature, _)| feature);
-                    block
+                    let mut found: Vec<(u32, f32)> = all.collect();
+                    keep_largest(&mut found, k);
+                    found.sort_unstable_by_key(|&(feature, _)| feature);
+                    found
                 }
             }
         })
         .collect();
     debug_assert!(bias.is_empty() || found.len() == n_pos);
-    let mut block = ActiveBlock::default();
+    let mut active = SparseActivations::default();
     for (pos, found) in found.into_iter().enumerate() {
-        block.positions.extend(std::iter::repeat_n(pos as u32, found.len()));
-        block.features.extend(found.iter().map(|f| f.0));
-        block.values.extend(found.iter().map(|f| f.1));
+        active.positions.extend(std::iter::repeat_n(pos as u32, found.len()));
+        active.features.extend(found.iter().map(|f| f.0));
+        active.values.extend(found.iter().map(|f| f.1));
     }
-    block
+    active
 }
 
 /// Keeps the `k` largest values; of equal ones, the lower features.
@@ -121,12 +121,12 @@ pub unsafe fn launch<G: Gpu>(
     n_pos: usize,
     bias: &[f32],
     activity: Activity,
-) -> Result<ActiveBlock> {
+) -> Result<SparseActivations> {
     let n_features = bias.len();
     if n_pos == 0 || n_features == 0 || activity == (Activity::TopK { k: 0 }) {
-        return Ok(ActiveBlock::default());
+        return Ok(SparseActivations::default());
     }
-    let n_segments = n_features.div_ceil(SEGMENT);
+    let n_tiles = n_features.div_ceil(TILE_FEATURES);
     let bias = gpu.upload(bias)?;
     let threshold = match activity {
         Activity::JumpRelu { threshold } => Some(gpu.upload(threshold)?),
@@ -155,11 +155,11 @@ pub unsafe fn launch<G: Gpu>(
     inputs.extend(cut_args);
     inputs.extend([Arg::size(n_features)?, Arg::U32(mode)]);
 
-    let n_counts = n_pos * n_segments;
+    let n_counts = n_pos * n_tiles;
     let counts = gpu.zeros::<u32>(n_counts)?;
     let args = [&[gpu.arg(&counts)], inputs.as_slice()].concat();
-    // SAFETY: a count a position and segment; inputs as above.
-    unsafe { gpu.launch(&Launch { kernel: COUNT, grid: [n_segments, n_pos, 1], args })? };
+    // SAFETY: a count a position and tile; inputs as above.
+    unsafe { gpu.launch(&Launch { kernel: COUNT, grid: [n_tiles, n_pos, 1], args })? };
 
     let starts = gpu.zeros::<u32>(n_counts + 1)?;
     let args = vec![gpu.arg(&starts), gpu.arg(&counts), Arg::size(n_counts)?];
@@ -168,15 +168,15 @@ pub unsafe fn launch<G: Gpu>(
 
     let n_active = gpu.download(&starts)?[n_counts] as usize;
     if n_active == 0 {
-        return Ok(ActiveBlock::default());
+        return Ok(SparseActivations::default());
     }
     let (positions, features) = (gpu.zeros::<u32>(n_active)?, gpu.zeros::<u32>(n_active)?);
     let values = gpu.zeros::<f32>(n_active)?;
     let outputs = [gpu.arg(&positions), gpu.arg(&features), gpu.arg(&values), gpu.arg(&starts)];
     let args = [&outputs, inputs.as_slice()].concat();
     // SAFETY: as many places as the scan has counted.
-    unsafe { gpu.launch(&Launch { kernel: WRITE, grid: [n_segments, n_pos, 1], args })? };
-    Ok(ActiveBlock {
+    unsafe { gpu.launch(&Launch { kernel: WRITE, grid: [n_tiles, n_pos, 1], args })? };
+    Ok(SparseActivations {
         positions: gpu.download(&positions)?,
         features: gpu.download(&features)?,
         values: gpu.download(&values)?,

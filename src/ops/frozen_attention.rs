@@ -1,14 +1,16 @@
-//! The transpose of a frozen attention pattern, all heads at once.
+//! The vector-Jacobian product (VJP) of attention with a frozen pattern: its transpose, all heads at once.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+use super::cuda::{self, CudaStorage};
 use super::gpu::{Arg, Gpu, Kernel, Launch};
-use super::{TargetBlocks, f32_slice};
+use super::{RaggedBatch, f32_slice};
 
 const SHORT: Kernel = Kernel { file: "frozen_attention", name: "frozen_attention_short", n_threads: 128 };
 const LONG: Kernel = Kernel { file: "frozen_attention", name: "frozen_attention_long", n_threads: 128 };
 
-/// Keys that one block of either kernel computes, and dimensions of a head.
+/// Keys that one thread block of either kernel computes, and dimensions of a head.
 const SHORT_KEYS: usize = 8;
 const LONG_KEYS: usize = 32;
 const TILE_DIMS: usize = 64;
@@ -25,7 +27,7 @@ const VECTORS: (usize, usize) = (4, 2);
 /// Which queries a gradient has rows for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queries {
-    /// All positions up to the target's own: `[n_rows, ..]` in the layout of the blocks.
+    /// All positions up to the target's own: `[n_rows, ..]` in the layout of the batch.
     All,
     /// The target's own position alone: `[n_targets, ..]`.
     Own,
@@ -33,16 +35,17 @@ pub enum Queries {
 
 /// `out[k, kv] = Σ_{q ≥ k} Σ_{heads h of kv} pattern[h, q, k] · grad_z[q, h]` for every target.
 ///
-/// Keys and values are shared by groups of heads, so the sum over a group's heads is part of the transpose. Blocks
-/// are causal: a target's gradient exists at positions up to its own, and `q < k` is never touched.
+/// Keys and values are shared by groups of heads, so the sum over a group's heads is part of the transpose. The
+/// pattern is causal, and a target's gradient exists at positions up to its own: `q < k` is never touched.
 ///
 /// # Shapes
-/// `grad_z` `[n_rows, n_heads · d_head]` in the layout of `blocks`, `pattern` `[n_heads, n_pos, n_pos]`; returns `[n_rows, n_kv_heads · d_head]`. All f32, contiguous.
+/// `grad_z` `[n_rows, n_heads · d_head]` in the layout of `ragged`, `pattern` `[n_heads, n_pos, n_pos]`; returns
+/// `[n_rows, n_kv_heads · d_head]`. All f32, contiguous.
 ///
 /// # Errors
-/// Shapes that do not fit `blocks`, or heads that do not divide.
-pub fn frozen_attention(grad_z: &Tensor, pattern: &Tensor, n_kv_heads: usize, blocks: &TargetBlocks) -> Result<Tensor> {
-    let op = FrozenAttention { n_kv_heads, blocks: blocks.clone(), queries: Queries::All };
+/// Shapes that do not fit `ragged`, or heads that do not divide.
+pub fn frozen_attention(grad_z: &Tensor, pattern: &Tensor, n_kv_heads: usize, ragged: &RaggedBatch) -> Result<Tensor> {
+    let op = FrozenAttention { n_kv_heads, ragged, queries: Queries::All };
     grad_z.apply_op2_no_bwd(pattern, &op)
 }
 
@@ -58,15 +61,15 @@ pub fn frozen_attention_own(
     grad_z: &Tensor,
     pattern: &Tensor,
     n_kv_heads: usize,
-    blocks: &TargetBlocks,
+    ragged: &RaggedBatch,
 ) -> Result<Tensor> {
-    let op = FrozenAttention { n_kv_heads, blocks: blocks.clone(), queries: Queries::Own };
+    let op = FrozenAttention { n_kv_heads, ragged, queries: Queries::Own };
     grad_z.apply_op2_no_bwd(pattern, &op)
 }
 
-struct FrozenAttention {
+struct FrozenAttention<'a> {
     n_kv_heads: usize,
-    blocks: TargetBlocks,
+    ragged: &'a RaggedBatch,
     queries: Queries,
 }
 
@@ -78,7 +81,7 @@ struct Operands<'a> {
     n_heads: usize,
     n_kv_heads: usize,
     d_head: usize,
-    blocks: &'a TargetBlocks,
+    ragged: &'a RaggedBatch,
     queries: Queries,
 }
 
@@ -94,8 +97,8 @@ impl pulp::WithSimd for OnCpu<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
         let Self { operands, out } = self;
-        for target in 0..operands.blocks.n_targets() {
-            let last = operands.blocks.positions()[target];
+        for target in 0..operands.ragged.n_targets() {
+            let last = operands.ragged.positions()[target];
             for kv in 0..operands.n_kv_heads {
                 let mut key = 0;
                 while key + KEYS <= last + 1 {
@@ -195,7 +198,7 @@ impl Operands<'_> {
         let first = if self.queries == Queries::Own { last } else { key };
         for q in first..=last {
             let row = match self.queries {
-                Queries::All => self.blocks.start(q) + target,
+                Queries::All => self.ragged.start(q) + target,
                 Queries::Own => target,
             };
             for h in kv * n_rep..(kv + 1) * n_rep {
@@ -204,7 +207,7 @@ impl Operands<'_> {
                 if q + 1 >= key + K {
                     weights.copy_from_slice(stored);
                 } else {
-                    // Keys behind the query are none of its, whatever the pattern holds there.
+                    // Keys after the query are none of its, whatever the pattern holds there.
                     weights[..q + 1 - key].copy_from_slice(&stored[..q + 1 - key]);
                 }
                 add(weights, &self.grad_z[row * width + h * self.d_head + at..][..n_dims]);
@@ -215,7 +218,7 @@ impl Operands<'_> {
     /// What is written for one key, from dimension `at` of the head on.
     #[inline(always)]
     fn out_row<'o>(&self, out: &'o mut [f32], target: usize, kv: usize, key: usize, at: usize) -> &'o mut [f32] {
-        let row = (self.blocks.start(key) + target) * self.n_kv_heads * self.d_head;
+        let row = (self.ragged.start(key) + target) * self.n_kv_heads * self.d_head;
         &mut out[row + kv * self.d_head + at..row + (kv + 1) * self.d_head]
     }
 }
@@ -229,8 +232,8 @@ pub struct FrozenAttentionArgs {
     pub grad_z: Arg,
     /// `[n_heads, n_pos, n_pos]` f32
     pub pattern: Arg,
-    /// `[n_blocks + 1]` u32
-    pub block_starts: Arg,
+    /// `[n_segments + 1]` u32
+    pub segment_starts: Arg,
     /// `[n_targets]` u32
     pub positions: Arg,
     pub n_pos: usize,
@@ -240,22 +243,22 @@ pub struct FrozenAttentionArgs {
     pub queries: Queries,
 }
 
-/// Runs the kernel on a device: with 8 keys a block for short prompts, with 32 for long ones.
+/// Runs the kernel on a device: with 8 keys a thread block for short prompts, with 32 for long ones.
 ///
 /// # Safety
-/// The buffers are as large as `args` says for `blocks`.
+/// The buffers are as large as `args` says for `ragged`.
 ///
 /// # Errors
 /// Those of the device.
-pub unsafe fn launch<G: Gpu>(gpu: &G, args: &FrozenAttentionArgs, blocks: &TargetBlocks) -> Result<()> {
-    let (kernel, keys) = if blocks.n_blocks() <= SHORT_POSITIONS { (SHORT, SHORT_KEYS) } else { (LONG, LONG_KEYS) };
+pub unsafe fn launch<G: Gpu>(gpu: &G, args: &FrozenAttentionArgs, ragged: &RaggedBatch) -> Result<()> {
+    let (kernel, keys) = if ragged.n_segments() <= SHORT_POSITIONS { (SHORT, SHORT_KEYS) } else { (LONG, LONG_KEYS) };
     let slices = args.n_kv_heads * args.d_head.div_ceil(TILE_DIMS);
-    let grid = [blocks.n_targets(), blocks.n_blocks().div_ceil(keys), slices];
+    let grid = [ragged.n_targets(), ragged.n_segments().div_ceil(keys), slices];
     let args = vec![
         args.out,
         args.grad_z,
         args.pattern,
-        args.block_starts,
+        args.segment_starts,
         args.positions,
         Arg::size(args.n_pos)?,
         Arg::size(args.n_heads)?,
@@ -267,20 +270,20 @@ pub unsafe fn launch<G: Gpu>(gpu: &G, args: &FrozenAttentionArgs, blocks: &Targe
     unsafe { gpu.launch(&Launch { kernel, grid, args }) }
 }
 
-impl FrozenAttention {
+impl FrozenAttention<'_> {
     /// Number of heads and size of one, checked.
     fn sizes(&self, grad_z: &Shape, pattern: &Shape) -> Result<(usize, usize)> {
         let (n_rows, width) = grad_z.dims2()?;
         let (n_heads, n_pos, n_keys) = pattern.dims3()?;
-        let (blocks, n_kv_heads) = (&self.blocks, self.n_kv_heads);
+        let (ragged, n_kv_heads) = (self.ragged, self.n_kv_heads);
         let expected_rows = match self.queries {
-            Queries::All => blocks.n_rows(),
-            Queries::Own => blocks.n_targets(),
+            Queries::All => ragged.n_rows(),
+            Queries::Own => ragged.n_targets(),
         };
-        if n_rows != expected_rows || n_pos < blocks.n_blocks() || n_keys != n_pos {
+        if n_rows != expected_rows || n_pos < ragged.n_segments() || n_keys != n_pos {
             bail!(
                 "frozen_attention: grad {grad_z:?} and pattern {pattern:?} for {expected_rows} rows of {} positions",
-                blocks.n_blocks()
+                ragged.n_segments()
             );
         }
         if n_kv_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) || !width.is_multiple_of(n_heads) {
@@ -290,14 +293,14 @@ impl FrozenAttention {
     }
 }
 
-impl CustomOp2 for FrozenAttention {
+impl CustomOp2 for FrozenAttention<'_> {
     fn name(&self) -> &'static str {
         "frozen_attention"
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n_heads, d_head) = self.sizes(l1.shape(), l2.shape())?;
-        let (blocks, n_kv_heads) = (&self.blocks, self.n_kv_heads);
+        let (ragged, n_kv_heads) = (self.ragged, self.n_kv_heads);
         let operands = Operands {
             grad_z: f32_slice(self.name(), s1, l1)?,
             pattern: f32_slice(self.name(), s2, l2)?,
@@ -305,34 +308,26 @@ impl CustomOp2 for FrozenAttention {
             n_heads,
             n_kv_heads,
             d_head,
-            blocks,
+            ragged,
             queries: self.queries,
         };
         let out_width = n_kv_heads * d_head;
-        let mut out = vec![0f32; blocks.n_rows() * out_width];
+        let mut out = vec![0f32; ragged.n_rows() * out_width];
         pulp::Arch::new().dispatch(OnCpu { operands, out: &mut out });
-        Ok((CpuStorage::F32(out), Shape::from((blocks.n_rows(), out_width))))
+        Ok((CpuStorage::F32(out), Shape::from((ragged.n_rows(), out_width))))
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        s1: &super::cuda::CudaStorage,
-        l1: &Layout,
-        s2: &super::cuda::CudaStorage,
-        l2: &Layout,
-    ) -> Result<(super::cuda::CudaStorage, Shape)> {
-        use super::cuda;
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
         let (n_heads, d_head) = self.sizes(l1.shape(), l2.shape())?;
-        let (blocks, n_kv_heads) = (&self.blocks, self.n_kv_heads);
-        let device = &s1.device;
-        let out = device.zeros::<f32>(blocks.n_rows() * n_kv_heads * d_head)?;
+        let (ragged, n_kv_heads) = (self.ragged, self.n_kv_heads);
+        let device = s1.device();
+        let out = device.zeros::<f32>(ragged.n_rows() * n_kv_heads * d_head)?;
         let args = FrozenAttentionArgs {
             out: device.arg(&out),
-            grad_z: cuda::arg::<f32>(self.name(), s1, l1)?,
-            pattern: cuda::arg::<f32>(self.name(), s2, l2)?,
-            block_starts: blocks.starts().arg(device)?,
-            positions: blocks.positions().arg(device)?,
+            grad_z: cuda::arg(self.name(), s1, l1)?,
+            pattern: cuda::arg(self.name(), s2, l2)?,
+            segment_starts: ragged.starts().arg(device)?,
+            positions: ragged.positions().arg(device)?,
             n_pos: l2.dims()[1],
             n_heads,
             n_kv_heads,
@@ -340,7 +335,7 @@ impl CustomOp2 for FrozenAttention {
             queries: self.queries,
         };
         // SAFETY: sizes are checked above.
-        unsafe { launch(device, &args, blocks)? };
-        Ok((cuda::storage(out, device), Shape::from((blocks.n_rows(), n_kv_heads * d_head))))
+        unsafe { launch(device, &args, ragged)? };
+        Ok((cuda::storage(out, device), Shape::from((ragged.n_rows(), n_kv_heads * d_head))))
     }
 }

@@ -4,13 +4,15 @@
 use candle_core::{Result, bail};
 use pulp::bytemuck::Pod;
 
+use super::cuda::DeviceValue;
+
 /// A kernel of `kernels/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// Its file, without `.cu`.
     pub file: &'static str,
     pub name: &'static str,
-    /// Threads of a block, which the kernel is written for.
+    /// Threads of a thread block, which the kernel is written for.
     pub n_threads: u32,
 }
 
@@ -42,13 +44,13 @@ impl Arg {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     pub kernel: Kernel,
-    /// Blocks along x, y and z; with none along one, nothing is launched.
+    /// Thread blocks along x, y and z; with none along one, nothing is launched.
     pub grid: [usize; 3],
     /// In the order of the kernel's parameters.
     pub args: Vec<Arg>,
 }
 
-/// Most blocks along y and z.
+/// Most thread blocks along y and z.
 const MAX_GRID_YZ: usize = 65_535;
 
 impl Launch {
@@ -59,27 +61,18 @@ impl Launch {
     pub fn grid_dim(&self) -> Result<Option<(u32, u32, u32)>> {
         let [x, y, z] = self.grid;
         if x > i32::MAX as usize || y > MAX_GRID_YZ || z > MAX_GRID_YZ {
-            bail!("{}: a grid of {x} x {y} x {z} blocks is too large", self.kernel.name);
+            bail!("{}: a grid of {x} x {y} x {z} thread blocks is too large", self.kernel.name);
         }
         Ok((x > 0 && y > 0 && z > 0).then_some((x as u32, y as u32, z as u32)))
     }
 }
 
 /// What kernels can read and write.
-#[cfg(feature = "cuda")]
-pub trait Element:
-    Pod + candle_core::cuda::cudarc::driver::DeviceRepr + candle_core::cuda::cudarc::driver::ValidAsZeroBits
-{
-}
-/// What kernels can read and write.
-#[cfg(not(feature = "cuda"))]
-pub trait Element: Pod {}
+pub trait Element: Pod + DeviceValue {}
 
 impl Element for f32 {}
 impl Element for f64 {}
 impl Element for u32 {}
-/// The bits of a bf16.
-impl Element for u16 {}
 
 /// Something that runs kernels, one after another.
 pub trait Gpu {

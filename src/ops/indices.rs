@@ -1,22 +1,23 @@
 //! Lists of indices that kernels read.
 
 use std::ops::Deref;
+use std::sync::OnceLock;
+
+use candle_core::{CudaDevice, Result};
+
+use super::cuda;
+use super::gpu::{Arg, Gpu};
 
 /// Indices on the host; on a device from their first use there on, so that they are copied but once.
 #[derive(Clone, Debug, Default)]
 pub struct Indices {
     values: Vec<usize>,
-    #[cfg(feature = "cuda")]
-    on_device: std::sync::OnceLock<super::cuda::CudaSlice<u32>>,
+    on_device: OnceLock<cuda::Buffer<u32>>,
 }
 
 impl From<Vec<usize>> for Indices {
     fn from(values: Vec<usize>) -> Self {
-        Self {
-            values,
-            #[cfg(feature = "cuda")]
-            on_device: std::sync::OnceLock::new(),
-        }
+        Self { values, on_device: OnceLock::new() }
     }
 }
 
@@ -34,9 +35,8 @@ impl Indices {
         self.values.iter().map(|&v| v as u32).collect()
     }
 
-    #[cfg(feature = "cuda")]
-    pub(super) fn arg(&self, device: &super::cuda::CudaDevice) -> candle_core::Result<super::gpu::Arg> {
-        use super::gpu::Gpu;
+    /// The argument of a kernel: `[n]` u32 in the device's memory.
+    pub(super) fn arg(&self, device: &CudaDevice) -> Result<Arg> {
         if let Some(on_device) = self.on_device.get() {
             return Ok(device.arg(on_device));
         }

@@ -9,11 +9,8 @@ const SUMS: Kernel = Kernel { file: "influence", name: "row_abs_sums", n_threads
 const SWEEP: Kernel = Kernel { file: "influence", name: "influence_sweep", n_threads: 256 };
 const SELECT: Kernel = Kernel { file: "influence", name: "influence_select", n_threads: 256 };
 
-/// Columns that one block of the sweep adds up.
+/// Columns that one thread block of the sweep adds up.
 const SWEEP_COLUMNS: usize = 32;
-
-/// The smallest denominator of a row (definitions 6, order of work); `graph::PARTIAL_ROW_SUM_CLAMP` in f32.
-const SMALLEST_ROW_SUM: f32 = 1e-8;
 
 /// Rows computed so far, in device memory.
 #[derive(Clone, Debug)]
@@ -25,6 +22,8 @@ pub struct RowsSoFar<'a> {
     pub n_columns: usize,
     /// First active feature of each layer, and their number. `[n_layers + 1]`
     pub layer_starts: &'a [usize],
+    /// The smallest sum of absolute values that a row is divided by (definitions 6, order of work).
+    pub row_sum_clamp: f32,
     /// Row and weight of each target.
     pub targets: &'a [(usize, f32)],
     /// Row and index of each visited feature.
@@ -65,7 +64,7 @@ pub unsafe fn launch<G: Gpu>(
     sums: &mut RowSums<G::Buffer<f64>>,
     count: usize,
 ) -> Result<Vec<usize>> {
-    let RowsSoFar { rows, row_stride, n_columns, layer_starts, targets, visited } = *so_far;
+    let RowsSoFar { rows, row_stride, n_columns, layer_starts, row_sum_clamp, targets, visited } = *so_far;
     let n_active = layer_starts.last().copied().unwrap_or(0);
     let n_rows = targets.len() + visited.len();
     if n_active == 0 || count == 0 {
@@ -101,7 +100,7 @@ pub unsafe fn launch<G: Gpu>(
             Arg::size(to)?,
             Arg::size(row_stride)?,
             Arg::size(n_seen)?,
-            Arg::F32(SMALLEST_ROW_SUM),
+            Arg::F32(row_sum_clamp),
         ];
         // SAFETY: `from..to` is within both lists, `n_seen` within a row; the sweep reads the influence of columns at
         // `n_seen` or above and writes those below.

@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp2, Device, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::norm_pullback::{NormFactors, add_then_norm, norm_pullback};
-use super::{TargetBlocks, f32_slice};
+use super::{RaggedBatch, f32_slice};
 
 /// `x · w`.
 ///
@@ -22,11 +22,11 @@ pub fn matmul(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `sum + x · w`, and what the norm behind the next MLP down makes of it, where there is one. On the CPU the sum is
+/// `sum + x · w`, and what the norm after the next MLP down makes of it, where there is one. On the CPU the sum is
 /// made in place.
 ///
 /// # Shapes
-/// `sum` `[n_rows, d_out]` in the layout of `blocks`, `x` `[n_rows, d_in]`, `w` `[d_in, d_out]`; returns one or two of
+/// `sum` `[n_rows, d_out]` in the layout of `ragged`, `x` `[n_rows, d_in]`, `w` `[d_in, d_out]`; returns one or two of
 /// the shape of `sum`. f32, contiguous.
 ///
 /// # Errors
@@ -36,15 +36,15 @@ pub fn add_product(
     x: &Tensor,
     w: &Tensor,
     post: Option<&NormFactors>,
-    blocks: &TargetBlocks,
+    ragged: &RaggedBatch,
 ) -> Result<(Tensor, Option<Tensor>)> {
     match sum.device() {
         Device::Cpu => {
             sum.inplace_op3(x, w, &MatMul)?;
-            let normed = post.map(|post| norm_pullback(&sum, None, post, blocks)).transpose()?;
+            let normed = post.map(|post| norm_pullback(&sum, None, post, ragged)).transpose()?;
             Ok((sum, normed))
         }
-        _ => add_then_norm(&x.matmul(w)?, &sum, post, blocks),
+        _ => add_then_norm(&x.matmul(w)?, &sum, post, ragged),
     }
 }
 

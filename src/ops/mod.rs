@@ -1,15 +1,16 @@
-//! `ops`: the device seam. The hot operations of the row phase, each with a CPU side and, with the feature `cuda`, a
-//! kernel in `kernels/`; no other room asks which device it is on, but to choose sizes.
+//! `ops`: the device seam. The hot operations of the row phase, each with a CPU side and a kernel in
+//! `kernels/`; no other room asks which device it is on, but to choose sizes. Which GPU there is, if any, is chosen in
+//! `cuda` alone.
 //!
-//! Most work on gradients of a batch of targets in the ragged layout of [`TargetBlocks`]. On the CPU each runs on the
+//! Most work on gradients of a batch of targets in the ragged layout of [`RaggedBatch`]. On the CPU each runs on the
 //! calling thread: batches run in parallel, not the inside of one.
 //!
 //! The code that prepares launches is there in every build ([`gpu::Gpu`]): tests run it, and the kernels' own source,
 //! on the CPU.
 
+#![deny(clippy::undocumented_unsafe_blocks)]
+
 mod batch_rows;
-mod blocks;
-#[cfg(feature = "cuda")]
 mod cuda;
 mod device;
 pub mod edge_rows;
@@ -20,24 +21,26 @@ mod indices;
 pub mod influence;
 mod matmul;
 pub mod norm_pullback;
-mod partial_influence;
+mod ragged_batch;
+mod rows_on_device;
 
-pub use batch_rows::{BatchRows, HostRow, RowCollector, Unlanded, bias_columns};
-pub use blocks::TargetBlocks;
+pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
 pub use device::{
-    DeviceLimits, block_values, built_with_cuda, device_limits, device_name, gradient_rows, open_cuda, row_values,
+    DeviceLimits, built_with_cuda, chunk_values, device_limits, device_name, gradient_rows, is_out_of_memory,
+    open_cuda, row_values,
 };
 pub use edge_rows::{SourceVecs, edge_rows};
-pub use encode_active::{ActiveBlock, Activity, encode_active, keep_largest};
+pub use encode_active::{Activity, SparseActivations, encode_active, keep_largest};
 pub use frozen_attention::{frozen_attention, frozen_attention_own};
 pub use indices::Indices;
 pub use matmul::{add_product, matmul};
 pub use norm_pullback::{NormFactors, norm_pullback};
-pub use partial_influence::{RowShape, RowsOnDevice};
+pub use ragged_batch::RaggedBatch;
+pub use rows_on_device::{RowShape, RowsOnDevice};
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 
-/// The contiguous f32 values behind an operand, or an error that names the operation.
+/// The contiguous f32 values of an operand, or an error that names the operation.
 fn f32_slice<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let CpuStorage::F32(values) = storage else { bail!("{op}: expected f32 values") };
     match layout.contiguous_offsets() {

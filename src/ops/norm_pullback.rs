@@ -1,13 +1,14 @@
-//! The transpose of a norm whose denominators are frozen, fused with the residual it is added to.
+//! The vector-Jacobian product (VJP) of a norm whose denominators are frozen: its transpose, fused with the residual
+//! it is added to.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::gpu::{Arg, Gpu, Kernel, Launch};
-use super::{TargetBlocks, f32_slice};
+use super::{RaggedBatch, f32_slice};
 
 const KERNEL: Kernel = Kernel { file: "norm_pullback", name: "norm_pullback", n_threads: 256 };
 
-/// Rows that one block of the kernel computes: one a warp.
+/// Rows that one thread block of the kernel computes: one a warp.
 const TILE_ROWS: usize = 8;
 
 /// What a frozen norm multiplies by.
@@ -53,28 +54,28 @@ impl NormFactors {
 /// Centring is symmetric, so it is its own transpose.
 ///
 /// # Shapes
-/// `grad` and `residual` `[n_rows, width]` in the layout of `blocks`; returns the same shape. f32, contiguous.
+/// `grad` and `residual` `[n_rows, width]` in the layout of `ragged`; returns the same shape. f32, contiguous.
 ///
 /// # Errors
-/// Shapes that do not fit `blocks` and `factors`.
+/// Shapes that do not fit `ragged` and `factors`.
 pub fn norm_pullback(
     grad: &Tensor,
     residual: Option<&Tensor>,
     factors: &NormFactors,
-    blocks: &TargetBlocks,
+    ragged: &RaggedBatch,
 ) -> Result<Tensor> {
-    let op = NormPullback { centred: factors.centred, n_pos: factors.n_pos, blocks };
+    let op = NormPullback { centred: factors.centred, n_pos: factors.n_pos, ragged };
     match residual {
         Some(residual) => grad.apply_op3_no_bwd(&factors.packed, residual, &op),
         None => grad.apply_op2_no_bwd(&factors.packed, &op),
     }
 }
 
-/// A gradient and what the norm behind the next MLP down makes of it, where there is one: `residual + grad`, and that
+/// A gradient and what the norm after the next MLP down makes of it, where there is one: `residual + grad`, and that
 /// times the factors. On the CPU two passes, since a batch's rows stay in the cache; elsewhere one.
 ///
 /// # Shapes
-/// `grad` and `residual` `[n_rows, width]` in the layout of `blocks`; returns two of the same. f32, contiguous.
+/// `grad` and `residual` `[n_rows, width]` in the layout of `ragged`; returns two of the same. f32, contiguous.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -82,14 +83,13 @@ pub(super) fn add_then_norm(
     grad: &Tensor,
     residual: &Tensor,
     post: Option<&NormFactors>,
-    blocks: &TargetBlocks,
+    ragged: &RaggedBatch,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    #[cfg(feature = "cuda")]
-    if let (candle_core::Device::Cuda(device), false) = (grad.device(), post.is_some_and(|post| post.centred)) {
-        return on_cuda::add_then_norm(device, grad, residual, post, blocks);
+    if let (Device::Cuda(device), false) = (grad.device(), post.is_some_and(|post| post.centred)) {
+        return on_cuda::add_then_norm(device, grad, residual, post, ragged);
     }
     let sum = (residual + grad)?;
-    let normed = post.map(|post| norm_pullback(&sum, None, post, blocks)).transpose()?;
+    let normed = post.map(|post| norm_pullback(&sum, None, post, ragged)).transpose()?;
     Ok((sum, normed))
 }
 
@@ -117,12 +117,12 @@ pub struct NormPullbackArgs {
 /// Runs the kernel on a device.
 ///
 /// # Safety
-/// The buffers are as large as `args` says for `blocks`.
+/// The buffers are as large as `args` says for `ragged`.
 ///
 /// # Errors
 /// Those of the device.
-pub unsafe fn launch<G: Gpu>(gpu: &G, args: &NormPullbackArgs, blocks: &TargetBlocks) -> Result<()> {
-    let n_rows = blocks.n_rows();
+pub unsafe fn launch<G: Gpu>(gpu: &G, args: &NormPullbackArgs, ragged: &RaggedBatch) -> Result<()> {
+    let n_rows = ragged.n_rows();
     let args = vec![
         args.out,
         args.post_out,
@@ -144,7 +144,7 @@ pub unsafe fn launch<G: Gpu>(gpu: &G, args: &NormPullbackArgs, blocks: &TargetBl
 struct NormPullback<'a> {
     centred: bool,
     n_pos: usize,
-    blocks: &'a TargetBlocks,
+    ragged: &'a RaggedBatch,
 }
 
 const NAME: &str = "norm_pullback";
@@ -153,12 +153,12 @@ impl NormPullback<'_> {
     /// The width, checked.
     fn width(&self, grad: &Shape, packed: &Shape, residual: Option<&Shape>) -> Result<usize> {
         let ((n_rows, width), n_packed) = (grad.dims2()?, packed.elem_count());
-        if n_rows != self.blocks.n_rows() || n_packed != width + self.n_pos || self.n_pos < self.blocks.n_blocks() {
+        if n_rows != self.ragged.n_rows() || n_packed != width + self.n_pos || self.n_pos < self.ragged.n_segments() {
             bail!(
                 "{NAME}: grad {grad:?} with {n_packed} factors of {} positions, expected {} rows of {} positions",
                 self.n_pos,
-                self.blocks.n_rows(),
-                self.blocks.n_blocks()
+                self.ragged.n_rows(),
+                self.ragged.n_segments()
             );
         }
         if let Some(residual) = residual.filter(|residual| *residual != grad) {
@@ -171,7 +171,7 @@ impl NormPullback<'_> {
         let (gain, scale) = packed.split_at(width);
         let mut out = vec![0f32; grad.len()];
         pulp::Arch::new().dispatch(|| {
-            for (row, pos) in self.blocks.row_positions().enumerate() {
+            for (row, pos) in self.ragged.row_positions().enumerate() {
                 let range = row * width..(row + 1) * width;
                 let out = &mut out[range.clone()];
                 pull_back_row(out, &grad[range.clone()], gain, scale[pos], self.centred);
@@ -206,14 +206,7 @@ impl CustomOp2 for NormPullback<'_> {
         Ok((out, l1.shape().clone()))
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        s1: &super::cuda::CudaStorage,
-        l1: &Layout,
-        s2: &super::cuda::CudaStorage,
-        l2: &Layout,
-    ) -> Result<(super::cuda::CudaStorage, Shape)> {
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
         let width = self.width(l1.shape(), l2.shape(), None)?;
         let out = on_cuda::norm(self, (s1, l1), (s2, l2), None, width)?;
         Ok((out, l1.shape().clone()))
@@ -240,28 +233,27 @@ impl CustomOp3 for NormPullback<'_> {
         Ok((out, l1.shape().clone()))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
-        s1: &super::cuda::CudaStorage,
+        s1: &CudaStorage,
         l1: &Layout,
-        s2: &super::cuda::CudaStorage,
+        s2: &CudaStorage,
         l2: &Layout,
-        s3: &super::cuda::CudaStorage,
+        s3: &CudaStorage,
         l3: &Layout,
-    ) -> Result<(super::cuda::CudaStorage, Shape)> {
+    ) -> Result<(CudaStorage, Shape)> {
         let width = self.width(l1.shape(), l2.shape(), Some(l3.shape()))?;
         let out = on_cuda::norm(self, (s1, l1), (s2, l2), Some((s3, l3)), width)?;
         Ok((out, l1.shape().clone()))
     }
 }
 
-#[cfg(feature = "cuda")]
 mod on_cuda {
+    use candle_core::backend::BackendStorage;
     use candle_core::{Layout, Result, Tensor, bail};
 
-    use super::super::cuda::{self, CudaDevice, CudaSlice, CudaStorage};
-    use super::{Arg, Gpu, NAME, NormFactors, NormPullback, NormPullbackArgs, TargetBlocks, launch};
+    use super::super::cuda::{self, CudaDevice, CudaStorage};
+    use super::{Arg, Gpu, NAME, NormFactors, NormPullback, NormPullbackArgs, RaggedBatch, launch};
 
     type Operand<'a> = (&'a CudaStorage, &'a Layout);
 
@@ -272,23 +264,23 @@ mod on_cuda {
         residual: Option<Operand>,
         width: usize,
     ) -> Result<CudaStorage> {
-        let device = &grad.0.device;
-        let out: CudaSlice<f32> = device.zeros(grad.1.shape().elem_count())?;
+        let device = grad.0.device();
+        let out = device.zeros::<f32>(grad.1.shape().elem_count())?;
         let gain = packed.1.narrow(0, 0, width)?;
         let scale = packed.1.narrow(0, width, op.n_pos)?;
         let args = NormPullbackArgs {
             out: device.arg(&out),
             post_out: Arg::Null,
-            grad: cuda::arg::<f32>(NAME, grad.0, grad.1)?,
-            residual: residual.map_or(Ok(Arg::Null), |(storage, layout)| cuda::arg::<f32>(NAME, storage, layout))?,
-            norm: [cuda::arg::<f32>(NAME, packed.0, &gain)?, cuda::arg::<f32>(NAME, packed.0, &scale)?],
+            grad: cuda::arg(NAME, grad.0, grad.1)?,
+            residual: residual.map_or(Ok(Arg::Null), |(storage, layout)| cuda::arg(NAME, storage, layout))?,
+            norm: [cuda::arg(NAME, packed.0, &gain)?, cuda::arg(NAME, packed.0, &scale)?],
             post: [Arg::Null; 2],
-            row_positions: op.blocks.row_positions_arg(device)?,
+            row_positions: op.ragged.row_positions_arg(device)?,
             width,
             centred: op.centred,
         };
         // SAFETY: sizes are checked by the operation.
-        unsafe { launch(device, &args, op.blocks)? };
+        unsafe { launch(device, &args, op.ragged)? };
         Ok(cuda::storage(out, device))
     }
 
@@ -297,33 +289,33 @@ mod on_cuda {
         grad: &Tensor,
         residual: &Tensor,
         post: Option<&NormFactors>,
-        blocks: &TargetBlocks,
+        ragged: &RaggedBatch,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let (n_rows, width) = grad.dims2()?;
         let fits =
-            |post: &NormFactors| post.packed.elem_count() == width + post.n_pos && post.n_pos >= blocks.n_blocks();
-        if residual.shape() != grad.shape() || n_rows != blocks.n_rows() || !post.is_none_or(fits) {
-            bail!("{NAME}: residual {:?}, grad {:?}, {} rows", residual.shape(), grad.shape(), blocks.n_rows());
+            |post: &NormFactors| post.packed.elem_count() == width + post.n_pos && post.n_pos >= ragged.n_segments();
+        if residual.shape() != grad.shape() || n_rows != ragged.n_rows() || !post.is_none_or(fits) {
+            bail!("{NAME}: residual {:?}, grad {:?}, {} rows", residual.shape(), grad.shape(), ragged.n_rows());
         }
         let new = || Tensor::zeros((n_rows, width), candle_core::DType::F32, grad.device());
         let (sum, normed) = (new()?, post.map(|_| new()).transpose()?);
         let factors = |post: &NormFactors| -> Result<[Arg; 2]> {
             let (gain, scale) = (post.packed.narrow(0, 0, width)?, post.packed.narrow(0, width, post.n_pos)?);
-            Ok([cuda::tensor_arg::<f32>(NAME, &gain)?, cuda::tensor_arg::<f32>(NAME, &scale)?])
+            Ok([cuda::tensor_arg(NAME, &gain)?, cuda::tensor_arg(NAME, &scale)?])
         };
         let args = NormPullbackArgs {
-            out: cuda::tensor_arg::<f32>(NAME, &sum)?,
-            post_out: normed.as_ref().map_or(Ok(Arg::Null), |normed| cuda::tensor_arg::<f32>(NAME, normed))?,
-            grad: cuda::tensor_arg::<f32>(NAME, grad)?,
-            residual: cuda::tensor_arg::<f32>(NAME, residual)?,
+            out: cuda::tensor_arg(NAME, &sum)?,
+            post_out: normed.as_ref().map_or(Ok(Arg::Null), |normed| cuda::tensor_arg(NAME, normed))?,
+            grad: cuda::tensor_arg(NAME, grad)?,
+            residual: cuda::tensor_arg(NAME, residual)?,
             norm: [Arg::Null; 2],
             post: post.map_or(Ok([Arg::Null; 2]), factors)?,
-            row_positions: blocks.row_positions_arg(device)?,
+            row_positions: ragged.row_positions_arg(device)?,
             width,
             centred: false,
         };
         // SAFETY: sizes are checked above.
-        unsafe { launch(device, &args, blocks)? };
+        unsafe { launch(device, &args, ragged)? };
         Ok((sum, normed))
     }
 }

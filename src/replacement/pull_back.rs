@@ -10,7 +10,7 @@ use super::linear_model::{FrozenLayer, LinearModel};
 use super::sources::Sources;
 use crate::error::Result;
 use crate::ops::{
-    NormFactors, TargetBlocks, add_product, frozen_attention, frozen_attention_own, matmul, norm_pullback,
+    NormFactors, RaggedBatch, add_product, frozen_attention, frozen_attention_own, matmul, norm_pullback,
 };
 
 /// Where the gradients of a batch are put.
@@ -33,7 +33,7 @@ pub struct TargetBatch {
 }
 
 /// Called at every place with sources: these, and the gradient of the batch's targets there, `[n_rows, d_model]`.
-pub type Read<'a> = &'a mut dyn FnMut(&Sources, &Tensor, &TargetBlocks) -> Result<()>;
+pub type Read<'a> = &'a mut dyn FnMut(&Sources, &Tensor, &RaggedBatch) -> Result<()>;
 
 impl LinearModel {
     /// Pulls a batch back through the frozen layers. On the way, `read` gets every place's sources with the gradient
@@ -47,14 +47,14 @@ impl LinearModel {
     /// # Errors
     /// Those of the tensor operations and of `read`.
     pub fn pull_back(&self, batch: &TargetBatch, read: Read) -> Result<()> {
-        let blocks = TargetBlocks::new(batch.positions.clone());
+        let ragged = RaggedBatch::new(batch.positions.clone());
         let (n_targets, d_model) = batch.gradients.dims2()?;
         if n_targets == 0 {
             return Ok(());
         }
-        let own_rows: Vec<u32> = blocks.own_rows().into_iter().map(|row| row as u32).collect();
+        let own_rows: Vec<u32> = ragged.own_rows().into_iter().map(|row| row as u32).collect();
         let own_rows = Tensor::from_vec(own_rows, n_targets, batch.gradients.device())?;
-        let at_site = Tensor::zeros((blocks.n_rows(), d_model), DType::F32, batch.gradients.device())?.index_add(
+        let at_site = Tensor::zeros((ragged.n_rows(), d_model), DType::F32, batch.gradients.device())?.index_add(
             &own_rows,
             &batch.gradients,
             0,
@@ -65,38 +65,38 @@ impl LinearModel {
         let (mut grad, mut at_output, top) = match batch.site {
             TargetSite::FinalNorm => {
                 let top = self.layers.len();
-                let grad = norm_pullback(&at_site, None, &self.final_norm, &blocks)?;
+                let grad = norm_pullback(&at_site, None, &self.final_norm, &ragged)?;
                 let at_output = match self.output_norm_below(top) {
-                    Some(factors) => Some(norm_pullback(&grad, None, factors, &blocks)?),
+                    Some(factors) => Some(norm_pullback(&grad, None, factors, &ragged)?),
                     None => None,
                 };
                 (grad, at_output, top)
             }
             TargetSite::InputHook { layer } => {
                 let frozen = &self.layers[layer];
-                let resid_mid = frozen.pull_back_input(at_site, None, &blocks)?;
-                self.read_constants(layer, &resid_mid, &blocks, read)?;
+                let resid_mid = frozen.pull_back_input(at_site, None, &ragged)?;
+                self.read_constants(layer, &resid_mid, &ragged, read)?;
                 // The gradient is zero but at the targets' own positions, so only these go through `W_O`.
                 let z = matmul(&resid_mid.index_select(&own_rows, 0)?, &frozen.w_o)?;
-                let v = frozen_attention_own(&z, &frozen.pattern, self.n_kv_heads, &blocks)?;
+                let v = frozen_attention_own(&z, &frozen.pattern, self.n_kv_heads, &ragged)?;
                 let post = self.output_norm_below(layer);
-                let (grad, at_output) = add_product(resid_mid, &v, &frozen.w_v, post, &blocks)?;
+                let (grad, at_output) = add_product(resid_mid, &v, &frozen.w_v, post, &ragged)?;
                 (grad, at_output, layer)
             }
         };
         for layer in (0..top).rev() {
             let frozen = &self.layers[layer];
             let at_mlp = at_output.as_ref().unwrap_or(&grad);
-            read_sources(&self.mlp_sources[layer], at_mlp, &blocks, read)?;
+            read_sources(&self.mlp_sources[layer], at_mlp, &ragged, read)?;
             if let Some(w_skip) = &frozen.w_skip {
-                grad = frozen.pull_back_input(matmul(at_mlp, w_skip)?, Some(&grad), &blocks)?;
+                grad = frozen.pull_back_input(matmul(at_mlp, w_skip)?, Some(&grad), &ragged)?;
             }
-            self.read_constants(layer, &grad, &blocks, read)?;
+            self.read_constants(layer, &grad, &ragged, read)?;
             let z = matmul(&grad, &frozen.w_o)?;
-            let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, &blocks)?;
-            (grad, at_output) = add_product(grad, &v, &frozen.w_v, self.output_norm_below(layer), &blocks)?;
+            let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, &ragged)?;
+            (grad, at_output) = add_product(grad, &v, &frozen.w_v, self.output_norm_below(layer), &ragged)?;
         }
-        read_sources(&self.embed_sources, &grad, &blocks, read)
+        read_sources(&self.embed_sources, &grad, &ragged, read)
     }
 
     /// The norm that the MLP below `layer` writes through, where there is one.
@@ -105,9 +105,9 @@ impl LinearModel {
     }
 
     /// What biases of a layer's attention give to the targets.
-    fn read_constants(&self, layer: usize, resid_mid: &Tensor, blocks: &TargetBlocks, read: Read) -> Result<()> {
+    fn read_constants(&self, layer: usize, resid_mid: &Tensor, ragged: &RaggedBatch, read: Read) -> Result<()> {
         match &self.attn_constants[layer] {
-            Some(constants) => read_sources(constants, resid_mid, blocks, read),
+            Some(constants) => read_sources(constants, resid_mid, ragged, read),
             None => Ok(()),
         }
     }
@@ -115,18 +115,18 @@ impl LinearModel {
 
 impl FrozenLayer {
     /// From the input hook to `resid_mid`, added to a residual gradient. `[n_rows, d_model]` to the same
-    fn pull_back_input(&self, at_hook: Tensor, residual: Option<&Tensor>, blocks: &TargetBlocks) -> Result<Tensor> {
+    fn pull_back_input(&self, at_hook: Tensor, residual: Option<&Tensor>, ragged: &RaggedBatch) -> Result<Tensor> {
         match (&self.input_norm, residual) {
-            (Some(factors), residual) => Ok(norm_pullback(&at_hook, residual, factors, blocks)?),
+            (Some(factors), residual) => Ok(norm_pullback(&at_hook, residual, factors, ragged)?),
             (None, Some(residual)) => Ok((at_hook + residual)?),
             (None, None) => Ok(at_hook),
         }
     }
 }
 
-fn read_sources(sources: &Sources, grad: &Tensor, blocks: &TargetBlocks, read: Read) -> Result<()> {
+fn read_sources(sources: &Sources, grad: &Tensor, ragged: &RaggedBatch, read: Read) -> Result<()> {
     if sources.origins.is_empty() {
         return Ok(());
     }
-    read(sources, grad, blocks)
+    read(sources, grad, ragged)
 }

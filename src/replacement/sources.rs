@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::error::Result;
-use crate::ops::{SourceVecs, TargetBlocks, edge_rows};
+use crate::ops::{RaggedBatch, SourceVecs, edge_rows};
 
 /// What a source vector belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +35,8 @@ impl Sources {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn effects(&self, grad: &Tensor, blocks: &TargetBlocks) -> Result<Tensor> {
-        Ok(edge_rows(grad, &self.vecs, blocks)?)
+    pub fn effects(&self, grad: &Tensor, ragged: &RaggedBatch) -> Result<Tensor> {
+        Ok(edge_rows(grad, &self.vecs, ragged)?)
     }
 }
 
@@ -84,7 +84,7 @@ impl SourcesBuilder {
     pub fn build(self, device: &Device) -> Result<Sources> {
         let device = if self.origins.is_empty() { &Device::Cpu } else { device };
         let vecs = Tensor::from_vec(self.vecs, (self.origins.len(), self.d_model), device)?;
-        let vecs = SourceVecs { vecs, scales: None, starts: self.starts.into() };
+        let vecs = SourceVecs { vecs, starts: self.starts.into() };
         Ok(Sources { vecs, origins: self.origins })
     }
 }

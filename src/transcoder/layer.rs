@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::activation::{ActivationFunction, Candidate};
 use crate::error::Result;
-use crate::ops::{block_values, encode_active};
+use crate::ops::{chunk_values, encode_active};
 use crate::weights::Checkpoint;
 
 /// Where the encoder is, and which way round.
@@ -102,7 +102,7 @@ impl Transcoder {
         let mut kept: Vec<(u32, u32)> = Vec::new();
         let mut kept_rows: Vec<Tensor> = Vec::new();
         let x = x.narrow(0, n_excluded.min(n_pos), n_pos - n_excluded.min(n_pos))?;
-        let step = (block_values(device) / d_model).max(1);
+        let step = (chunk_values(device) / d_model).max(1);
         let starts = if x.dim(0)? == 0 { 0..0 } else { 0..self.n_features() };
         for start in starts.step_by(step) {
             let range = start..(start + step).min(self.n_features());
@@ -170,7 +170,7 @@ impl Transcoder {
     /// # Errors
     /// Those of reading and of the tensor operations.
     pub fn pre_activations(&self, x: &Tensor) -> Result<Tensor> {
-        let step = (block_values(x.device()) / self.d_model).max(1);
+        let step = (chunk_values(x.device()) / self.d_model).max(1);
         let blocks = (0..self.n_features())
             .step_by(step)
             .map(|start| {

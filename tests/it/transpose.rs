@@ -1,7 +1,7 @@
 //! The pull-back is the transpose of the frozen forward map: ⟨y, J x⟩ = ⟨Jᵀ y, x⟩, in every family.
 
 use candle_core::Tensor;
-use circuitscope::ops::{SourceVecs, TargetBlocks};
+use circuitscope::ops::{RaggedBatch, SourceVecs};
 use circuitscope::replacement::{ChangeSite, LinearModel, Origin, Sources, TargetBatch, TargetSite};
 
 use crate::reference::cases;
@@ -38,7 +38,6 @@ fn random_sources(random: &mut Random, n_pos: usize, d_model: usize, origin: imp
     Sources {
         vecs: SourceVecs {
             vecs: Tensor::from_vec(random.vec(n_pos * d_model), (n_pos, d_model), &device()).unwrap(),
-            scales: None,
             starts: (0..=n_pos).collect::<Vec<_>>().into(),
         },
         origins: (0..n_pos).map(origin).collect(),
@@ -58,8 +57,8 @@ fn with_random_sources(linear: &mut LinearModel, random: &mut Random) {
 /// `⟨Jᵀ y, x⟩` for every source x: the effects that the pull-back reads. `[(x, [n_targets])]`
 fn pulled_back(linear: &LinearModel, batch: &TargetBatch) -> Vec<(Origin, Vec<f32>)> {
     let mut all = Vec::new();
-    let read = &mut |sources: &Sources, grad: &Tensor, blocks: &TargetBlocks| {
-        let effects = sources.effects(grad, blocks)?;
+    let read = &mut |sources: &Sources, grad: &Tensor, ragged: &RaggedBatch| {
+        let effects = sources.effects(grad, ragged)?;
         for (i, &origin) in sources.origins.iter().enumerate() {
             all.push((origin, effects.narrow(1, i, 1)?.flatten_all()?.to_vec1()?));
         }

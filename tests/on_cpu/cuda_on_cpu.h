@@ -1,5 +1,5 @@
-// CUDA's words for a CPU, so that a kernel's own source runs without a GPU: threads of a block are real threads, blocks
-// follow each other.
+// CUDA's words for a CPU, so that a kernel's own source runs without a GPU: threads of a thread block are real threads,
+// thread blocks (blocks below) follow each other.
 //
 // What it keeps of CUDA's meaning, so that a kernel that is wrong on a GPU is wrong here too:
 // - __syncthreads orders memory among the threads of a block; all of them must reach the same one, or the run ends with
@@ -200,6 +200,5 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
 }
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
-inline float __uint_as_float(unsigned bits) { return on_cpu::from_bits<float>(bits); }
 inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(on_cpu::to_bits(value)); }
 inline long long __double_as_longlong(double value) { return static_cast<long long>(on_cpu::to_bits(value)); }

@@ -3,7 +3,8 @@
 //
 // - This program's kernels are their own source, threads taking turns (`cuda_on_cpu.h`); candle's kernels and cuBLAS's
 //   product are plain loops, found by name.
-// - What a real driver refuses is refused: empty allocations, empty grids, unknown kernels.
+// - What a real driver refuses is refused: empty allocations and those beyond 8 GiB in all, empty grids, unknown
+//   kernels; and what a test wants refused.
 // - Copies to page-locked memory are done as late as the program's own synchronisation allows, freed memory is
 //   overwritten: a missing wait shows as wrong values.
 //
@@ -31,7 +32,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 using Status = int;
-constexpr Status OK = 0, INVALID_VALUE = 1, NOT_FOUND = 500;
+constexpr Status OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500;
 
 // One lock around everything: streams are in order, hosts may have threads.
 static std::recursive_mutex driver;
@@ -241,11 +242,6 @@ static void index_add(void** args) {
 
 static float gelu_tanh(float x) { return 0.5f * x * (1.0f + tanhf(0.797884560802865f * (x + 0.044715f * x * x * x))); }
 static float plus(float a, float b) { return a + b; }
-static bf16_bits to_bf16(float x) {
-    u32 bits;
-    memcpy(&bits, &x, sizeof bits);
-    return static_cast<bf16_bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 struct Function {
     std::string name;
@@ -257,8 +253,7 @@ static std::map<std::string, Function>& functions() {
     if (!all.empty()) return all;
     const auto add = [](const char* name, std::function<void(void**)> run) { all[name] = {name, std::move(run)}; };
     add("norm_pullback", own(norm_pullback));
-    add("edge_rows_f32", own(edge_rows_f32));
-    add("edge_rows_bf16", own(edge_rows_bf16));
+    add("edge_rows", own(edge_rows));
     add("frozen_attention_short", own(frozen_attention_short));
     add("frozen_attention_long", own(frozen_attention_long));
     add("encode_cut", own(encode_cut));
@@ -301,8 +296,6 @@ static std::map<std::string, Function>& functions() {
     add("is_u32_f32", index_select);
     add("ia_u32_f32", index_add);
     add("cast_f32_f32", cast<float, float>([](float x) { return x; }));
-    add("cast_f32_bf16", cast<float, bf16_bits>(to_bf16));
-    add("cast_bf16_f32", cast<bf16_bits, float>([](bf16_bits x) { return as_f32(x); }));
     return all;
 }
 
@@ -325,6 +318,17 @@ static Stream default_stream;
 static std::map<void*, size_t> device_memory;
 static std::set<void*> page_locked;
 
+constexpr size_t MEMORY_BYTES = 8ull << 30;
+static size_t allocated_bytes;
+
+// What a test wants refused: CIRCUITSCOPE_ON_CPU_REFUSE=BYTES:STATUS, allocations of that many bytes with that status.
+static Status refusal(size_t bytes) {
+    static const char* wanted = getenv("CIRCUITSCOPE_ON_CPU_REFUSE");
+    char* rest;
+    if (!wanted || strtoull(wanted, &rest, 10) != bytes || *rest != ':') return OK;
+    return atoi(rest + 1);
+}
+
 static Stream& stream_of(void* handle) {
     // Null and the two special handles are one stream here.
     return reinterpret_cast<uintptr_t>(handle) <= 2 ? default_stream : *static_cast<Stream*>(handle);
@@ -333,9 +337,12 @@ static Stream& stream_of(void* handle) {
 static Status allocate(void** address, size_t bytes) {
     LOCKED;
     if (bytes == 0) return INVALID_VALUE;
+    if (bytes > MEMORY_BYTES - allocated_bytes) return OUT_OF_MEMORY;
+    if (const Status status = refusal(bytes)) return status;
     *address = malloc(bytes);
     memset(*address, 0xff, bytes);
     device_memory[*address] = bytes;
+    allocated_bytes += bytes;
     return OK;
 }
 
@@ -344,6 +351,7 @@ static Status release(void* address) {
     const auto found = device_memory.find(address);
     if (found == device_memory.end()) return INVALID_VALUE;
     memset(address, 0xee, found->second);
+    allocated_bytes -= found->second;
     device_memory.erase(found);
     free(address);
     return OK;
@@ -407,7 +415,10 @@ EXPORT Status cuMemFreeHost(void* address) {
     page_locked.erase(address);
     return free(address), OK;
 }
-EXPORT Status cuMemGetInfo_v2(size_t* available, size_t* total) { return *available = *total = 8ull << 30, OK; }
+EXPORT Status cuMemGetInfo_v2(size_t* available, size_t* total) {
+    LOCKED;
+    return *available = MEMORY_BYTES - allocated_bytes, *total = MEMORY_BYTES, OK;
+}
 EXPORT Status cuMemsetD8Async(void* address, unsigned char value, size_t n, void*) {
     LOCKED;
     return memset(address, value, n), OK;

@@ -1,8 +1,9 @@
 // Runs recorded kernel launches on the CPU: replay IN OUT
 //
 // IN, all numbers little-endian u64 unless said: n_buffers, then each buffer's size and bytes; n_launches, then each
-// launch: length and bytes of the kernel's name, grid x y z, threads a block, n_args, then each argument's kind and
-// value (0: null; 1: number of a buffer; 2: u32; 3: f32, its bits). OUT: the bytes of all buffers, one after another.
+// launch: length and bytes of the kernel's name, grid x y z, threads a thread block, n_args, then each argument's kind
+// and value (0: null; 1: number of a buffer; 2: u32; 3: f32, its bits). OUT: the bytes of all buffers, one after
+// another.
 //
 // Every buffer is an allocation of exactly its size, so that AddressSanitizer sees each access outside one.
 #include "cuda_on_cpu.h"
@@ -72,9 +73,10 @@ static void call_kernel(const std::vector<Arg>& args) {
 
 #define KERNEL(name) {#name, count_args(name), call_kernel<name>}
 static const Kernel KERNELS[] = {
-    KERNEL(norm_pullback),         KERNEL(edge_rows_f32), KERNEL(edge_rows_bf16), KERNEL(frozen_attention_short),
-    KERNEL(frozen_attention_long), KERNEL(encode_cut),    KERNEL(encode_count),   KERNEL(encode_scan),
-    KERNEL(encode_write),          KERNEL(row_abs_sums),  KERNEL(influence_sweep), KERNEL(influence_select),
+    KERNEL(norm_pullback),         KERNEL(edge_rows),        KERNEL(frozen_attention_short),
+    KERNEL(frozen_attention_long), KERNEL(encode_cut),       KERNEL(encode_count),
+    KERNEL(encode_scan),           KERNEL(encode_write),     KERNEL(row_abs_sums),
+    KERNEL(influence_sweep),       KERNEL(influence_select),
 };
 
 #if !defined(__SANITIZE_ADDRESS__)

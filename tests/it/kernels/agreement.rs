@@ -1,14 +1,14 @@
-//! Every kernel against its CPU side, on random shapes and on the edges of its blocks and warps.
+//! Every kernel against its CPU side, on random shapes and on the edges of its thread blocks and warps.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
-use circuitscope::graph::{PartialRows, next_features, partial_influence};
+use candle_core::{Device, Result, Tensor, bail};
+use circuitscope::graph::{PARTIAL_ROW_SUM_CLAMP, PartialRows, next_features, partial_influence};
 use circuitscope::ops::edge_rows::EdgeRowsArgs;
 use circuitscope::ops::encode_active;
 use circuitscope::ops::frozen_attention::{FrozenAttentionArgs, Queries};
 use circuitscope::ops::gpu::{Arg, Gpu};
 use circuitscope::ops::influence::{RowSums, RowsSoFar};
 use circuitscope::ops::norm_pullback::NormPullbackArgs;
-use circuitscope::ops::{self, Activity, Indices, NormFactors, SourceVecs, TargetBlocks};
+use circuitscope::ops::{self, Activity, Indices, NormFactors, RaggedBatch, SourceVecs};
 
 use super::on_cpu::{self, Build, OnCpu};
 use crate::transpose::Random;
@@ -67,53 +67,44 @@ pub fn edge_rows_case(
     width: usize,
     most: usize,
 ) -> Result<()> {
-    let blocks = TargetBlocks::new(positions);
+    let ragged = RaggedBatch::new(positions);
     let mut starts = vec![0];
-    for p in 0..blocks.n_blocks() {
+    for p in 0..ragged.n_segments() {
         // One position is full, others have fewer sources or none.
-        let n = if p == blocks.n_blocks() / 2 { most } else { random.below(most + 1) };
+        let n = if p == ragged.n_segments() / 2 { most } else { random.below(most + 1) };
         starts.push(starts[p] + n);
     }
-    let n_sources = starts[blocks.n_blocks()];
-    let (grad, vecs) = (random.vec(blocks.n_rows() * width), random.vec(n_sources * width));
-    let scales = random.vec(n_sources);
+    let n_sources = starts[ragged.n_segments()];
+    let (grad, vecs) = (random.vec(ragged.n_rows() * width), random.vec(n_sources * width));
     let starts: Indices = starts.into();
-    for (dtype, scaled) in [(DType::F32, false), (DType::F32, true), (DType::BF16, true)] {
-        let sources = SourceVecs {
-            vecs: tensor(&vecs, &[n_sources, width]).to_dtype(dtype)?,
-            scales: scaled.then(|| tensor(&scales, &[n_sources])),
-            starts: starts.clone(),
-        };
-        let expected = ops::edge_rows(&tensor(&grad, &[blocks.n_rows(), width]), &sources, &blocks)?;
-        // Columns in reverse, behind two that must stay as they are, in rows that hold something already.
-        let row_stride = n_sources + 2;
-        let columns: Vec<u32> = (0..n_sources as u32).rev().map(|column| column + 2).collect();
-        let before = random.vec(blocks.n_targets() * row_stride);
-        let rows = gpu.upload(&before)?;
-        let bits: Vec<half::bf16> = vecs.iter().map(|&v| half::bf16::from_f32(v)).collect();
-        let args = EdgeRowsArgs {
-            rows: gpu.arg::<f32>(&rows),
-            row_stride,
-            grad: gpu.input(&grad),
-            vecs: if dtype == DType::BF16 { gpu.bf16(&bits) } else { gpu.input(&vecs) },
-            vecs_dtype: dtype,
-            scales: if scaled { gpu.input(&scales) } else { Arg::Null },
-            columns: gpu.input(&columns),
-            block_starts: gpu.input(&blocks.starts().to_u32()),
-            source_starts: gpu.input(&starts.to_u32()),
-            width,
-        };
-        unsafe { ops::edge_rows::launch(gpu, &args, &blocks, &starts)? };
-        let rows: Vec<f32> = gpu.download(&rows)?;
-        let expected: Vec<Vec<f32>> = expected.to_vec2()?;
-        let mut sums = before;
-        for (t, effects) in expected.iter().enumerate() {
-            for (s, effect) in effects.iter().enumerate() {
-                sums[t * row_stride + columns[s] as usize] += effect;
-            }
+    let sources = SourceVecs { vecs: tensor(&vecs, &[n_sources, width]), starts: starts.clone() };
+    let expected = ops::edge_rows(&tensor(&grad, &[ragged.n_rows(), width]), &sources, &ragged)?;
+    // Columns in reverse, behind two that must stay as they are, in rows that hold something already.
+    let row_stride = n_sources + 2;
+    let columns: Vec<u32> = (0..n_sources as u32).rev().map(|column| column + 2).collect();
+    let before = random.vec(ragged.n_targets() * row_stride);
+    let rows = gpu.upload(&before)?;
+    let args = EdgeRowsArgs {
+        rows: gpu.arg::<f32>(&rows),
+        row_stride,
+        grad: gpu.input(&grad),
+        vecs: gpu.input(&vecs),
+        columns: gpu.input(&columns),
+        segment_starts: gpu.input(&ragged.starts().to_u32()),
+        source_starts: gpu.input(&starts.to_u32()),
+        width,
+    };
+    // SAFETY: each buffer was made above, as large as its field says.
+    unsafe { ops::edge_rows::launch(gpu, &args, &ragged, &starts)? };
+    let rows: Vec<f32> = gpu.download(&rows)?;
+    let expected: Vec<Vec<f32>> = expected.to_vec2()?;
+    let mut sums = before;
+    for (t, effects) in expected.iter().enumerate() {
+        for (s, effect) in effects.iter().enumerate() {
+            sums[t * row_stride + columns[s] as usize] += effect;
         }
-        check_close(&rows, &sums, &format!("edge_rows {dtype:?}, width {width}, at most {most} sources"))?;
     }
+    check_close(&rows, &sums, &format!("edge_rows, width {width}, at most {most} sources"))?;
     Ok(())
 }
 
@@ -122,7 +113,7 @@ fn edge_rows_kernel_agrees_with_its_cpu_side() {
     for_each_build(|gpu, build| {
         let mut random = Random::new(1);
         for positions in batches(&mut random) {
-            // Sources at the edges of a block of 64, widths at those of a slice of 32.
+            // Sources at the edges of a thread block of 64, widths at those of a slice of 32.
             let shapes: &[(usize, usize)] = match build {
                 Build::Plain => &[(1, 1), (33, 64), (32, 65), (31, 0), (64, 130)],
                 _ => &[(33, 65)],
@@ -140,8 +131,8 @@ pub fn attention_case(
     positions: Vec<usize>,
     [n_heads, n_kv_heads, d_head]: [usize; 3],
 ) -> Result<()> {
-    let blocks = TargetBlocks::new(positions);
-    let n_pos = blocks.n_blocks() + 1;
+    let ragged = RaggedBatch::new(positions);
+    let n_pos = ragged.n_segments() + 1;
     // Above the diagonal stands what must never be read.
     let mut pattern = random.vec(n_heads * n_pos * n_pos);
     for (i, weight) in pattern.iter_mut().enumerate() {
@@ -150,29 +141,30 @@ pub fn attention_case(
         }
     }
     for queries in [Queries::All, Queries::Own] {
-        let n_rows = if queries == Queries::Own { blocks.n_targets() } else { blocks.n_rows() };
+        let n_rows = if queries == Queries::Own { ragged.n_targets() } else { ragged.n_rows() };
         let grad_z = random.vec(n_rows * n_heads * d_head);
         let on_cpu = if queries == Queries::Own { ops::frozen_attention_own } else { ops::frozen_attention };
         let expected = on_cpu(
             &tensor(&grad_z, &[n_rows, n_heads * d_head]),
             &tensor(&pattern, &[n_heads, n_pos, n_pos]),
             n_kv_heads,
-            &blocks,
+            &ragged,
         )?;
-        let out = gpu.upload(&vec![f32::NAN; blocks.n_rows() * n_kv_heads * d_head])?;
+        let out = gpu.upload(&vec![f32::NAN; ragged.n_rows() * n_kv_heads * d_head])?;
         let args = FrozenAttentionArgs {
             out: gpu.arg::<f32>(&out),
             grad_z: gpu.input(&grad_z),
             pattern: gpu.input(&pattern),
-            block_starts: gpu.input(&blocks.starts().to_u32()),
-            positions: gpu.input(&blocks.positions().to_u32()),
+            segment_starts: gpu.input(&ragged.starts().to_u32()),
+            positions: gpu.input(&ragged.positions().to_u32()),
             n_pos,
             n_heads,
             n_kv_heads,
             d_head,
             queries,
         };
-        unsafe { ops::frozen_attention::launch(gpu, &args, &blocks)? };
+        // SAFETY: each buffer was made above, as large as its field says.
+        unsafe { ops::frozen_attention::launch(gpu, &args, &ragged)? };
         let what = format!("frozen_attention {queries:?}, heads {n_heads} {n_kv_heads}, d_head {d_head}");
         check_close(&gpu.download::<f32>(&out)?, &flat(&expected), &what)?;
     }
@@ -196,8 +188,8 @@ fn frozen_attention_kernels_agree_with_their_cpu_side() {
 }
 
 pub fn norm_case(gpu: &OnCpu, random: &mut Random, positions: Vec<usize>, width: usize) -> Result<()> {
-    let blocks = TargetBlocks::new(positions);
-    let (n_rows, n_pos) = (blocks.n_rows(), blocks.n_blocks() + 1);
+    let ragged = RaggedBatch::new(positions);
+    let (n_rows, n_pos) = (ragged.n_rows(), ragged.n_segments() + 1);
     let (grad, residual) = (random.vec(n_rows * width), random.vec(n_rows * width));
     let [gain, post_gain] = [random.vec(width), random.vec(width)];
     let [scale, post_scale] = [random.vec(n_pos), random.vec(n_pos)];
@@ -205,7 +197,7 @@ pub fn norm_case(gpu: &OnCpu, random: &mut Random, positions: Vec<usize>, width:
         NormFactors::new(&tensor(gain, &[width]), &tensor(scale, &[n_pos]), centred)
     };
     let [grad_t, residual_t] = [&grad, &residual].map(|values| tensor(values, &[n_rows, width]));
-    let row_positions: Vec<u32> = blocks.row_positions().map(|p| p as u32).collect();
+    let row_positions: Vec<u32> = ragged.row_positions().map(|p| p as u32).collect();
     for (has_norm, centred, has_residual, has_post) in [
         (true, false, false, false),
         (true, true, true, false),
@@ -215,7 +207,7 @@ pub fn norm_case(gpu: &OnCpu, random: &mut Random, positions: Vec<usize>, width:
     ] {
         let expected = match (has_norm, has_residual) {
             (true, with) => {
-                ops::norm_pullback(&grad_t, with.then_some(&residual_t), &factors(&gain, &scale, centred)?, &blocks)?
+                ops::norm_pullback(&grad_t, with.then_some(&residual_t), &factors(&gain, &scale, centred)?, &ragged)?
             }
             (false, _) => (&grad_t + &residual_t)?,
         };
@@ -231,11 +223,12 @@ pub fn norm_case(gpu: &OnCpu, random: &mut Random, positions: Vec<usize>, width:
             width,
             centred,
         };
-        unsafe { ops::norm_pullback::launch(gpu, &args, &blocks)? };
+        // SAFETY: each buffer was made above, as large as its field says.
+        unsafe { ops::norm_pullback::launch(gpu, &args, &ragged)? };
         let what = format!("norm_pullback, width {width}, centred {centred}, residual {has_residual}");
         check_close(&gpu.download::<f32>(&out)?, &flat(&expected), &what)?;
         if has_post {
-            let post = ops::norm_pullback(&expected, None, &factors(&post_gain, &post_scale, false)?, &blocks)?;
+            let post = ops::norm_pullback(&expected, None, &factors(&post_gain, &post_scale, false)?, &ragged)?;
             check_close(&gpu.download::<f32>(&post_out)?, &flat(&post), &format!("{what}, post-norm"))?;
         }
     }
@@ -267,6 +260,7 @@ pub fn encode_case(gpu: &OnCpu, random: &mut Random, n_pos: usize, n_features: u
     let top = [0, 1, 3, n_features / 2, n_features, n_features + 7].map(|k| Activity::TopK { k });
     for activity in [Activity::Relu, Activity::JumpRelu { threshold: &threshold }].into_iter().chain(top) {
         let expected = ops::encode_active(&tensor(&products, &[n_pos, n_features]), &bias, activity)?;
+        // SAFETY: the products are as large as positions and features say.
         let actual = unsafe { encode_active::launch(gpu, gpu.input(&products), n_pos, &bias, activity)? };
         check_equal(actual, expected, &format!("{n_pos} positions, {n_features} features, {activity:?}"))?;
     }
@@ -331,9 +325,11 @@ pub fn influence_case(gpu: &OnCpu, random: &mut Random, layers: &[usize], n_targ
             row_stride,
             n_columns,
             layer_starts: &layer_starts,
+            row_sum_clamp: PARTIAL_ROW_SUM_CLAMP as f32,
             targets: &all_targets,
             visited: &all_visited,
         };
+        // SAFETY: the rows were made above, numbered in order; there is room for a sum a row.
         let selected = unsafe { ops::influence::launch(gpu, &so_far, &mut sums, count)? };
         let expected = next_features(&expected, &is_visited, count);
         check_equal(selected, expected, &format!("{count} of {n_open} in {layers:?}"))?;
@@ -364,10 +360,12 @@ fn the_same_launch_gives_the_same_bits() {
     let run = || -> Vec<Vec<f32>> {
         let (gpu, mut random) = (OnCpu::new(&program), Random::new(6));
         let (z, bias) = (random.vec(3 * 1100), random.vec(1100));
+        // SAFETY: an input of 3 x 1100 values, and as many biases as features.
         let found = unsafe { encode_active::launch(&gpu, gpu.input(&z), 3, &bias, Activity::TopK { k: 40 }) }.unwrap();
         let sums = gpu.zeros::<f64>(3).unwrap();
         let kernel = ops::gpu::Kernel { file: "influence", name: "row_abs_sums", n_threads: 256 };
         let args = vec![gpu.arg::<f64>(&sums), gpu.input(&z), Arg::U32(0), Arg::U32(1100), Arg::U32(1090)];
+        // SAFETY: three sums, three rows of 1100 values.
         unsafe { gpu.launch(&ops::gpu::Launch { kernel, grid: [3, 1, 1], args }) }.unwrap();
         let sums: Vec<f64> = gpu.download(&sums).unwrap();
         let halves =

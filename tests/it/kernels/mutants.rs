@@ -92,7 +92,7 @@ const MUTANTS: [Mutant; 17] = [
         case: edge_rows,
     },
     Mutant {
-        name: "frozen_attention looks at a key behind the query",
+        name: "frozen_attention looks at a key after the query",
         file: "frozen_attention.cu",
         from: "q <= last && k <= q ?",
         to: "q <= last && k <= q + 1 ?",

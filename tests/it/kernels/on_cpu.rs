@@ -111,11 +111,6 @@ impl OnCpu {
         Self { program: program.to_owned(), recorded: RefCell::default() }
     }
 
-    pub fn bf16(&self, values: &[half::bf16]) -> Arg {
-        let bits: Vec<u16> = values.iter().map(|v| v.to_bits()).collect();
-        self.arg::<u16>(&self.upload(&bits).unwrap())
-    }
-
     pub fn input<T: Element>(&self, values: &[T]) -> Arg {
         self.arg::<T>(&self.upload(values).unwrap())
     }

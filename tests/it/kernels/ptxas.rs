@@ -1,4 +1,4 @@
-//! What ptxas says of the kernels: no spills, and enough blocks on a multiprocessor. Needs nvcc (NVCC, or on PATH).
+//! What ptxas says of the kernels: no spills, and enough thread blocks on a multiprocessor. Needs nvcc (NVCC, or on PATH).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +20,7 @@ struct Architecture {
     shared_bytes: usize,
 }
 
-/// Both have 64 warps, 32 blocks and 65,536 registers in four parts.
+/// Both have 64 warps, 32 thread blocks and 65,536 registers in four parts.
 const ARCHITECTURES: [Architecture; 2] =
     [Architecture { name: "80", shared_bytes: 164 << 10 }, Architecture { name: "90", shared_bytes: 228 << 10 }];
 
@@ -31,12 +31,12 @@ impl Architecture {
     /// Warps at a time on a multiprocessor, of 64, in percent.
     fn occupancy(&self, figures: &Figures) -> usize {
         let warps = figures.n_threads / 32;
-        // A warp takes registers from one of four parts, 256 at a time; a block some shared memory for itself.
+        // A warp takes registers from one of four parts, 256 at a time; a thread block some shared memory for itself.
         let of_warp = (figures.n_registers * 32).next_multiple_of(256);
         let by_registers = 16_384 / of_warp * 4 / warps;
         let by_shared = self.shared_bytes / (figures.shared_bytes + 1024).next_multiple_of(128);
-        let n_blocks = by_registers.min(by_shared).min(64 / warps).min(32);
-        n_blocks * warps * 100 / 64
+        let n_segments = by_registers.min(by_shared).min(64 / warps).min(32);
+        n_segments * warps * 100 / 64
     }
 }
 
@@ -56,10 +56,10 @@ fn number(line: &str, before: &str, after: &str) -> Option<usize> {
     head.split_whitespace().next_back()?.parse().ok()
 }
 
-/// Threads of a block, the one constant of a kernel file that ends in `_THREADS`.
+/// Threads of a thread block, the one constant of a kernel file that ends in `_THREADS`.
 fn n_threads(source: &Path) -> usize {
     let text = std::fs::read_to_string(source).unwrap();
-    number(&text, "_THREADS = ", ";").expect("a kernel file says how many threads a block has")
+    number(&text, "_THREADS = ", ";").expect("a kernel file says how many threads a thread block has")
 }
 
 /// Compiles a file to a cubin and reads what ptxas says.

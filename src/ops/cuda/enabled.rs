@@ -5,17 +5,27 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
+use candle_core::cuda::cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use candle_core::cuda::cudarc::driver::{
-    CudaStream, DevicePtr, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg,
+    CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg,
+    ValidAsZeroBits,
 };
-use candle_core::cuda::{CudaDType, WrapErr};
-pub use candle_core::cuda::{CudaDevice, CudaStorage};
-use candle_core::{DType, Device, Layout, Result, Storage, Tensor, bail};
+use candle_core::cuda::{CudaError, WrapErr};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Error, Layout, Result, Storage, Tensor, bail};
 
-use super::device::DeviceLimits;
-use super::gpu::{Arg, Element, Gpu, Kernel, Launch};
+use super::super::device::DeviceLimits;
+use super::super::gpu::{Arg, Element, Gpu, Kernel, Launch};
+
+/// Whether this build can use GPUs.
+pub const BUILT: bool = true;
+
+/// What a device's memory can hold.
+pub trait DeviceValue: DeviceRepr + ValidAsZeroBits {}
+
+impl<T: DeviceRepr + ValidAsZeroBits> DeviceValue for T {}
+
+/// Device memory.
+pub type Buffer<T> = CudaSlice<T>;
 
 /// One constant a kernel file, its PTX.
 mod ptx {
@@ -33,22 +43,22 @@ fn ptx(kernel: Kernel) -> &'static str {
 }
 
 impl Gpu for CudaDevice {
-    type Buffer<T: Element> = CudaSlice<T>;
+    type Buffer<T: Element> = Buffer<T>;
 
-    fn zeros<T: Element>(&self, len: usize) -> Result<CudaSlice<T>> {
+    fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         // An allocation of no bytes is an error to the driver.
         self.alloc_zeros(len.max(1))
     }
 
-    fn upload<T: Element>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+    fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>> {
         if values.is_empty() { self.zeros(0) } else { self.clone_htod(values) }
     }
 
-    fn download<T: Element>(&self, buffer: &CudaSlice<T>) -> Result<Vec<T>> {
+    fn download<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         self.clone_dtoh(buffer)
     }
 
-    fn arg<T: Element>(&self, buffer: &CudaSlice<T>) -> Arg {
+    fn arg<T: Element>(&self, buffer: &Buffer<T>) -> Arg {
         Arg::Buffer(buffer.device_ptr(&self.cuda_stream()).0)
     }
 
@@ -73,26 +83,17 @@ impl Gpu for CudaDevice {
     }
 }
 
-/// The argument for a contiguous operand.
-pub fn arg<T: CudaDType>(op: &str, storage: &CudaStorage, layout: &Layout) -> Result<Arg> {
+/// The argument for a contiguous f32 operand.
+pub fn arg(op: &str, storage: &CudaStorage, layout: &Layout) -> Result<Arg> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("{op}: expected a contiguous operand, got strides {:?}", layout.stride());
     };
-    let slice = storage.as_cuda_slice::<T>()?.slice(start..end);
+    let slice = storage.as_cuda_slice::<f32>()?.slice(start..end);
     Ok(Arg::Buffer(slice.device_ptr(&storage.device.cuda_stream()).0))
 }
 
-/// As [`arg`], for a tensor that lives as long as the launch is prepared.
-pub fn tensor_arg<T: CudaDType>(op: &str, tensor: &Tensor) -> Result<Arg> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cuda(storage) => arg::<T>(op, storage, layout),
-        _ => bail!("{op}: an operand is not on the GPU"),
-    }
-}
-
 /// A result as candle holds it.
-pub fn storage<T: CudaDType>(values: CudaSlice<T>, device: &CudaDevice) -> CudaStorage {
+pub fn storage(values: Buffer<f32>, device: &CudaDevice) -> CudaStorage {
     CudaStorage::wrap_cuda_slice(values, device.clone())
 }
 
@@ -135,6 +136,20 @@ pub fn limits(device: &CudaDevice) -> Result<DeviceLimits> {
         gb_per_sec: 2.0 * memory_khz * 1e3 * bus_bits / 8.0 / 1e9,
         gflop_per_sec: 2.0 * n_multiprocessors * lanes * clock_khz * 1e3 / 1e9,
     })
+}
+
+/// Whether an error says that a device has too little free memory.
+pub fn is_out_of_memory(error: &Error) -> bool {
+    match error {
+        Error::Context { inner, .. } | Error::WithPath { inner, .. } | Error::WithBacktrace { inner, .. } => {
+            is_out_of_memory(inner)
+        }
+        Error::Cuda(error) => {
+            let error: Option<&CudaError> = error.downcast_ref();
+            matches!(error, Some(CudaError::Cuda(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY))))
+        }
+        _ => false,
+    }
 }
 
 /// Copies rows to the host while the next ones are computed.
