@@ -15,14 +15,14 @@ use crate::intervene::{
     Alternative, Change, CompareOptions, Comparison, FeatureSpec, GenerateOptions, Intervention, Mode, Original, Plan,
     Positions, Supernodes, Sweep, SweepResult,
 };
+use crate::picture::{sweep_csv, sweep_svg};
 use crate::replacement::Replacement;
 use crate::{Error, Result};
 
 use super::graph_file::{Opening, open_graph};
-use super::intervene_text::{comparison_text, sweep_csv, sweep_text};
+use super::intervene_text::{comparison_text, sweep_text};
 use super::setup::SetupArgs;
-use super::sweep_plot::sweep_svg;
-use super::{print_data, print_json};
+use super::{note, print_data, print_json};
 
 #[derive(Debug, Args)]
 pub struct InterveneArgs {
@@ -204,7 +204,7 @@ fn print_sweep(args: &InterveneArgs, report: &SweepReport) -> Result<()> {
         let svg = sweep_svg(&report.result);
         replace_file(path, |writer| writer.write_all(svg.as_bytes()))?;
         if !args.setup.quiet {
-            eprintln!("wrote {}", path.display());
+            note(&format!("wrote {}", path.display()));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::export::{SummarySettings, WireGraph, raw, summarize, write_wire};
 use crate::prune::PruneSettings;
 
 use super::graph_file::{Thresholds, open_json, open_raw, prune_raw, relabel, render};
-use super::{Format, print_data};
+use super::{Format, note, print_data};
 
 #[derive(Debug, Args)]
 pub struct PruneArgs {
@@ -51,7 +51,7 @@ pub(super) fn run(args: &PruneArgs) -> Result<()> {
     write_wire(&WireGraph::new(&circuit, &slug)?, &output)?;
     let summary = summarize(&circuit, &SummarySettings::default())?;
     print_data(&render(&summary, args.format)?)?;
-    eprintln!("wrote {}", output.display());
+    note(&format!("wrote {}", output.display()));
     Ok(())
 }
 
@@ -74,6 +74,6 @@ fn prune_json(args: &PruneArgs, settings: &PruneSettings) -> Result<()> {
     circuit.meta.edge_threshold = Some(settings.edge_threshold);
     relabel(&mut circuit, args.labels.as_ref())?;
     print_data(&render(&summarize(&circuit, &SummarySettings::default())?, args.format)?)?;
-    eprintln!("kept {} of {} links; wrote {}", graph.links.len(), graph.n_links_read, output.display());
+    note(&format!("kept {} of {} links; wrote {}", graph.links.len(), graph.n_links_read, output.display()));
     Ok(())
 }

@@ -8,10 +8,11 @@ use clap::Args;
 use crate::Result;
 use crate::graph::{FeatureId, NodeId};
 use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions, verify};
+use crate::text::quoted;
 
 use super::graph_file::{Thresholds, open_raw, prune_raw};
 use super::setup::SetupArgs;
-use super::summary::{Align, quoted, write_table};
+use super::summary::{Align, write_table};
 use super::{Format, print_data, print_json};
 
 #[derive(Debug, Args)]

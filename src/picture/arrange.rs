@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::node_text;
 use super::route::{Band, Point, point_at, route};
-use super::text;
 use crate::circuits::{View, ViewNode};
 use crate::graph::{Circuit, NodeId};
 
@@ -128,13 +128,16 @@ pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Ar
     let mut boxes: Vec<DrawnBox> = shown
         .iter()
         .map(|&node| {
-            let mut lines =
-                text::wrap(&text::label(circuit, &view.nodes[node]), MAX_BOX_WIDTH - 2.0 * BOX_PADDING, MAX_LINES);
+            let mut lines = node_text::wrap(
+                &node_text::label(circuit, &view.nodes[node]),
+                MAX_BOX_WIDTH - 2.0 * BOX_PADDING,
+                MAX_LINES,
+            );
             if lines.is_empty() {
                 lines.push(String::new());
             }
             let height = lines.len() as f64 * LINE_HEIGHT + 2.0 * BOX_PADDING;
-            let widest = lines.iter().map(|line| text::width(line)).fold(0.0, f64::max);
+            let widest = lines.iter().map(|line| node_text::width(line)).fold(0.0, f64::max);
             let width = (widest + 2.0 * BOX_PADDING).clamp(MIN_BOX_WIDTH, MAX_BOX_WIDTH);
             DrawnBox { node, x: 0.0, y: 0.0, width, height, lines }
         })

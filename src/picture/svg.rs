@@ -3,10 +3,11 @@
 use std::fmt::Write;
 
 use super::arrange::{Arrangement, DrawnBox, DrawnEdge, TITLE};
+use super::node_text::{self, FONT_SIZE};
 use super::route::BEND;
-use super::text::{self, FONT_SIZE, xml};
 use crate::circuits::View;
 use crate::graph::Circuit;
+use crate::text::xml;
 
 const POSITIVE: &str = "#2f6db3";
 const NEGATIVE: &str = "#c8452f";
@@ -34,7 +35,7 @@ pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String 
          viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"'DejaVu Sans', Verdana, sans-serif\" \
          font-size=\"{FONT_SIZE}\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>"
     );
-    let title = text::wrap(&text::token(&circuit.meta.prompt), (width - 40.0) / 1.3, 1).concat();
+    let title = node_text::wrap(&node_text::token(&circuit.meta.prompt), (width - 40.0) / 1.3, 1).concat();
     let _ = writeln!(out, "<text x=\"20\" y=\"24\" font-size=\"13\" fill=\"#222\">{}</text>", xml(&title));
     let mut note = String::new();
     let hidden = [(arrangement.n_hidden, "nodes"), (arrangement.n_hidden_edges, "edges between shown ones")];
@@ -92,7 +93,7 @@ fn write_edge(
             let _ = write!(path, "C{before_x:.1} {:.1} {x:.1} {:.1} {x:.1} {y:.1}", before_y + rise, y - rise);
         }
     }
-    let name = |drawn: &DrawnBox| xml(&text::label(circuit, &view.nodes[drawn.node]));
+    let name = |drawn: &DrawnBox| xml(&node_text::label(circuit, &view.nodes[drawn.node]));
     let _ = writeln!(
         out,
         "<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width:.2}\" stroke-opacity=\"{:.2}\">\
@@ -107,14 +108,14 @@ fn write_edge(
 
 fn write_box(out: &mut String, circuit: &Circuit, view: &View, drawn: &DrawnBox) {
     let node = &view.nodes[drawn.node];
-    let kind = text::kind(circuit, node);
+    let kind = node_text::kind(circuit, node);
     let (fill, border, extra) = colors(kind);
     let DrawnBox { x, y, width, height, .. } = *drawn;
     let _ = writeln!(
         out,
         "<g><title>{}: {}, influence {:.4}</title>",
-        xml(&text::id(circuit, node)),
-        xml(&text::label(circuit, node)),
+        xml(&node_text::id(circuit, node)),
+        xml(&node_text::label(circuit, node)),
         node.influence
     );
     let _ = writeln!(

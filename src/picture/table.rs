@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use super::text::{self, xml};
+use super::node_text;
 use crate::circuits::{View, ViewNode};
 use crate::graph::Circuit;
+use crate::text::{csv_cell, dot as dot_text, xml};
 
 /// Layer of a node that is in one.
 fn layer(circuit: &Circuit, node: &ViewNode) -> String {
@@ -14,19 +15,9 @@ fn layer(circuit: &Circuit, node: &ViewNode) -> String {
     }
 }
 
-/// A text for Graphviz, quoted.
-fn dot_text(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
-}
-
-/// A cell of a table (RFC 4180).
-fn cell(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
-}
-
 /// The ids of all nodes, made once: edges are many.
 fn ids(circuit: &Circuit, view: &View, quoted: impl Fn(&str) -> String) -> Vec<String> {
-    view.nodes.iter().map(|node| quoted(&text::id(circuit, node))).collect()
+    view.nodes.iter().map(|node| quoted(&node_text::id(circuit, node))).collect()
 }
 
 /// The view in Graphviz's language, bottom to top.
@@ -34,12 +25,12 @@ pub fn dot(circuit: &Circuit, view: &View) -> String {
     let ids = ids(circuit, view, dot_text);
     let mut out = String::from("digraph circuit {\n  rankdir=BT;\n  node [shape=box, style=rounded, fontsize=10];\n");
     for (node, id) in view.nodes.iter().zip(&ids) {
-        let shape = match text::kind(circuit, node) {
+        let shape = match node_text::kind(circuit, node) {
             "error" => ", style=\"rounded,dashed\"",
             "supernode" => ", peripheries=2",
             _ => "",
         };
-        let label = dot_text(&text::label(circuit, node));
+        let label = dot_text(&node_text::label(circuit, node));
         let _ = writeln!(out, "  {id} [label={label}{shape}];");
     }
     let largest = view.edges.iter().map(|edge| edge.weight.abs()).fold(f64::MIN_POSITIVE, f64::max);
@@ -83,8 +74,8 @@ pub fn graphml(circuit: &Circuit, view: &View) -> String {
     for (node, id) in view.nodes.iter().zip(&ids) {
         let _ = write!(out, "<node id=\"{id}\">");
         let facts = [
-            ("kind", text::kind(circuit, node).to_owned()),
-            ("label", xml(&text::label(circuit, node))),
+            ("kind", node_text::kind(circuit, node).to_owned()),
+            ("label", xml(&node_text::label(circuit, node))),
             ("layer", layer(circuit, node)),
             ("position", circuit.node(node.members[0]).pos.to_string()),
             ("influence", node.influence.to_string()),
@@ -118,11 +109,11 @@ pub fn csv_nodes(circuit: &Circuit, view: &View) -> String {
         let _ = writeln!(
             out,
             "{},{},{},{},{},{activation},{},{}",
-            cell(&text::id(circuit, node)),
-            text::kind(circuit, node),
+            csv_cell(&node_text::id(circuit, node)),
+            node_text::kind(circuit, node),
             layer(circuit, node),
             first.pos,
-            cell(&text::label(circuit, node)),
+            csv_cell(&node_text::label(circuit, node)),
             node.influence,
             node.members.len(),
         );
@@ -133,7 +124,7 @@ pub fn csv_nodes(circuit: &Circuit, view: &View) -> String {
 /// The edges of the view as a table, one a line.
 pub fn csv_edges(circuit: &Circuit, view: &View) -> String {
     let mut out = String::from("source,target,weight,share\n");
-    let ids = ids(circuit, view, cell);
+    let ids = ids(circuit, view, csv_cell);
     for edge in &view.edges {
         let _ = writeln!(out, "{},{},{},{}", ids[edge.source], ids[edge.target], edge.weight, edge.share);
     }

@@ -20,3 +20,4 @@ mod support;
 mod transpose;
 mod weights;
 mod weights_gguf;
+mod writers;

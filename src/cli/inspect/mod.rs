@@ -4,18 +4,19 @@ mod choose;
 mod group;
 mod report;
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use crate::circuits::{induced, view};
-use crate::export::{SummarySettings, find_node, summarize};
+use crate::export::{SummarySettings, find_node, replace_file, summarize};
 use crate::graph::Circuit;
 use crate::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
 use crate::{Error, Result};
 
 use super::graph_file::{Thresholds, open_graph, relabel};
-use super::{print_bytes, summary_text};
+use super::{note, print_bytes, summary_text};
 use choose::ChooseArgs;
 use group::GroupArgs;
 use report::Report;
@@ -99,7 +100,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let groups = args.group.supernodes(&opened)?;
     if let Some(path) = &args.save {
         report::save(&opened, chosen.as_deref(), &groups, path)?;
-        eprintln!("wrote {}", path.display());
+        note(&format!("wrote {}", path.display()));
     }
 
     let shown: std::borrow::Cow<'_, Circuit> = match &chosen {
@@ -147,16 +148,21 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     };
     match &args.output {
         Some(path) => {
-            std::fs::write(path, bytes).map_err(|source| Error::Io {
-                doing: "cannot write",
-                path: path.clone(),
-                source,
-            })?;
-            eprintln!("wrote {}", path.display());
+            write_picture(path, &bytes)?;
+            note(&format!("wrote {}", path.display()));
             Ok(())
         }
         None => print_bytes(&bytes),
     }
+}
+
+/// Writes a picture or a table. Unlike graphs, these go into folders that are there: a mistyped path makes none.
+fn write_picture(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        let source = std::io::Error::new(std::io::ErrorKind::NotFound, format!("no folder `{}`", folder.display()));
+        return Err(Error::Io { doing: "cannot write", path: path.to_owned(), source });
+    }
+    replace_file(path, |writer| writer.write_all(bytes))
 }
 
 /// # Errors

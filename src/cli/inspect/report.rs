@@ -12,6 +12,7 @@ use crate::Result;
 use crate::circuits::{Supernode, circuit_scores, pinned_scores, view};
 use crate::export::{Summary, WireGraph, node_id_text, write_wire};
 use crate::graph::{Circuit, NodeId, Scores, subgraph_scores};
+use crate::text::terminal;
 
 use super::super::graph_file::OpenedGraph;
 use super::super::json_text;
@@ -139,7 +140,7 @@ impl Report {
                     text,
                     "  {:5.1} %  {}  ({}: {})",
                     group.share * 100.0,
-                    group.name,
+                    terminal(&group.name),
                     group.members.len(),
                     group.members.join(", ")
                 );

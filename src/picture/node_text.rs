@@ -107,21 +107,3 @@ pub(super) fn kind(circuit: &Circuit, node: &ViewNode) -> &'static str {
         NodeId::Target { .. } => "target",
     }
 }
-
-/// `text` for XML, in content and in quoted attributes.
-pub(super) fn xml(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\n' | '\t' => out.push(' '),
-            // XML has no way to write these.
-            c if c.is_control() || c == '\u{FFFE}' || c == '\u{FFFF}' => out.push('\u{FFFD}'),
-            c => out.push(c),
-        }
-    }
-    out
-}
