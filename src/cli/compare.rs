@@ -7,11 +7,11 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::circuits::{ChangedFeature, Common, common, diff};
+use crate::circuits::{ChangedFeature, Common, common, diff, open_circuit};
 use crate::text::{quoted, terminal};
 use crate::{Error, Result};
 
-use super::graph_file::{Thresholds, open_circuit};
+use super::graph_args::Thresholds;
 use super::{Format, print_data, print_json};
 
 #[derive(Debug, Args)]

@@ -1,7 +1,7 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
-mod graph_file;
+mod graph_args;
 mod inspect;
 mod intervene;
 mod intervene_text;

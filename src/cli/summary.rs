@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::export::{Neighbors, NodeKind, NodeSummary, Summary, SummaryNode, SummaryPath};
+use crate::circuits::{Neighbors, NodeSummary, Summary, SummaryNode, SummaryPath};
+use crate::graph::NodeKind;
 use crate::text::{quoted, terminal};
 
 /// Longer labels are cut in tables; JSON has them whole.

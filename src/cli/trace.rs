@@ -10,14 +10,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::attribution::{AttributionOptions, TargetRequest, attribute};
+use crate::circuits::{Summary, SummarySettings, summarize};
 use crate::error::Doing;
-use crate::export::{Summary, SummarySettings, WireGraph, check_writable, summarize, write_raw, write_wire};
+use crate::export::{WireGraph, check_writable, write_raw, write_wire};
 use crate::prune::prune;
 use crate::replacement::Replacement;
 use crate::text::{slug, terminal};
 use crate::{Error, Result};
 
-use super::graph_file::{Thresholds, relabel};
+use super::graph_args::{Thresholds, relabel_from};
 use super::memory::MemorySampler;
 use super::setup::SetupArgs;
 use super::{Format, note, print_data, print_json, summary_text};
@@ -187,7 +188,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 
     let graph = found.graph;
     let mut circuit = prune(&graph, &found.influence, &settings)?.circuit(&graph)?;
-    relabel(&mut circuit, args.labels.as_ref())?;
+    relabel_from(&mut circuit, args.labels.as_ref())?;
     phases.end("prune", String::new());
 
     let slug = args.slug.clone().unwrap_or_else(|| slug(&prompt));

@@ -1,6 +1,6 @@
 //! `picture`: circuits as pictures and tables for other programs.
 //!
-//! A [`View`](crate::circuits::View) of a circuit comes in, text comes out: [`svg`] (laid out by [`arrange`]), [`png`]
+//! A [`CollapsedCircuit`](crate::circuits::CollapsedCircuit) of a circuit comes in, text comes out: [`svg`] (laid out by [`arrange`]), [`png`]
 //! made of it, [`dot`], [`graphml`], [`csv_nodes`] and [`csv_edges`]; sweeps of interventions become a line plot
 //! ([`sweep_svg`]) and a table ([`sweep_csv`]). Tokens left to right below, layers bottom to top,
 //! logits above, as in the figures of Ameisen et al. 2025 and Lindsey et al. 2025.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::arrange::{Arrangement, DrawnBox, DrawnEdge, TITLE};
 use super::node_text::{self, FONT_SIZE};
 use super::route::BEND;
-use crate::circuits::View;
+use crate::circuits::CollapsedCircuit;
 use crate::graph::Circuit;
 use crate::text::xml;
 
@@ -25,8 +25,8 @@ fn colors(kind: &str) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// The picture of `view`, arranged as `arrangement`. Everything has its details as a tooltip.
-pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String {
+/// The picture of `collapsed`, arranged as `arrangement`. Everything has its details as a tooltip.
+pub fn svg(circuit: &Circuit, collapsed: &CollapsedCircuit, arrangement: &Arrangement) -> String {
     let Arrangement { width, height, .. } = *arrangement;
     let mut out = String::new();
     let _ = writeln!(
@@ -57,11 +57,11 @@ pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String 
     let largest = arrangement.edges.iter().map(|edge| edge.weight.abs()).fold(0.0, f64::max);
     out.push_str("<g fill=\"none\" stroke-linecap=\"round\">\n");
     for edge in &arrangement.edges {
-        write_edge(&mut out, circuit, view, arrangement, edge, largest);
+        write_edge(&mut out, circuit, collapsed, arrangement, edge, largest);
     }
     out.push_str("</g>\n");
     for drawn in &arrangement.boxes {
-        write_box(&mut out, circuit, view, drawn);
+        write_box(&mut out, circuit, collapsed, drawn);
     }
     out.push_str("</svg>\n");
     out
@@ -70,7 +70,7 @@ pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String 
 fn write_edge(
     out: &mut String,
     circuit: &Circuit,
-    view: &View,
+    collapsed: &CollapsedCircuit,
     arrangement: &Arrangement,
     edge: &DrawnEdge,
     largest: f64,
@@ -93,7 +93,7 @@ fn write_edge(
             let _ = write!(path, "C{before_x:.1} {:.1} {x:.1} {:.1} {x:.1} {y:.1}", before_y + rise, y - rise);
         }
     }
-    let name = |drawn: &DrawnBox| xml(&node_text::label(circuit, &view.nodes[drawn.node]));
+    let name = |drawn: &DrawnBox| xml(&node_text::label(circuit, &collapsed.nodes[drawn.node]));
     let _ = writeln!(
         out,
         "<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width:.2}\" stroke-opacity=\"{:.2}\">\
@@ -106,8 +106,8 @@ fn write_edge(
     );
 }
 
-fn write_box(out: &mut String, circuit: &Circuit, view: &View, drawn: &DrawnBox) {
-    let node = &view.nodes[drawn.node];
+fn write_box(out: &mut String, circuit: &Circuit, collapsed: &CollapsedCircuit, drawn: &DrawnBox) {
+    let node = &collapsed.nodes[drawn.node];
     let kind = node_text::kind(circuit, node);
     let (fill, border, extra) = colors(kind);
     let DrawnBox { x, y, width, height, .. } = *drawn;
