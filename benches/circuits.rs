@@ -5,12 +5,13 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use circuitscope::circuits::{
-    ClusterSettings, carrying_paths, circuit_scores, common, diff, find_supernodes, neighborhood, view,
+    ClusterSettings, SummarySettings, carrying_paths, circuit_scores, collapse, common, diff, find_supernodes,
+    neighborhood, summarize,
 };
-use circuitscope::export::{SummarySettings, WireGraph, stream_wire, summarize, write_wire};
+use circuitscope::export::{WireGraph, stream_wire, write_wire};
 use circuitscope::graph::{Circuit, CircuitMeta, Link, Node, NodeId, strongest_paths};
 use circuitscope::picture::{PictureSettings, arrange, csv_edges, png, svg};
-use circuitscope::prune::prune_links;
+use circuitscope::prune::{nodes_within, prune_links};
 use criterion::{Criterion, criterion_group, criterion_main};
 use petgraph::graph::NodeIndex;
 
@@ -67,7 +68,7 @@ fn bench(c: &mut Criterion) {
     group.bench_function("load_json", |b| b.iter(|| black_box(stream_wire(&path, None).unwrap().circuit().unwrap())));
     group.bench_function("prune_json", |b| {
         b.iter(|| {
-            let mut graph = stream_wire(&path, Some(0.8)).unwrap();
+            let mut graph = stream_wire(&path, Some(&|nodes| nodes_within(nodes, 0.8))).unwrap();
             let is_kept = prune_links(&graph.nodes, &mut graph.links, 0.98).unwrap();
             graph.keep_nodes(&is_kept);
             black_box(graph.to_wire())
@@ -90,15 +91,15 @@ fn bench(c: &mut Criterion) {
         b.iter(|| black_box(find_supernodes(&circuit, &ClusterSettings::default(), Some(&direction))))
     });
     let groups = find_supernodes(&circuit, &ClusterSettings { cut: 0.0, ..ClusterSettings::default() }, None);
-    let collapsed = view(&circuit, &groups).unwrap();
+    let collapsed = collapse(&circuit, &groups).unwrap();
     group.bench_function("collapsed_scores", |b| b.iter(|| black_box(collapsed.scores(&circuit))));
     group.bench_function("diff", |b| b.iter(|| black_box(diff(&circuit, &circuit))));
     let two = [circuit.clone(), circuit.clone()];
     group.bench_function("common", |b| b.iter(|| black_box(common(&two, 2))));
-    group.bench_function("csv", |b| b.iter(|| black_box(csv_edges(&circuit, &view(&circuit, &[]).unwrap()))));
+    group.bench_function("csv", |b| b.iter(|| black_box(csv_edges(&circuit, &collapse(&circuit, &[]).unwrap()))));
     let settings = PictureSettings::default();
     let picture = || {
-        let view = view(&circuit, &[]).unwrap();
+        let view = collapse(&circuit, &[]).unwrap();
         svg(&circuit, &view, &arrange(&circuit, &view, &settings))
     };
     group.bench_function("svg", |b| b.iter(|| black_box(picture())));

@@ -34,6 +34,7 @@ pub mod ops;
 pub mod picture;
 pub mod prune;
 pub mod replacement;
+pub mod text;
 pub mod transcoder;
 pub mod weights;
 

@@ -215,27 +215,27 @@ pub fn common(circuits: &[Circuit], at_least: usize) -> (Vec<Common>, Vec<Common
     let mut edges = found.concat();
     // Stable: it merges the sorted runs of the circuits and leaves these in order.
     edges.sort_by_key(FoundEdge::ends);
-    let told = |features: Vec<Key>, found: Vec<(usize, f64)>| Common {
+    let described = |features: Vec<Key>, found: Vec<(usize, f64)>| Common {
         labels: features.iter().map(|id| labels.get(id).cloned()).collect(),
         features,
         mean_share: mean(found.iter().map(|(_, share)| *share)),
         graphs: found.into_iter().map(|(at, _)| at).collect(),
     };
-    let mut features: Vec<Common> = nodes.into_iter().map(|(id, found)| told(vec![id], found)).collect();
+    let mut features: Vec<Common> = nodes.into_iter().map(|(id, found)| described(vec![id], found)).collect();
     features.sort_by(|a, b| commonest_first((a.graphs.len(), a.mean_share), (b.graphs.len(), b.mean_share)));
 
-    // Sorted before they are told: there may be a hundred thousand.
+    // Sorted before they are described: there may be a hundred thousand.
     let mut kept: Vec<(&[FoundEdge], f64)> = edges
         .chunk_by(|a, b| a.ends() == b.ends())
         .filter(|found| found.len() >= at_least)
         .map(|found| (found, mean(found.iter().map(|edge| edge.share))))
         .collect();
     kept.sort_by(|a, b| commonest_first((a.0.len(), a.1), (b.0.len(), b.1)));
-    let told_edge = |(found, _): (&[FoundEdge], f64)| {
+    let described_edge = |(found, _): (&[FoundEdge], f64)| {
         let ends = vec![ids[found[0].source as usize], ids[found[0].target as usize]];
-        told(ends, found.iter().map(|edge| (edge.circuit as usize, edge.share)).collect())
+        described(ends, found.iter().map(|edge| (edge.circuit as usize, edge.share)).collect())
     };
-    (features, kept.into_iter().map(told_edge).collect())
+    (features, kept.into_iter().map(described_edge).collect())
 }
 
 fn mean(shares: impl ExactSizeIterator<Item = f64>) -> f64 {

@@ -1,18 +1,36 @@
-//! `circuits`: what is done with a circuit once it is there: choose a part of it, group its nodes, compare it with others.
+//! `circuits`: everything that is done with a graph once it is there, for the command line, a server and Python alike.
 //!
-//! A [`Circuit`](crate::graph::Circuit) comes in; out come lists of its nodes ([`Selection`]), a smaller circuit
-//! ([`induced`]), a collapsed one ([`View`], the input of every picture and table) or a comparison ([`diff`],
-//! [`common`]). Plain data: no files, no ids as text. Ameisen et al. 2025, "Circuit Tracing", section on supernodes and
-//! pinned subgraphs.
+//! A graph file of any kind is opened ([`open_graph`], [`OpenedGraph`]); of its [`Circuit`](crate::graph::Circuit) a part
+//! is chosen ([`Part`], [`Selection`], [`induced`]), nodes are grouped ([`GroupRequest`], [`find_supernodes`]) and
+//! collapsed ([`collapse`], the input of every picture and table), the whole is summarised ([`summarize`], [`Report`]),
+//! relabelled ([`relabel`]), saved ([`save`]) or compared ([`diff`], [`common`]). Plain data in, plain data out: nothing
+//! here prints. Ameisen et al. 2025, "Circuit Tracing", section on supernodes and pinned subgraphs.
 
+mod choose;
 mod cluster;
+mod collapse;
 mod compare;
+mod group;
+mod open;
+mod relabel;
+mod report;
+mod save;
 mod select;
 mod subgraph;
-mod supernode;
+mod summary;
 
+pub use choose::Part;
 pub use cluster::{ClusterSettings, Directions, find_supernodes};
+pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, check_groups, collapse};
 pub use compare::{ChangedFeature, Common, Diff, common, diff};
-pub use select::{FeatureKind, Selection, carrying_paths, neighborhood};
+pub use group::{GroupRequest, NamedGroup, members_within, read_groups};
+pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json, open_raw, prune_raw};
+pub use relabel::relabel;
+pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
+pub use save::{save, save_pruned_json};
+pub use select::{Selection, carrying_paths, neighborhood};
 pub use subgraph::{circuit_scores, induced, pinned_scores};
-pub use supernode::{Supernode, View, ViewEdge, ViewNode, check_groups, view};
+pub use summary::{
+    Counts, Neighbors, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,
+    SummarySettings, find_node, summarize,
+};

@@ -6,27 +6,7 @@ use petgraph::Direction;
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 
-use crate::graph::{Circuit, NodeId};
-
-/// What a node stands for, as a filter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FeatureKind {
-    Feature,
-    Error,
-    Token,
-    Target,
-}
-
-impl FeatureKind {
-    pub fn of(id: NodeId) -> FeatureKind {
-        match id {
-            NodeId::Feature { .. } => FeatureKind::Feature,
-            NodeId::Error { .. } => FeatureKind::Error,
-            NodeId::Token { .. } => FeatureKind::Token,
-            NodeId::Target { .. } => FeatureKind::Target,
-        }
-    }
-}
+use crate::graph::{Circuit, NodeKind};
 
 /// A region of a circuit. The default is everything.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,7 +16,7 @@ pub struct Selection {
     /// Nodes at these positions; targets are not restricted by it.
     pub positions: Option<RangeInclusive<u32>>,
     /// Features and errors must be of one of these kinds; empty: any. Naming tokens or targets drops the other of them.
-    pub kinds: Vec<FeatureKind>,
+    pub kinds: Vec<NodeKind>,
 }
 
 impl Selection {
@@ -53,9 +33,9 @@ impl Selection {
             |range: &Option<RangeInclusive<u32>>, value: u32| range.as_ref().is_none_or(|r| r.contains(&value));
         let is_in = |index: &NodeIndex| {
             let node = circuit.node(*index);
-            let kind = FeatureKind::of(node.id);
+            let kind = node.id.kind();
             let layer_fits = node.id.layer().is_none_or(|layer| within(&self.layers, layer));
-            let pos_fits = kind == FeatureKind::Target || within(&self.positions, node.pos);
+            let pos_fits = kind == NodeKind::Target || within(&self.positions, node.pos);
             layer_fits && pos_fits && (self.kinds.is_empty() || self.kinds.contains(&kind))
         };
         circuit.graph().node_indices().filter(is_in).collect()
@@ -119,14 +99,14 @@ pub fn carrying_paths(circuit: &Circuit, share: f64) -> Vec<NodeIndex> {
     let is_in = |node: &NodeIndex| rank[node.index()] <= low;
     // An end that no path within the set uses is no part of it, a target always is.
     let feeds = |node: &NodeIndex| graph.edges_directed(*node, Direction::Outgoing).any(|edge| is_in(&edge.target()));
-    let is_target = |node: &NodeIndex| matches!(circuit.node(*node).id, NodeId::Target { .. });
+    let is_target = |node: &NodeIndex| circuit.node(*node).id.kind() == NodeKind::Target;
     let wanted = |node: &NodeIndex| is_in(node) && (!is_end(circuit, *node) || is_target(node) || feeds(node));
     graph.node_indices().filter(wanted).collect()
 }
 
 /// Where paths begin or end.
 fn is_end(circuit: &Circuit, node: NodeIndex) -> bool {
-    !matches!(circuit.node(node).id, NodeId::Feature { .. })
+    circuit.node(node).id.kind() != NodeKind::Feature
 }
 
 /// What the paths within a set carry from tokens and errors to the targets, in the targets' weight.
@@ -141,7 +121,7 @@ fn carried_by(circuit: &Circuit, is_in: impl Fn(NodeIndex) -> bool) -> f64 {
         if !is_in(node) || passed[node.index()] == 0.0 {
             continue;
         }
-        if matches!(circuit.node(node).id, NodeId::Token { .. } | NodeId::Error { .. }) {
+        if matches!(circuit.node(node).id.kind(), NodeKind::Token | NodeKind::Error) {
             carried += passed[node.index()];
         }
         for edge in graph.edges_directed(node, Direction::Incoming) {

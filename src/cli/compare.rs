@@ -7,10 +7,11 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::circuits::{ChangedFeature, Common, common, diff};
+use crate::circuits::{ChangedFeature, Common, common, diff, open_circuit};
+use crate::text::{quoted, terminal};
 use crate::{Error, Result};
 
-use super::graph_file::{Thresholds, open_circuit};
+use super::graph_args::Thresholds;
 use super::{Format, print_data, print_json};
 
 #[derive(Debug, Args)]
@@ -60,8 +61,8 @@ pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
         return print_json(&diff);
     }
     let mut text = String::new();
-    let _ = writeln!(text, "left        {:?}", left.meta.prompt);
-    let _ = writeln!(text, "right       {:?}", right.meta.prompt);
+    let _ = writeln!(text, "left        {}", quoted(&left.meta.prompt));
+    let _ = writeln!(text, "right       {}", quoted(&right.meta.prompt));
     let (n_left, n_right) = (left.meta.prompt_tokens.len(), right.meta.prompt_tokens.len());
     let _ = writeln!(text, "tokens      {} of {n_left} and {n_right} aligned", diff.aligned.len());
     let _ = writeln!(
@@ -83,7 +84,7 @@ pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
 
 fn write_changed(text: &mut String, feature: &ChangedFeature) {
     let id = format!("{}_{}", feature.layer, feature.feature);
-    let label = feature.label.as_deref().unwrap_or("");
+    let label = terminal(feature.label.as_deref().unwrap_or(""));
     let (left, right) = (feature.left_share * 100.0, feature.right_share * 100.0);
     let positions = |positions: &[u32]| positions.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let at = format!("@{} / @{}", positions(&feature.left_positions), positions(&feature.right_positions));
@@ -126,11 +127,11 @@ pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
             let _ = writeln!(text, "\n{name} (graphs, mean share)");
         }
         for found in list.iter().take(args.top) {
-            let told = |(id, label): (&(u32, u32), &Option<String>)| match label {
-                Some(label) => format!("{}_{} [{label}]", id.0, id.1),
+            let named = |(id, label): (&(u32, u32), &Option<String>)| match label {
+                Some(label) => format!("{}_{} [{}]", id.0, id.1, terminal(label)),
                 None => format!("{}_{}", id.0, id.1),
             };
-            let names: Vec<String> = found.features.iter().zip(&found.labels).map(told).collect();
+            let names: Vec<String> = found.features.iter().zip(&found.labels).map(named).collect();
             let _ = writeln!(
                 text,
                 "  {:>3}  {:5.1} %  {}",

@@ -8,21 +8,21 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::circuits::{Opening, open_graph};
 use crate::error::Doing;
 use crate::export::replace_file;
-use crate::graph::{FeatureId, NodeId};
+use crate::graph::FeatureId;
 use crate::intervene::{
     Alternative, Change, CompareOptions, Comparison, FeatureSpec, GenerateOptions, Intervention, Mode, Original, Plan,
     Positions, Supernodes, Sweep, SweepResult,
 };
+use crate::picture::{sweep_csv, sweep_svg};
 use crate::replacement::Replacement;
 use crate::{Error, Result};
 
-use super::graph_file::{Opening, open_graph};
-use super::intervene_text::{comparison_text, sweep_csv, sweep_text};
+use super::intervene_text::{comparison_text, sweep_text};
 use super::setup::SetupArgs;
-use super::sweep_plot::sweep_svg;
-use super::{print_data, print_json};
+use super::{note, print_data, print_json};
 
 #[derive(Debug, Args)]
 pub struct InterveneArgs {
@@ -204,7 +204,7 @@ fn print_sweep(args: &InterveneArgs, report: &SweepReport) -> Result<()> {
         let svg = sweep_svg(&report.result);
         replace_file(path, |writer| writer.write_all(svg.as_bytes()))?;
         if !args.setup.quiet {
-            eprintln!("wrote {}", path.display());
+            note(&format!("wrote {}", path.display()));
         }
     }
     Ok(())
@@ -363,14 +363,8 @@ fn prompt(args: &InterveneArgs, replacement: &Replacement) -> Result<(Vec<u32>, 
 fn graph_features(path: &Path, replacement: &Replacement) -> Result<(Option<BTreeSet<FeatureId>>, Supernodes)> {
     let opened = open_graph(path, &Opening::default())?;
     let circuit = &opened.circuit;
-    let features: BTreeSet<FeatureId> = circuit
-        .order()
-        .iter()
-        .filter_map(|&index| match circuit.node(index).id {
-            NodeId::Feature { layer, pos, feature } => Some(FeatureId { layer, pos, feature }),
-            _ => None,
-        })
-        .collect();
+    let features: BTreeSet<FeatureId> =
+        circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
     let (meta, scan) = (&circuit.meta, &replacement.transcoders.scan);
     if !meta.scan.is_empty() && meta.scan != *scan {
         let (graph, model) = (format!("{:?}", meta.scan), format!("{scan:?}"));

@@ -1,11 +1,11 @@
-//! Changed runs and sweeps as text and CSV.
+//! Changed runs and sweeps as text.
 
 use std::fmt::Write;
 
-use crate::intervene::SweepResult;
+use crate::text::{quoted, terminal};
 
 use super::intervene::{InterveneReport, SweepReport};
-use super::summary::{Align, cut, quoted, write_table};
+use super::summary::{Align, cut, write_table};
 
 /// A changed run beside the original.
 pub(super) fn comparison_text(report: &InterveneReport) -> String {
@@ -78,7 +78,7 @@ pub(super) fn sweep_text(report: &SweepReport) -> String {
     let header = ["alternative", "target p", "rank", "logit", "KL", "likeliest"].map(str::to_owned).to_vec();
     let rows = result.points.iter().map(|point| {
         vec![
-            point.name.clone(),
+            terminal(&point.name),
             format!("{:.3}", point.target_probability),
             point.target_rank.to_string(),
             format!("{:.3}", point.target_logit),
@@ -91,42 +91,11 @@ pub(super) fn sweep_text(report: &SweepReport) -> String {
     text
 }
 
-/// Alternatives as CSV with a header (RFC 4180).
-pub(super) fn sweep_csv(result: &SweepResult) -> String {
-    let mut text = String::from(
-        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability\n",
-    );
-    for point in &result.points {
-        let value = point.value.map(|v| v.to_string()).unwrap_or_default();
-        let _ = writeln!(
-            text,
-            "{},{value},{},{},{},{},{},{},{}",
-            csv_field(&point.name),
-            csv_field(&result.target),
-            point.target_probability,
-            point.target_rank,
-            point.target_logit,
-            point.kl_divergence,
-            csv_field(&point.top_token),
-            point.top_probability,
-        );
-    }
-    text
-}
-
-/// Quoted where it must be; texts that begin or end with a space too, so that no reader trims them.
-fn csv_field(text: &str) -> String {
-    if text.contains(['"', ',', '\n', '\r']) || text.trim() != text {
-        return format!("\"{}\"", text.replace('"', "\"\""));
-    }
-    text.to_owned()
-}
-
 fn head(prompt: &str, interventions: &[String], mode: &str) -> String {
     let mut text = String::new();
     line(&mut text, "prompt", &quoted(prompt));
     if !interventions.is_empty() {
-        line(&mut text, "changed", &interventions.join(", "));
+        line(&mut text, "changed", &terminal(&interventions.join(", ")));
     }
     line(&mut text, "mode", mode);
     text
@@ -134,16 +103,4 @@ fn head(prompt: &str, interventions: &[String], mode: &str) -> String {
 
 fn line(text: &mut String, name: &str, value: &str) {
     let _ = writeln!(text, "{name:<12}{value}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::csv_field;
-
-    #[test]
-    fn csv_fields_are_quoted_where_they_must_be() {
-        assert_eq!(csv_field("plain"), "plain");
-        assert_eq!(csv_field(" Austin"), "\" Austin\"");
-        assert_eq!(csv_field("a,\"b\""), "\"a,\"\"b\"\"\"");
-    }
 }

@@ -1,7 +1,7 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
-mod graph_file;
+mod graph_args;
 mod hints;
 mod inspect;
 mod intervene;
@@ -10,7 +10,6 @@ mod memory;
 mod prune;
 mod setup;
 mod summary;
-mod sweep_plot;
 mod trace;
 mod verify;
 
@@ -19,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::text::terminal;
 use crate::{Error, Result};
 
 pub use compare::{CommonArgs, DiffArgs};
@@ -93,16 +93,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// An error with its causes and the hint, as it is printed.
+/// Says on stderr what was done; paths and names in it are not the program's own.
+fn note(text: &str) {
+    eprintln!("{}", terminal(text));
+}
+
+/// An error with its causes and the hint, as it is printed: what messages quote from files cannot add lines.
 pub fn error_text(error: &Error) -> String {
-    let mut text = format!("error: {error}\n");
+    let mut text = format!("error: {}\n", terminal(&error.to_string()));
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text.push_str(&format!("  caused by: {error}\n"));
+        text.push_str(&format!("  caused by: {}\n", terminal(&error.to_string())));
         cause = error.source();
     }
     if let Some(hint) = hints::hint(error) {
-        text.push_str(&format!("\nhint: {hint}\n"));
+        text.push_str(&format!("\nhint: {}\n", terminal(&hint)));
     }
     text
 }

@@ -4,14 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::Error;
-use crate::Result;
-use crate::error::Doing;
-use crate::export::{SummarySettings, WireGraph, raw, summarize, write_wire};
+use crate::circuits::{SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize};
+use crate::export::{WireGraph, raw, write_wire};
 use crate::prune::PruneSettings;
+use crate::{Error, Result};
 
-use super::graph_file::{Thresholds, open_json, open_raw, prune_raw, relabel, render};
-use super::{Format, print_data};
+use super::graph_args::{Thresholds, relabel_from, render};
+use super::{Format, note, print_data};
 
 #[derive(Debug, Args)]
 pub struct PruneArgs {
@@ -44,14 +43,14 @@ pub(super) fn run(args: &PruneArgs) -> Result<()> {
     }
     let graph = open_raw(&args.graph)?;
     let mut circuit = prune_raw(&graph, &settings)?;
-    relabel(&mut circuit, args.labels.as_ref())?;
+    relabel_from(&mut circuit, args.labels.as_ref())?;
     let output = args.output.clone().unwrap_or_else(|| args.graph.with_extension("json"));
     let file_stem = || output.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let slug = args.slug.clone().unwrap_or_else(file_stem);
     write_wire(&WireGraph::new(&circuit, &slug)?, &output)?;
     let summary = summarize(&circuit, &SummarySettings::default())?;
     print_data(&render(&summary, args.format)?)?;
-    eprintln!("wrote {}", output.display());
+    note(&format!("wrote {}", output.display()));
     Ok(())
 }
 
@@ -60,20 +59,13 @@ fn prune_json(args: &PruneArgs, settings: &PruneSettings) -> Result<()> {
     let Some(output) = &args.output else {
         return Err(Error::NeedsOutput { graph: args.graph.display().to_string() });
     };
-    let graph = open_json(&args.graph, Some(settings));
-    let graph = graph.doing(|| format!("cannot load the graph `{}`", args.graph.display()))?;
-    let mut wire = graph.to_wire();
-    if let Some(slug) = &args.slug {
-        wire.metadata.slug.clone_from(slug);
-    }
-    wire.set_thresholds(settings.node_threshold, settings.edge_threshold);
-    write_wire(&wire, output)?;
-    drop(wire);
+    let graph = open_json(&args.graph, Some(settings))?;
+    save_pruned_json(&graph, settings, args.slug.as_deref(), output)?;
     let mut circuit = graph.circuit()?;
     circuit.meta.node_threshold = Some(settings.node_threshold);
     circuit.meta.edge_threshold = Some(settings.edge_threshold);
-    relabel(&mut circuit, args.labels.as_ref())?;
+    relabel_from(&mut circuit, args.labels.as_ref())?;
     print_data(&render(&summarize(&circuit, &SummarySettings::default())?, args.format)?)?;
-    eprintln!("kept {} of {} links; wrote {}", graph.links.len(), graph.n_links_read, output.display());
+    note(&format!("kept {} of {} links; wrote {}", graph.links.len(), graph.n_links_read, output.display()));
     Ok(())
 }

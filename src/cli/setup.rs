@@ -70,7 +70,7 @@ impl SetupArgs {
 
     fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            super::note(text);
         }
     }
 

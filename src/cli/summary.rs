@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use crate::export::{Neighbors, NodeKind, NodeSummary, Summary, SummaryNode, SummaryPath};
+use crate::circuits::{Neighbors, NodeSummary, Summary, SummaryNode, SummaryPath};
+use crate::graph::NodeKind;
+use crate::text::{quoted, terminal};
 
 /// Longer labels are cut in tables; JSON has them whole.
 const MAX_LABEL_CHARS: usize = 48;
@@ -137,16 +139,13 @@ fn label(node: &SummaryNode) -> String {
     }
 }
 
+/// A label for a table, cut to its width.
 pub(super) fn cut(label: &str) -> String {
+    let label = terminal(label);
     if label.chars().count() <= MAX_LABEL_CHARS {
-        return label.to_owned();
+        return label;
     }
     label.chars().take(MAX_LABEL_CHARS - 1).chain(['…']).collect()
-}
-
-/// Quoted, with control characters escaped.
-pub(super) fn quoted(text: &str) -> String {
-    format!("{text:?}")
 }
 
 fn percent(share: f64) -> String {

@@ -10,16 +10,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::attribution::{AttributionOptions, TargetRequest, attribute};
+use crate::circuits::{Summary, SummarySettings, summarize};
 use crate::error::Doing;
-use crate::export::{Summary, SummarySettings, WireGraph, check_writable, summarize, write_raw, write_wire};
+use crate::export::{WireGraph, check_writable, write_raw, write_wire};
 use crate::prune::prune;
 use crate::replacement::Replacement;
+use crate::text::{slug, terminal};
 use crate::{Error, Result};
 
-use super::graph_file::{Thresholds, relabel};
+use super::graph_args::{Thresholds, relabel_from};
 use super::memory::MemorySampler;
 use super::setup::SetupArgs;
-use super::{Format, print_data, print_json, summary_text};
+use super::{Format, note, print_data, print_json, summary_text};
 
 /// Work that takes less than this shows no progress bar.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
@@ -169,7 +171,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let (tokens, prompt) = prompt(args, &replacement)?;
     let options = options(args, &replacement)?;
     options.check()?;
-    phases.end("open", format!("{} with {}", replacement.source, replacement.transcoders.scan));
+    phases.end("open", terminal(&format!("{} with {}", replacement.source, replacement.transcoders.scan)));
 
     let spinner = spinner(args.setup.quiet, "running the model");
     let linear = replacement.linearize(&tokens)?;
@@ -187,10 +189,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 
     let graph = found.graph;
     let mut circuit = prune(&graph, &found.influence, &settings)?.circuit(&graph)?;
-    relabel(&mut circuit, args.labels.as_ref())?;
+    relabel_from(&mut circuit, args.labels.as_ref())?;
     phases.end("prune", String::new());
 
-    let slug = args.slug.clone().unwrap_or_else(|| slug_of(&prompt));
+    let slug = args.slug.clone().unwrap_or_else(|| slug(&prompt));
     let mut files = Vec::new();
     if !args.no_raw {
         files.push(args.out_dir.join(format!("{slug}.safetensors")));
@@ -209,7 +211,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     }
     if !args.setup.quiet {
         eprint!("\n{}", phases.text());
-        files.iter().for_each(|file| eprintln!("wrote {}", file.display()));
+        files.iter().for_each(|file| note(&format!("wrote {}", file.display())));
     }
     Ok(())
 }
@@ -272,16 +274,6 @@ fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOpt
     })
 }
 
-/// A file name from a prompt: its letters and digits, words joined by dashes.
-fn slug_of(prompt: &str) -> String {
-    const MAX_CHARS: usize = 60;
-    let words = prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    let joined = words.map(str::to_lowercase).collect::<Vec<_>>().join("-");
-    let slug: String = joined.chars().take(MAX_CHARS).collect();
-    let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { "graph".into() } else { slug.into() }
-}
-
 fn spinner(quiet: bool, message: &'static str) -> ProgressBar {
     if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -321,17 +313,5 @@ impl RowBar {
         if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::slug_of;
-
-    #[test]
-    fn slugs_are_safe_file_names() {
-        assert_eq!(slug_of("The capital of Texas, is"), "the-capital-of-texas-is");
-        assert_eq!(slug_of("../..\\ "), "graph");
-        assert!(slug_of(&"word ".repeat(100)).len() <= 60);
     }
 }

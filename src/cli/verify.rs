@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::Result;
-use crate::graph::{FeatureId, NodeId};
+use crate::circuits::{open_raw, prune_raw};
 use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions, verify};
+use crate::text::quoted;
 
-use super::graph_file::{Thresholds, open_raw, prune_raw};
+use super::graph_args::Thresholds;
 use super::setup::SetupArgs;
-use super::summary::{Align, quoted, write_table};
+use super::summary::{Align, write_table};
 use super::{Format, print_data, print_json};
 
 #[derive(Debug, Args)]
@@ -45,11 +46,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let settings = args.thresholds.settings()?;
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;
-    let feature = |id: NodeId| match id {
-        NodeId::Feature { layer, pos, feature } => Some(FeatureId { layer, pos, feature }),
-        _ => None,
-    };
-    let kept = circuit.order().iter().filter_map(|&index| feature(circuit.node(index).id)).collect();
+    let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
     let replacement = args.setup.open()?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
     let found = verify(&replacement, &graph, &options)?;

@@ -1,22 +1,17 @@
-//! `export`: the files that graphs live in, and what is said about them in words.
+//! `export`: the files that graphs live in.
 //!
 //! Raw graphs go to and from safetensors ([`raw`]), circuits to and from the JSON that the field's viewers read
-//! ([`wire`]). [`Summary`] is a circuit boiled down to what fits a screen. String ids of
-//! nodes exist in here only.
+//! ([`wire`]). String ids of nodes are made here ([`node_id_text`]). Every file of this program is written by
+//! [`replace_file`].
 
 mod link_seed;
 pub mod raw;
 mod replace;
-mod summary;
 pub mod wire;
 mod wire_read;
 mod wire_stream;
 
 pub use raw::{read_raw, write_raw};
 pub use replace::{check_writable, replace_file};
-pub use summary::{
-    Counts, Neighbors, NodeKind, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,
-    SummarySettings, find_node, summarize,
-};
 pub use wire::{WireGraph, node_id_text, read_wire, write_wire};
-pub use wire_stream::{StreamedGraph, stream_wire};
+pub use wire_stream::{KeepNodes, StreamedGraph, stream_wire};

@@ -1,8 +1,8 @@
-//! Files that are there whole or not at all.
+//! Files that are there whole or not at all: the one place where this program opens a file for writing.
 
-use std::fs::File;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -10,6 +10,9 @@ use crate::{Error, Result};
 const TEMPORARY_PREFIX: &str = ".circuitscope-";
 
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// Links to links that are followed; the systems themselves stop there.
+const MAX_LINKS: usize = 40;
 
 /// Checks that files can be made in a folder, before hours of work; makes the folder.
 ///
@@ -32,10 +35,19 @@ fn make_folder(folder: &Path) -> Result<()> {
 /// Writes `path` with `write`: first beside it, then renamed, so that a reader never sees half a file and a file that
 /// was there stays until the new one is complete. Folders that are missing are made.
 ///
+/// A link stays a link and the file that it leads to is written; a file that was there keeps its permissions; a pipe or
+/// a device (`/dev/stdout`) is written through, since nothing can take its place.
+///
 /// # Errors
 /// The folder cannot be made or written, or `write` fails; nothing is left behind then.
 pub fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
-    let failed = |doing: &'static str| move |source| Error::Io { doing, path: path.to_owned(), source };
+    let failed = |source| Error::Io { doing: "cannot write", path: path.to_owned(), source };
+    let before = std::fs::metadata(path).ok();
+    if before.as_ref().is_some_and(|before| !is_replaceable(path, before)) {
+        let device = OpenOptions::new().write(true).open(path).map_err(failed)?;
+        return fill(&device, write).map_err(failed);
+    }
+    let path = end_of_links(path);
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -46,12 +58,36 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> st
     // Temporary files are private by default; these become ordinary files, as far as the umask lets them.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder).map_err(failed("cannot write"))?;
-    let mut writer = BufWriter::with_capacity(BUFFER_BYTES, file.as_file());
-    write(&mut writer).and_then(|()| writer.flush()).map_err(failed("cannot write"))?;
-    drop(writer);
-    file.persist(path).map_err(|e| failed("cannot write")(e.error))?;
+    let file = builder.tempfile_in(folder).map_err(failed)?;
+    fill(file.as_file(), write).map_err(failed)?;
+    if let Some(before) = before {
+        file.as_file().set_permissions(before.permissions()).map_err(failed)?;
+    }
+    file.persist(&path).map_err(|e| failed(e.error))?;
     Ok(())
+}
+
+fn fill(file: &File, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> std::io::Result<()> {
+    let mut writer = BufWriter::with_capacity(BUFFER_BYTES, file);
+    write(&mut writer).and_then(|()| writer.flush())
+}
+
+/// Whether another file can take the place of what is at `path`. What the system lists among its devices cannot be
+/// replaced, even where it leads to a file: the program that opened that file would not see the new one. A folder is no
+/// file either, but renaming says so.
+fn is_replaceable(path: &Path, before: &Metadata) -> bool {
+    (before.is_file() && !path.starts_with("/dev") && !path.starts_with("/proc")) || before.is_dir()
+}
+
+/// Where a chain of symbolic links ends, also where no file is there yet.
+fn end_of_links(path: &Path) -> PathBuf {
+    let mut end = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(next) = std::fs::read_link(&end) else { break };
+        // A relative link is meant from its own folder.
+        end = end.parent().map_or_else(|| next.clone(), |folder| folder.join(&next));
+    }
+    end
 }
 
 #[cfg(test)]
@@ -80,5 +116,32 @@ mod tests {
         let file = folder.path().join("file");
         std::fs::write(&file, b"").unwrap();
         assert!(matches!(replace_file(&file.join("graph.json"), |_| Ok(())), Err(Error::Io { .. })));
+        assert!(matches!(replace_file(folder.path(), |_| Ok(())), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn links_are_followed_and_permissions_kept() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link, dangling) =
+            (folder.path().join("file"), folder.path().join("link"), folder.path().join("dangling"));
+        std::fs::write(&file, b"old").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+        symlink("file", &link).unwrap();
+        symlink("later", &dangling).unwrap();
+        replace_file(&link, |w| w.write_all(b"new")).unwrap();
+        replace_file(&dangling, |w| w.write_all(b"there")).unwrap();
+        assert!(link.is_symlink() && dangling.is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(std::fs::read(folder.path().join("later")).unwrap(), b"there");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn devices_are_written_through() {
+        replace_file(Path::new("/dev/null"), |w| w.write_all(b"gone")).unwrap();
+        assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
     }
 }

@@ -107,19 +107,21 @@ fn renumber(link: &mut CompactLink, is_kept: &[bool], place: &[u32]) -> bool {
     is_kept[source] && is_kept[target]
 }
 
-/// Reads the graph at `path`; with a threshold, of its nodes those whose cumulative influence is within it (tokens,
-/// targets and nodes without influence always), of its links those between such nodes.
+/// Which of a file's nodes stay. [n_nodes].
+pub type KeepNodes<'a> = &'a dyn Fn(&[Node]) -> Vec<bool>;
+
+/// Reads the graph at `path`; with `keep`, of its nodes those that it names, of its links those between such nodes.
 ///
 /// The file is read once, or twice where its links come before its nodes.
 ///
 /// # Errors
 /// A file that cannot be read or is no graph, nodes that are there twice or cannot be told, links to nodes that the file
-/// does not have or that have no finite weight; with a threshold, links that lead downwards.
+/// does not have or that have no finite weight; with `keep`, links that lead downwards.
 ///
 /// # Cost
 /// Memory: the nodes, and 12 bytes for every kept link; files up to 256 MB are held meanwhile.
-pub fn stream_wire(path: &Path, node_threshold: Option<f64>) -> Result<StreamedGraph> {
-    let mut state = State { node_threshold, ..State::default() };
+pub fn stream_wire(path: &Path, keep: Option<KeepNodes<'_>>) -> Result<StreamedGraph> {
+    let mut state = State { keep, ..State::default() };
     read_into(path, &mut state)?;
     if state.links_came_first {
         read_into(path, &mut state)?;
@@ -156,8 +158,8 @@ struct Known {
 }
 
 #[derive(Default)]
-struct State {
-    node_threshold: Option<f64>,
+struct State<'a> {
+    keep: Option<KeepNodes<'a>>,
     metadata: Option<WireMetadata>,
     q_params: Map<String, Value>,
     extra: Extra,
@@ -171,7 +173,7 @@ struct State {
     failed: Option<Error>,
 }
 
-fn read_into(path: &Path, state: &mut State) -> Result<()> {
+fn read_into(path: &Path, state: &mut State<'_>) -> Result<()> {
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
     let size_bytes = file.metadata().map_err(failed)?.len();
@@ -193,9 +195,9 @@ fn read_into(path: &Path, state: &mut State) -> Result<()> {
     }
 }
 
-struct FileSeed<'a>(&'a mut State);
+struct FileSeed<'a, 'k>(&'a mut State<'k>);
 
-impl<'de> DeserializeSeed<'de> for FileSeed<'_> {
+impl<'de> DeserializeSeed<'de> for FileSeed<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<(), D::Error> {
@@ -203,7 +205,7 @@ impl<'de> DeserializeSeed<'de> for FileSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for FileSeed<'_> {
+impl<'de> Visitor<'de> for FileSeed<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
@@ -217,7 +219,7 @@ impl<'de> Visitor<'de> for FileSeed<'_> {
                 "metadata" => state.metadata = Some(map.next_value()?),
                 "qParams" => state.q_params = map.next_value()?,
                 "nodes" if state.known.is_some() => map.next_value::<IgnoredAny>().map(drop)?,
-                "nodes" => match Known::new(map.next_value()?, state.node_threshold) {
+                "nodes" => match Known::new(map.next_value()?, state.keep) {
                     Ok(known) => state.known = Some(known),
                     Err(error) => return Err(fail(state, error)),
                 },
@@ -242,14 +244,14 @@ impl<'de> Visitor<'de> for FileSeed<'_> {
 }
 
 /// Leaves `error` for [`read_into`] and stops the parser.
-fn fail<E: serde::de::Error>(state: &mut State, error: Error) -> E {
+fn fail<E: serde::de::Error>(state: &mut State<'_>, error: Error) -> E {
     let message = E::custom(&error);
     state.failed = Some(error);
     message
 }
 
 impl Known {
-    fn new(wire: Vec<WireNode>, node_threshold: Option<f64>) -> Result<Known> {
+    fn new(wire: Vec<WireNode>, keep: Option<KeepNodes<'_>>) -> Result<Known> {
         let mut reader = NodeReader::new(&[]);
         let mut nodes: Vec<Node> = Vec::with_capacity(wire.len());
         let mut seen = HashSet::with_capacity(wire.len());
@@ -260,22 +262,15 @@ impl Known {
             }
             nodes.push(read);
         }
-        // The first node that reaches the threshold is in.
-        let threshold = node_threshold.unwrap_or(f64::INFINITY);
-        let last = nodes.iter().filter_map(|node| node.influence).filter(|&share| share >= threshold);
-        let last = last.fold(f64::INFINITY, f64::min);
-        let is_kept = nodes
-            .iter()
-            .map(|node| matches!(node.id, NodeId::Token { .. }) || node.influence.is_none_or(|share| share <= last))
-            .collect();
+        let is_kept = keep.map_or_else(|| vec![true; nodes.len()], |keep| keep(&nodes));
         let ids = Ids::new(wire.iter().map(|node| node.node_id.clone()).collect());
         Ok(Known { wire, nodes, ids, is_kept })
     }
 }
 
-struct LinksSeed<'a>(&'a mut State);
+struct LinksSeed<'a, 'k>(&'a mut State<'k>);
 
-impl<'de> DeserializeSeed<'de> for LinksSeed<'_> {
+impl<'de> DeserializeSeed<'de> for LinksSeed<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<(), D::Error> {
@@ -283,7 +278,7 @@ impl<'de> DeserializeSeed<'de> for LinksSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for LinksSeed<'_> {
+impl<'de> Visitor<'de> for LinksSeed<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
@@ -300,7 +295,7 @@ impl<'de> Visitor<'de> for LinksSeed<'_> {
             let Some(ends) = list.next_element_seed(LinkSeed { ids: &known.ids, before: near })? else { break };
             let index = state.n_links_read;
             state.n_links_read += 1;
-            let must_lead_up = state.node_threshold.is_some();
+            let must_lead_up = state.keep.is_some();
             let link = match known.link(&ends, before.as_ref(), index, must_lead_up) {
                 Ok(link) => link,
                 Err(error) => return Err(fail(state, error)),

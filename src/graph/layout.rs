@@ -31,6 +31,28 @@ pub enum NodeId {
     Target { index: u32 },
 }
 
+/// What a node stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeKind {
+    Feature,
+    Error,
+    Token,
+    Target,
+}
+
+impl NodeKind {
+    /// The kind's name, as tables and JSON have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            NodeKind::Feature => "feature",
+            NodeKind::Error => "error",
+            NodeKind::Token => "token",
+            NodeKind::Target => "target",
+        }
+    }
+}
+
 impl From<FeatureId> for NodeId {
     fn from(FeatureId { layer, pos, feature }: FeatureId) -> NodeId {
         NodeId::Feature { layer, pos, feature }
@@ -38,6 +60,24 @@ impl From<FeatureId> for NodeId {
 }
 
 impl NodeId {
+    /// What the node stands for.
+    pub fn kind(self) -> NodeKind {
+        match self {
+            NodeId::Feature { .. } => NodeKind::Feature,
+            NodeId::Error { .. } => NodeKind::Error,
+            NodeId::Token { .. } => NodeKind::Token,
+            NodeId::Target { .. } => NodeKind::Target,
+        }
+    }
+
+    /// The feature, where the node is one.
+    pub fn feature(self) -> Option<FeatureId> {
+        match self {
+            NodeId::Feature { layer, pos, feature } => Some(FeatureId { layer, pos, feature }),
+            _ => None,
+        }
+    }
+
     /// The layer of a feature or an error; tokens and targets have none.
     pub fn layer(self) -> Option<u32> {
         match self {
@@ -184,12 +224,31 @@ impl NodeLayout {
             }
             NodeId::Error { layer, pos } => {
                 let (layer, pos) = (layer as usize, pos as usize);
-                (layer < self.n_layers && pos < self.n_pos).then(|| self.errors().start + layer * self.n_pos + pos)
+                (layer < self.n_layers && pos < self.n_pos).then(|| self.errors().start + self.error_cell(layer, pos))
             }
             NodeId::Token { pos } => ((pos as usize) < self.n_pos).then(|| self.tokens().start + pos as usize),
             NodeId::Target { index } => {
                 ((index as usize) < self.n_targets).then(|| self.targets().start + index as usize)
             }
+        }
+    }
+
+    /// The place of an error node among the error nodes: layer-major.
+    pub fn error_cell(&self, layer: usize, pos: usize) -> usize {
+        layer * self.n_pos + pos
+    }
+
+    /// The kind of the node at `index`.
+    ///
+    /// # Panics
+    /// Past the last node.
+    pub fn kind_of(&self, index: usize) -> NodeKind {
+        assert!(index < self.n_nodes(), "node {index} of {}", self.n_nodes());
+        match index {
+            index if index < self.errors().start => NodeKind::Feature,
+            index if index < self.tokens().start => NodeKind::Error,
+            index if index < self.targets().start => NodeKind::Token,
+            _ => NodeKind::Target,
         }
     }
 
@@ -233,11 +292,26 @@ impl NodeLayout {
 
     /// The node whose incoming edges are row `row`, or `None` past the last row.
     pub fn node_of_row(&self, row: usize) -> Option<usize> {
-        if row < self.n_features() {
-            Some(row)
-        } else {
-            (row < self.n_rows()).then(|| self.targets().start + row - self.n_features())
-        }
+        (row < self.n_rows()).then(|| self.node_at_row(row))
+    }
+
+    /// As [`NodeLayout::node_of_row`], for rows that exist.
+    ///
+    /// # Panics
+    /// Past the last row.
+    pub fn node_at_row(&self, row: usize) -> usize {
+        assert!(row < self.n_rows(), "row {row} of {}", self.n_rows());
+        if row < self.n_features() { row } else { self.targets().start + row - self.n_features() }
+    }
+
+    /// Which target `row` belongs to; `None` where it is a feature's.
+    pub fn target_of_row(&self, row: usize) -> Option<usize> {
+        row.checked_sub(self.n_features())
+    }
+
+    /// The rows of the targets.
+    pub fn target_rows(&self) -> Range<usize> {
+        self.n_features()..self.n_rows()
     }
 
     /// The columns of `row` that can be other than zero, as ascending ranges: layers below the row's own, positions up

@@ -20,6 +20,6 @@ pub use circuit::{Circuit, CircuitMeta, CompactLink, Edge, Link, Neighbor, Node}
 pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
 pub use influence::{Influence, PARTIAL_ROW_SUM_CLAMP, PartialRows, influence, next_features, partial_influence};
-pub use layout::{FeatureId, NodeId, NodeLayout};
+pub use layout::{FeatureId, NodeId, NodeKind, NodeLayout};
 pub use paths::{Path, StrongestPaths, strongest_paths};
 pub use scores::{Scores, scores, subgraph_scores};

@@ -23,7 +23,7 @@ pub fn scores(layout: &NodeLayout, influence: &Influence, weights: &[f32]) -> Sc
     let from_errors: f64 = influence.nodes[layout.errors()].iter().sum();
     let (mut explained, mut total) = (from_tokens + from_errors, from_tokens + from_errors);
     for row in 0..layout.n_rows() {
-        let weight = match row.checked_sub(layout.n_features()) {
+        let weight = match layout.target_of_row(row) {
             Some(target) => f64::from(weights[target]),
             None => influence.nodes[row],
         };
@@ -44,7 +44,6 @@ pub fn scores(layout: &NodeLayout, influence: &Influence, weights: &[f32]) -> Sc
 /// # Cost
 /// One pass over the rows of targets and pinned features; memory for one row in f64.
 pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32], pinned: &[bool]) -> Scores {
-    let n_pos = layout.n_pos();
     let errors = layout.errors();
     let mut swept = Influence {
         nodes: vec![0.0; layout.n_nodes()],
@@ -53,7 +52,7 @@ pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32
     };
     let mut merged_errors = vec![0.0f64; errors.len()];
     // Targets first, then features downwards: whatever a row adds to is visited after it.
-    let rows = (layout.n_features()..layout.n_rows()).chain(layout.features().rev().filter(|&row| pinned[row]));
+    let rows = layout.target_rows().chain(layout.features().rev().filter(|&row| pinned[row]));
     for row in rows {
         let effects = edge_rows.row(row);
         for (merged, &effect) in merged_errors.iter_mut().zip(&effects[errors.clone()]) {
@@ -64,7 +63,8 @@ pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32
             if pinned[source] {
                 pinned_abs_sum += f64::from(effects[source].abs());
             } else {
-                merged_errors[feature.layer as usize * n_pos + feature.pos as usize] += f64::from(effects[source]);
+                merged_errors[layout.error_cell(feature.layer as usize, feature.pos as usize)] +=
+                    f64::from(effects[source]);
             }
         }
         let error_abs_sum: f64 = merged_errors.iter().map(|e| e.abs()).sum();
@@ -72,7 +72,7 @@ pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32
         swept.row_abs_sums[row] = abs_sum;
         swept.error_abs_sums[row] = error_abs_sum;
 
-        let row_influence = match row.checked_sub(layout.n_features()) {
+        let row_influence = match layout.target_of_row(row) {
             Some(target) => f64::from(weights[target]),
             None => swept.nodes[row],
         };

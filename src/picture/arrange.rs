@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::node_text;
 use super::route::{Band, Point, point_at, route};
-use super::text;
-use crate::circuits::{View, ViewNode};
+use crate::circuits::{CollapsedCircuit, CollapsedNode};
 use crate::graph::{Circuit, NodeId};
 
 const MAX_BOX_WIDTH: f64 = 116.0;
@@ -57,7 +57,7 @@ impl Default for PictureSettings {
 /// A node where it is drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DrawnBox {
-    /// Index in the view.
+    /// Index in the collapsed circuit.
     pub node: usize,
     /// Left, upper edge.
     pub x: f64,
@@ -111,30 +111,33 @@ enum Row {
     Targets,
 }
 
-/// Places the nodes of `view`.
+/// Places the nodes of `collapsed`.
 ///
 /// # Cost
 /// O(nodes · log nodes + edges · log edges), and for every drawn edge the square of the lines of boxes that it crosses.
-pub fn arrange(circuit: &Circuit, view: &View, settings: &PictureSettings) -> Arrangement {
-    let (shown, n_hidden) = shown_nodes(circuit, view, settings.max_nodes);
-    let mut drawn = vec![usize::MAX; view.nodes.len()];
+pub fn arrange(circuit: &Circuit, collapsed: &CollapsedCircuit, settings: &PictureSettings) -> Arrangement {
+    let (shown, n_hidden) = shown_nodes(circuit, collapsed, settings.max_nodes);
+    let mut drawn = vec![usize::MAX; collapsed.nodes.len()];
     shown.iter().enumerate().for_each(|(at, &node)| drawn[node] = at);
-    let (mut edges, n_hidden_edges) = shown_edges(view, &drawn, settings);
+    let (mut edges, n_hidden_edges) = shown_edges(collapsed, &drawn, settings);
 
     let mut cells: BTreeMap<(Row, u32), Vec<usize>> = BTreeMap::new();
     for (at, &node) in shown.iter().enumerate() {
-        cells.entry(cell_of(circuit, &view.nodes[node])).or_default().push(at);
+        cells.entry(cell_of(circuit, &collapsed.nodes[node])).or_default().push(at);
     }
     let mut boxes: Vec<DrawnBox> = shown
         .iter()
         .map(|&node| {
-            let mut lines =
-                text::wrap(&text::label(circuit, &view.nodes[node]), MAX_BOX_WIDTH - 2.0 * BOX_PADDING, MAX_LINES);
+            let mut lines = node_text::wrap(
+                &node_text::label(circuit, &collapsed.nodes[node]),
+                MAX_BOX_WIDTH - 2.0 * BOX_PADDING,
+                MAX_LINES,
+            );
             if lines.is_empty() {
                 lines.push(String::new());
             }
             let height = lines.len() as f64 * LINE_HEIGHT + 2.0 * BOX_PADDING;
-            let widest = lines.iter().map(|line| text::width(line)).fold(0.0, f64::max);
+            let widest = lines.iter().map(|line| node_text::width(line)).fold(0.0, f64::max);
             let width = (widest + 2.0 * BOX_PADDING).clamp(MIN_BOX_WIDTH, MAX_BOX_WIDTH);
             DrawnBox { node, x: 0.0, y: 0.0, width, height, lines }
         })
@@ -290,7 +293,7 @@ fn means_of_neighbors(boxes: &[DrawnBox], edges: &[DrawnEdge]) -> Vec<f64> {
 }
 
 /// Where a node belongs. A supernode goes to the median layer of its members and to their commonest position.
-fn cell_of(circuit: &Circuit, node: &ViewNode) -> (Row, u32) {
+fn cell_of(circuit: &Circuit, node: &CollapsedNode) -> (Row, u32) {
     let row_of = |id: NodeId| match id {
         NodeId::Token { .. } => Row::Tokens,
         NodeId::Target { .. } => Row::Targets,
@@ -304,12 +307,12 @@ fn cell_of(circuit: &Circuit, node: &ViewNode) -> (Row, u32) {
     (rows[rows.len() / 2], pos)
 }
 
-/// The nodes to show, in the view's order, and how many are not.
-fn shown_nodes(circuit: &Circuit, view: &View, max_nodes: usize) -> (Vec<usize>, usize) {
-    let is_fixed = |node: &ViewNode| matches!(cell_of(circuit, node).0, Row::Tokens | Row::Targets);
+/// The nodes to show, in their order, and how many are not.
+fn shown_nodes(circuit: &Circuit, collapsed: &CollapsedCircuit, max_nodes: usize) -> (Vec<usize>, usize) {
+    let is_fixed = |node: &CollapsedNode| matches!(cell_of(circuit, node).0, Row::Tokens | Row::Targets);
     let (fixed, mut ranked): (Vec<usize>, Vec<usize>) =
-        (0..view.nodes.len()).partition(|&at| is_fixed(&view.nodes[at]));
-    ranked.sort_by(|&a, &b| view.nodes[b].influence.total_cmp(&view.nodes[a].influence).then(a.cmp(&b)));
+        (0..collapsed.nodes.len()).partition(|&at| is_fixed(&collapsed.nodes[at]));
+    ranked.sort_by(|&a, &b| collapsed.nodes[b].influence.total_cmp(&collapsed.nodes[a].influence).then(a.cmp(&b)));
     let n_hidden = ranked.len().saturating_sub(max_nodes);
     ranked.truncate(max_nodes);
     ranked.extend(fixed);
@@ -319,9 +322,9 @@ fn shown_nodes(circuit: &Circuit, view: &View, max_nodes: usize) -> (Vec<usize>,
 
 /// For every shown node the strongest shown inputs that make up `edge_share` of the shown ones, `max_inputs` at most, and
 /// its strongest shown output, so that nothing seems to lead nowhere; weakest first. And how many are left out.
-fn shown_edges(view: &View, drawn: &[usize], settings: &PictureSettings) -> (Vec<DrawnEdge>, usize) {
+fn shown_edges(collapsed: &CollapsedCircuit, drawn: &[usize], settings: &PictureSettings) -> (Vec<DrawnEdge>, usize) {
     let mut by_target: BTreeMap<usize, Vec<DrawnEdge>> = BTreeMap::new();
-    for edge in &view.edges {
+    for edge in &collapsed.edges {
         let (source, target) = (drawn[edge.source], drawn[edge.target]);
         if source != usize::MAX && target != usize::MAX && edge.weight != 0.0 {
             let edge = DrawnEdge { source, target, weight: edge.weight, share: edge.share, way: Vec::new() };

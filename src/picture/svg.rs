@@ -3,10 +3,11 @@
 use std::fmt::Write;
 
 use super::arrange::{Arrangement, DrawnBox, DrawnEdge, TITLE};
+use super::node_text::{self, FONT_SIZE};
 use super::route::BEND;
-use super::text::{self, FONT_SIZE, xml};
-use crate::circuits::View;
+use crate::circuits::CollapsedCircuit;
 use crate::graph::Circuit;
+use crate::text::xml;
 
 const POSITIVE: &str = "#2f6db3";
 const NEGATIVE: &str = "#c8452f";
@@ -24,8 +25,8 @@ fn colors(kind: &str) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// The picture of `view`, arranged as `arrangement`. Everything has its details as a tooltip.
-pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String {
+/// The picture of `collapsed`, arranged as `arrangement`. Everything has its details as a tooltip.
+pub fn svg(circuit: &Circuit, collapsed: &CollapsedCircuit, arrangement: &Arrangement) -> String {
     let Arrangement { width, height, .. } = *arrangement;
     let mut out = String::new();
     let _ = writeln!(
@@ -34,7 +35,7 @@ pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String 
          viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"'DejaVu Sans', Verdana, sans-serif\" \
          font-size=\"{FONT_SIZE}\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>"
     );
-    let title = text::wrap(&text::token(&circuit.meta.prompt), (width - 40.0) / 1.3, 1).concat();
+    let title = node_text::wrap(&node_text::token(&circuit.meta.prompt), (width - 40.0) / 1.3, 1).concat();
     let _ = writeln!(out, "<text x=\"20\" y=\"24\" font-size=\"13\" fill=\"#222\">{}</text>", xml(&title));
     let mut note = String::new();
     let hidden = [(arrangement.n_hidden, "nodes"), (arrangement.n_hidden_edges, "edges between shown ones")];
@@ -56,11 +57,11 @@ pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String 
     let largest = arrangement.edges.iter().map(|edge| edge.weight.abs()).fold(0.0, f64::max);
     out.push_str("<g fill=\"none\" stroke-linecap=\"round\">\n");
     for edge in &arrangement.edges {
-        write_edge(&mut out, circuit, view, arrangement, edge, largest);
+        write_edge(&mut out, circuit, collapsed, arrangement, edge, largest);
     }
     out.push_str("</g>\n");
     for drawn in &arrangement.boxes {
-        write_box(&mut out, circuit, view, drawn);
+        write_box(&mut out, circuit, collapsed, drawn);
     }
     out.push_str("</svg>\n");
     out
@@ -69,7 +70,7 @@ pub fn svg(circuit: &Circuit, view: &View, arrangement: &Arrangement) -> String 
 fn write_edge(
     out: &mut String,
     circuit: &Circuit,
-    view: &View,
+    collapsed: &CollapsedCircuit,
     arrangement: &Arrangement,
     edge: &DrawnEdge,
     largest: f64,
@@ -92,7 +93,7 @@ fn write_edge(
             let _ = write!(path, "C{before_x:.1} {:.1} {x:.1} {:.1} {x:.1} {y:.1}", before_y + rise, y - rise);
         }
     }
-    let name = |drawn: &DrawnBox| xml(&text::label(circuit, &view.nodes[drawn.node]));
+    let name = |drawn: &DrawnBox| xml(&node_text::label(circuit, &collapsed.nodes[drawn.node]));
     let _ = writeln!(
         out,
         "<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width:.2}\" stroke-opacity=\"{:.2}\">\
@@ -105,16 +106,16 @@ fn write_edge(
     );
 }
 
-fn write_box(out: &mut String, circuit: &Circuit, view: &View, drawn: &DrawnBox) {
-    let node = &view.nodes[drawn.node];
-    let kind = text::kind(circuit, node);
+fn write_box(out: &mut String, circuit: &Circuit, collapsed: &CollapsedCircuit, drawn: &DrawnBox) {
+    let node = &collapsed.nodes[drawn.node];
+    let kind = node_text::kind(circuit, node);
     let (fill, border, extra) = colors(kind);
     let DrawnBox { x, y, width, height, .. } = *drawn;
     let _ = writeln!(
         out,
         "<g><title>{}: {}, influence {:.4}</title>",
-        xml(&text::id(circuit, node)),
-        xml(&text::label(circuit, node)),
+        xml(&node_text::id(circuit, node)),
+        xml(&node_text::label(circuit, node)),
         node.influence
     );
     let _ = writeln!(

@@ -2,48 +2,39 @@
 
 use std::fmt::Write;
 
-use super::text::{self, xml};
-use crate::circuits::{View, ViewNode};
+use super::node_text;
+use crate::circuits::{CollapsedCircuit, CollapsedNode};
 use crate::graph::Circuit;
+use crate::text::{csv_cell, dot as dot_text, xml};
 
 /// Layer of a node that is in one.
-fn layer(circuit: &Circuit, node: &ViewNode) -> String {
+fn layer(circuit: &Circuit, node: &CollapsedNode) -> String {
     match (&node.name, circuit.node(node.members[0]).id.layer()) {
         (None, Some(layer)) => layer.to_string(),
         _ => String::new(),
     }
 }
 
-/// A text for Graphviz, quoted.
-fn dot_text(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
-}
-
-/// A cell of a table (RFC 4180).
-fn cell(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
-}
-
 /// The ids of all nodes, made once: edges are many.
-fn ids(circuit: &Circuit, view: &View, quoted: impl Fn(&str) -> String) -> Vec<String> {
-    view.nodes.iter().map(|node| quoted(&text::id(circuit, node))).collect()
+fn ids(circuit: &Circuit, collapsed: &CollapsedCircuit, quoted: impl Fn(&str) -> String) -> Vec<String> {
+    collapsed.nodes.iter().map(|node| quoted(&node_text::id(circuit, node))).collect()
 }
 
-/// The view in Graphviz's language, bottom to top.
-pub fn dot(circuit: &Circuit, view: &View) -> String {
-    let ids = ids(circuit, view, dot_text);
+/// The collapsed circuit in Graphviz's language, bottom to top.
+pub fn dot(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
+    let ids = ids(circuit, collapsed, dot_text);
     let mut out = String::from("digraph circuit {\n  rankdir=BT;\n  node [shape=box, style=rounded, fontsize=10];\n");
-    for (node, id) in view.nodes.iter().zip(&ids) {
-        let shape = match text::kind(circuit, node) {
+    for (node, id) in collapsed.nodes.iter().zip(&ids) {
+        let shape = match node_text::kind(circuit, node) {
             "error" => ", style=\"rounded,dashed\"",
             "supernode" => ", peripheries=2",
             _ => "",
         };
-        let label = dot_text(&text::label(circuit, node));
+        let label = dot_text(&node_text::label(circuit, node));
         let _ = writeln!(out, "  {id} [label={label}{shape}];");
     }
-    let largest = view.edges.iter().map(|edge| edge.weight.abs()).fold(f64::MIN_POSITIVE, f64::max);
-    for edge in &view.edges {
+    let largest = collapsed.edges.iter().map(|edge| edge.weight.abs()).fold(f64::MIN_POSITIVE, f64::max);
+    for edge in &collapsed.edges {
         let _ = writeln!(
             out,
             "  {} -> {} [weight={}, penwidth={:.2}, color=\"{}\", tooltip=\"{:+.4}\"];",
@@ -60,8 +51,8 @@ pub fn dot(circuit: &Circuit, view: &View) -> String {
     out
 }
 
-/// The view as GraphML.
-pub fn graphml(circuit: &Circuit, view: &View) -> String {
+/// The collapsed circuit as GraphML.
+pub fn graphml(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
     let mut out = String::from(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<graphml xmlns=\"http://graphml.graphdrawing.org/xmlns\">\n",
     );
@@ -79,12 +70,12 @@ pub fn graphml(circuit: &Circuit, view: &View) -> String {
         let _ = writeln!(out, "<key id=\"{name}\" for=\"{on}\" attr.name=\"{name}\" attr.type=\"{kind}\"/>");
     }
     out.push_str("<graph edgedefault=\"directed\">\n");
-    let ids = ids(circuit, view, xml);
-    for (node, id) in view.nodes.iter().zip(&ids) {
+    let ids = ids(circuit, collapsed, xml);
+    for (node, id) in collapsed.nodes.iter().zip(&ids) {
         let _ = write!(out, "<node id=\"{id}\">");
         let facts = [
-            ("kind", text::kind(circuit, node).to_owned()),
-            ("label", xml(&text::label(circuit, node))),
+            ("kind", node_text::kind(circuit, node).to_owned()),
+            ("label", xml(&node_text::label(circuit, node))),
             ("layer", layer(circuit, node)),
             ("position", circuit.node(node.members[0]).pos.to_string()),
             ("influence", node.influence.to_string()),
@@ -95,7 +86,7 @@ pub fn graphml(circuit: &Circuit, view: &View) -> String {
         }
         out.push_str("</node>\n");
     }
-    for edge in &view.edges {
+    for edge in &collapsed.edges {
         let _ = writeln!(
             out,
             "<edge source=\"{}\" target=\"{}\"><data key=\"weight\">{}</data><data key=\"share\">{}</data></edge>",
@@ -106,10 +97,10 @@ pub fn graphml(circuit: &Circuit, view: &View) -> String {
     out
 }
 
-/// The nodes of the view as a table, one a line.
-pub fn csv_nodes(circuit: &Circuit, view: &View) -> String {
+/// The nodes of the collapsed circuit as a table, one a line.
+pub fn csv_nodes(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
     let mut out = String::from("id,kind,layer,position,label,activation,influence,members\n");
-    for node in &view.nodes {
+    for node in &collapsed.nodes {
         let first = circuit.node(node.members[0]);
         let activation = match (&node.name, first.activation) {
             (None, Some(activation)) => activation.to_string(),
@@ -118,11 +109,11 @@ pub fn csv_nodes(circuit: &Circuit, view: &View) -> String {
         let _ = writeln!(
             out,
             "{},{},{},{},{},{activation},{},{}",
-            cell(&text::id(circuit, node)),
-            text::kind(circuit, node),
+            csv_cell(&node_text::id(circuit, node)),
+            node_text::kind(circuit, node),
             layer(circuit, node),
             first.pos,
-            cell(&text::label(circuit, node)),
+            csv_cell(&node_text::label(circuit, node)),
             node.influence,
             node.members.len(),
         );
@@ -130,11 +121,11 @@ pub fn csv_nodes(circuit: &Circuit, view: &View) -> String {
     out
 }
 
-/// The edges of the view as a table, one a line.
-pub fn csv_edges(circuit: &Circuit, view: &View) -> String {
+/// The edges of the collapsed circuit as a table, one a line.
+pub fn csv_edges(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
     let mut out = String::from("source,target,weight,share\n");
-    let ids = ids(circuit, view, cell);
-    for edge in &view.edges {
+    let ids = ids(circuit, collapsed, csv_cell);
+    for edge in &collapsed.edges {
         let _ = writeln!(out, "{},{},{},{}", ids[edge.source], ids[edge.target], edge.weight, edge.share);
     }
     out

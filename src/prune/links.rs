@@ -1,7 +1,9 @@
 //! Pruning of a graph that is there as links, not as edge rows: one that was pruned before.
 
+use super::dead_ends::on_paths;
+use super::threshold::{largest_kept_share, smallest_kept};
 use crate::graph::influence::ROW_SUM_CLAMP;
-use crate::graph::{CompactLink, Node, NodeId};
+use crate::graph::{CompactLink, Node, NodeId, NodeKind};
 use crate::{Error, Result};
 
 /// Keeps of `links` those whose scores make up the share `threshold`, then drops what leads nowhere (definitions 7.2 to
@@ -42,38 +44,31 @@ pub fn prune_links(nodes: &[Node], links: &mut Vec<CompactLink>, threshold: f64)
     let mut score = scores.into_iter();
     links.retain(|_| score.next().is_some_and(|score| score > 0.0 && score >= smallest));
 
-    // What leads to a target through features that are fed, as for raw graphs.
-    let is_feature = |at: u32| matches!(nodes[at as usize].id, NodeId::Feature { .. });
-    let mut is_fed: Vec<bool> = (0..nodes.len() as u32).map(|at| !is_feature(at)).collect();
-    for link in links.iter().rev() {
-        if is_fed[link.source as usize] {
-            is_fed[link.target as usize] = true;
-        }
-    }
-    let mut stays: Vec<bool> = nodes.iter().map(|node| matches!(node.id, NodeId::Target { .. })).collect();
-    for link in links.iter() {
-        if stays[link.target as usize] && is_fed[link.source as usize] {
-            stays[link.source as usize] = true;
-        }
-    }
+    let upwards = links.iter().rev().map(|link| (link.source as usize, link.target as usize));
+    let mut stays = on_paths(nodes.len(), |node| nodes[node].id.kind(), upwards);
     for (stays, node) in stays.iter_mut().zip(nodes) {
-        *stays |= matches!(node.id, NodeId::Token { .. });
+        *stays |= matches!(node.id.kind(), NodeKind::Token | NodeKind::Target);
     }
     links.retain(|link| stays[link.source as usize] && stays[link.target as usize]);
     Ok(stays)
 }
 
-/// The smallest of the largest scores that make up the share `threshold` of all.
-fn smallest_kept(scores: &[f64], threshold: f64) -> f64 {
-    let mut sorted: Vec<f64> = scores.to_vec();
-    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-    let total: f64 = sorted.iter().sum();
-    let mut sum = 0.0;
-    for &score in &sorted {
-        sum += score;
-        if sum >= threshold * total {
-            return score;
-        }
-    }
-    0.0
+/// Which nodes of a circuit carry the share `threshold` of the influence (definitions 7.1), by the cumulative shares that
+/// its file holds (definitions 7.5). Tokens, targets and nodes without a share always stay. [n_nodes].
+///
+/// As in a raw graph everything stays whose score is at least that of the node that reaches the threshold: a node's score
+/// is the step that its share makes. Where pruning has dropped the node before it, the step is larger than the score, so
+/// that such a node counts as equal to no other.
+///
+/// # Cost
+/// A sort of the nodes.
+pub fn nodes_within(nodes: &[Node], threshold: f64) -> Vec<bool> {
+    let mut shares: Vec<f64> = nodes.iter().filter_map(|node| node.influence).collect();
+    shares.sort_unstable_by(f64::total_cmp);
+    let largest = largest_kept_share(&shares, threshold);
+    let stays = |node: &Node| {
+        matches!(node.id.kind(), NodeKind::Token | NodeKind::Target)
+            || node.influence.is_none_or(|share| share <= largest)
+    };
+    nodes.iter().map(stays).collect()
 }

@@ -3,6 +3,7 @@
 //! In go an [`AttributionGraph`] and its influence, out comes which nodes and edges stay ([`Pruned`]) and, from that, a
 //! [`Circuit`]. No pair of nodes is sorted and no copy of the edge rows is made.
 
+mod dead_ends;
 mod links;
 mod threshold;
 
@@ -11,7 +12,8 @@ use rayon::prelude::*;
 use crate::graph::influence::{ROW_SUM_CLAMP, sweep};
 use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeLayout};
 use crate::{Error, Result};
-pub use links::prune_links;
+use dead_ends::on_paths;
+pub use links::{nodes_within, prune_links};
 use threshold::{ScoreHistogram, node_threshold};
 
 /// The share of influence that nodes and edges have to add up to.
@@ -85,14 +87,14 @@ pub fn prune(graph: &AttributionGraph, influence: &Influence, settings: &PruneSe
 fn strongest_edges(graph: &AttributionGraph, node_mask: &[bool], threshold: f64) -> Vec<Link> {
     let layout = graph.layout();
     let column_mask: Vec<f32> = node_mask.iter().map(|&kept| f32::from(kept)).collect();
-    let keep_row = |row: usize| row >= layout.n_features() || node_mask[row];
+    let keep_row = |row: usize| node_mask[layout.node_at_row(row)];
     let weights = &graph.target_probabilities;
     let kept = sweep(&graph.edge_rows, layout, weights, keep_row, Some(&column_mask));
     let rows: Vec<usize> = (0..layout.n_rows()).filter(|&row| keep_row(row)).collect();
 
     // Edge score N'[t,s]·(influence' + w)[t] = |A[t,s]| · scale of the row.
     let scale_of = |row: usize| {
-        let influence = match row.checked_sub(layout.n_features()) {
+        let influence = match layout.target_of_row(row) {
             Some(target) => f64::from(weights[target]),
             None => kept.nodes[row],
         };
@@ -142,8 +144,7 @@ fn strongest_edges(graph: &AttributionGraph, node_mask: &[bool], threshold: f64)
         .map(|block| {
             let mut edges = Vec::new();
             for &row in block {
-                let target =
-                    if row < layout.n_features() { row } else { layout.targets().start + row - layout.n_features() };
+                let target = layout.node_at_row(row);
                 for_each_edge(row, &mut |source, weight, score| {
                     if score >= smallest {
                         edges.push(Link { source, target, weight });
@@ -157,30 +158,12 @@ fn strongest_edges(graph: &AttributionGraph, node_mask: &[bool], threshold: f64)
 }
 
 /// Drops features and errors that lead nowhere and features that nothing leads to, with their edges (definitions 7.4).
-///
-/// Repeating the rule until nothing changes keeps exactly the features with a path from a token or error and a path to a
-/// target, so two sweeps do. `edges` are sorted by target.
+/// `edges` are sorted by target.
 fn drop_dead_ends(layout: &NodeLayout, node_mask: &mut [bool], mut edges: Vec<Link>) -> Vec<Link> {
-    let n_features = layout.n_features();
-    let is_feature = |node: usize| node < n_features;
     // Targets come after all features and features are sorted by layer, so ascending targets are upwards.
-    let mut is_fed = vec![false; n_features];
-    for edge in &edges {
-        if is_feature(edge.target) && (!is_feature(edge.source) || is_fed[edge.source]) {
-            is_fed[edge.target] = true;
-        }
-    }
-    let mut leads_on = vec![false; layout.n_nodes()];
-    leads_on[layout.targets()].fill(true);
-    for edge in edges.iter().rev() {
-        let target_stays = leads_on[edge.target] && (!is_feature(edge.target) || is_fed[edge.target]);
-        if target_stays {
-            leads_on[edge.source] = true;
-        }
-    }
-    for node in 0..layout.tokens().start {
-        node_mask[node] &= leads_on[node] && (!is_feature(node) || is_fed[node]);
-    }
+    let upwards = edges.iter().map(|edge| (edge.source, edge.target));
+    let stays = on_paths(layout.n_nodes(), |node| layout.kind_of(node), upwards);
+    node_mask[..layout.tokens().start].iter_mut().zip(stays).for_each(|(kept, stays)| *kept &= stays);
     edges.retain(|edge| node_mask[edge.source] && node_mask[edge.target]);
     edges
 }

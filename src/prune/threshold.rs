@@ -116,16 +116,43 @@ impl ThresholdBin {
     }
 
     /// The smallest score that is kept, given all scores of this bin.
-    pub(super) fn threshold(&self, mut scores: Vec<f64>) -> f64 {
-        scores.sort_unstable_by(|a, b| b.total_cmp(a));
-        let mut sum = 0.0;
-        for &score in &scores {
-            sum += score;
-            if sum >= self.missing {
-                return score * (1.0 - TIE_RTOL);
-            }
-        }
-        // Rounding of sums in another order; the whole bin is needed.
-        scores.last().map_or(f64::INFINITY, |score| score * (1.0 - TIE_RTOL))
+    pub(super) fn threshold(&self, scores: Vec<f64>) -> f64 {
+        smallest_reaching(scores, |_| self.missing)
     }
+}
+
+/// The smallest score that is kept of scores that are all at hand: the i-th largest, where the largest ones first make up
+/// the share `threshold`, and all that equal it.
+pub(super) fn smallest_kept(scores: &[f64], threshold: f64) -> f64 {
+    smallest_reaching(scores.to_vec(), |total| threshold * total)
+}
+
+/// The score with which the sum of the largest reaches what is wanted, given the sum of all; a little less, since equal
+/// scores may differ in rounding.
+fn smallest_reaching(mut scores: Vec<f64>, wanted: impl Fn(f64) -> f64) -> f64 {
+    scores.sort_unstable_by(|a, b| b.total_cmp(a));
+    let wanted = wanted(scores.iter().sum());
+    let mut sum = 0.0;
+    for &score in &scores {
+        sum += score;
+        if sum >= wanted {
+            return score * (1.0 - TIE_RTOL);
+        }
+    }
+    // Rounding of sums in another order: all of them are needed.
+    scores.last().map_or(f64::INFINITY, |score| score * (1.0 - TIE_RTOL))
+}
+
+/// Rounding of the difference of two shares.
+const SHARE_ROUNDING: f64 = 4.0 * f64::EPSILON;
+
+/// The largest cumulative share that is kept: the first that reaches `threshold`, and those after it whose steps equal its
+/// own. `shares` ascend.
+pub(super) fn largest_kept_share(shares: &[f64], threshold: f64) -> f64 {
+    let reached = shares.partition_point(|&share| share < threshold);
+    let step = |at: usize| shares[at] - at.checked_sub(1).map_or(0.0, |before| shares[before]);
+    let Some(&first) = shares.get(reached) else { return f64::INFINITY };
+    let score = step(reached);
+    let is_equal = |at: &usize| (step(*at) - score).abs() <= (score * TIE_RTOL).max(SHARE_ROUNDING);
+    (reached + 1..shares.len()).take_while(is_equal).last().map_or(first, |at| shares[at])
 }

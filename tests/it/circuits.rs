@@ -5,15 +5,15 @@ use std::io::Write;
 
 use circuitscope::Error;
 use circuitscope::circuits::{
-    ClusterSettings, Selection, Supernode, carrying_paths, circuit_scores, common, diff, find_supernodes, induced,
-    neighborhood, pinned_scores, view,
+    ClusterSettings, Selection, Supernode, carrying_paths, circuit_scores, collapse, common, diff, find_supernodes,
+    induced, neighborhood, pinned_scores,
 };
 use circuitscope::export::{WireGraph, stream_wire, wire};
 use circuitscope::graph::{
     AttributionGraph, Circuit, CircuitMeta, Link, Node, NodeId, influence, scores, strongest_paths, subgraph_scores,
 };
 use circuitscope::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
-use circuitscope::prune::{PruneSettings, prune, prune_links};
+use circuitscope::prune::{PruneSettings, nodes_within, prune, prune_links};
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 use proptest::prelude::*;
@@ -201,7 +201,7 @@ proptest! {
             }
         }
         groups.retain(|group| !group.members.is_empty());
-        let view = view(&circuit, &groups).unwrap();
+        let view = collapse(&circuit, &groups).unwrap();
         let members: usize = view.nodes.iter().map(|node| node.members.len()).sum();
         prop_assert_eq!(members, circuit.graph().node_count());
         for edge in &view.edges {
@@ -236,12 +236,12 @@ proptest! {
         groups.retain(|group| !group.members.is_empty());
         // Tokens together stay tokens.
         groups.push(Supernode { name: "tokens".to_owned(), members: circuit.tokens()[1..3].to_vec() });
-        let actual = view(&circuit, &groups).unwrap().scores(&circuit);
+        let actual = collapse(&circuit, &groups).unwrap().scores(&circuit);
         if let Some(expected) = collapsed_scores_slowly(&circuit, &groups) {
             close(actual.replacement, expected.0, 1e-7, 1e-7, "replacement");
             close(actual.completeness, expected.1, 1e-7, 1e-7, "completeness");
         }
-        let (alone, whole) = (view(&circuit, &[]).unwrap().scores(&circuit), circuit_scores(&circuit));
+        let (alone, whole) = (collapse(&circuit, &[]).unwrap().scores(&circuit), circuit_scores(&circuit));
         close(alone.replacement, whole.replacement, 1e-9, 1e-9, "replacement of nothing merged");
         close(alone.completeness, whole.completeness, 1e-9, 1e-9, "completeness of nothing merged");
     }
@@ -292,7 +292,7 @@ proptest! {
             let pos: Vec<u32> = group.members.iter().map(|&member| circuit.node(member).pos).collect();
             prop_assert!(pos.iter().max().unwrap() - pos.iter().min().unwrap() <= 1);
         }
-        let view = view(&circuit, &groups).unwrap();
+        let view = collapse(&circuit, &groups).unwrap();
         let settings = PictureSettings { max_nodes, ..PictureSettings::default() };
         let arrangement = arrange(&circuit, &view, &settings);
         for (at, a) in arrangement.boxes.iter().enumerate() {
@@ -352,7 +352,7 @@ proptest! {
         prop_assert_eq!(streamed.n_links_read, written.links.len());
         prop_assert_eq!(&streamed.to_wire(), &written);
 
-        let mut pruned = stream_wire(&path, Some(threshold)).unwrap();
+        let mut pruned = stream_wire(&path, Some(&|nodes| nodes_within(nodes, threshold))).unwrap();
         let kept = prune_links(&pruned.nodes, &mut pruned.links, threshold).unwrap();
         pruned.keep_nodes(&kept);
         let circuit = pruned.circuit().unwrap();
@@ -376,7 +376,9 @@ fn a_file_of_many_links_is_pruned_as_a_stream() {
     let target = "8_5_3";
     write!(file, r#"{{"metadata":{{"slug":"s","scan":null,"prompt_tokens":["a","b","c","d"],"prompt":"abcd"}},"qParams":{{}},"nodes":["#).unwrap();
     for at in 0..n_features {
-        let (layer, share) = (at / 150, f64::from(at + 1) / f64::from(n_features));
+        // Each step is smaller than the one before: no two nodes are equal.
+        let (layer, part) = (at / 150, f64::from(at + 1) / f64::from(n_features));
+        let share = 1.0 - (1.0 - part).powi(2);
         write!(file, r#"{{"node_id":"{layer}_{at}_3","feature":0,"layer":"{layer}","ctx_idx":3,"feature_type":"cross layer transcoder","jsNodeId":"","clerp":"","influence":{share}}},"#).unwrap();
     }
     write!(file, r#"{{"node_id":"E_1_3","feature":3,"layer":"E","ctx_idx":3,"feature_type":"embedding","jsNodeId":"","clerp":""}},"#).unwrap();
@@ -393,7 +395,7 @@ fn a_file_of_many_links_is_pruned_as_a_stream() {
     }
     file.flush().unwrap();
     assert!(std::fs::metadata(&path).unwrap().len() > 15_000_000);
-    let streamed = stream_wire(&path, Some(0.1)).unwrap();
+    let streamed = stream_wire(&path, Some(&|nodes| nodes_within(nodes, 0.189))).unwrap();
     assert_eq!(streamed.n_links_read, n_links);
     assert_eq!(streamed.nodes.len(), 90 + 2);
     // 90 features of the lowest layer: one link from the token, one to the target.
@@ -414,7 +416,7 @@ fn what_cannot_be_streamed_is_refused() {
         let meta = r#"{"slug":"s","scan":null,"prompt_tokens":["a"],"prompt":"a"}"#;
         std::fs::write(&path, format!(r#"{{"metadata":{meta},"qParams":{{}},"nodes":[{nodes}],"links":[{links}]}}"#))
             .unwrap();
-        stream_wire(&path, Some(0.8)).unwrap_err()
+        stream_wire(&path, Some(&|nodes| nodes_within(nodes, 0.8))).unwrap_err()
     };
     let two = [feature("0_1_0", 0), feature("1_2_0", 1)];
     let link = |a: &str, b: &str, w: &str| format!(r#"{{"source":"{a}","target":"{b}","weight":{w}}}"#);
@@ -424,7 +426,7 @@ fn what_cannot_be_streamed_is_refused() {
     assert!(matches!(error_of(&two, &link("0_1_0", "1_2_0", "NaN")), Error::Damaged { .. }));
     assert!(matches!(error_of(&[two[0].clone(), two[0].clone()], ""), Error::CircuitDuplicate { .. }));
     std::fs::write(&path, "{}").unwrap();
-    assert!(matches!(stream_wire(&path, Some(0.8)), Err(Error::Damaged { .. })));
+    assert!(matches!(stream_wire(&path, Some(&|nodes| nodes_within(nodes, 0.8))), Err(Error::Damaged { .. })));
 }
 
 #[test]
@@ -432,7 +434,7 @@ fn a_node_in_two_supernodes_is_refused() {
     let target = vec![node(NodeId::Target { index: 0 }, 0)];
     let circuit = Circuit::new(CircuitMeta::default(), target, Vec::new()).unwrap();
     let group = |name: &str| Supernode { name: name.to_owned(), members: vec![NodeIndex::new(0)] };
-    assert!(matches!(view(&circuit, &[group("a"), group("b")]), Err(Error::Supernode { .. })));
+    assert!(matches!(collapse(&circuit, &[group("a"), group("b")]), Err(Error::Supernode { .. })));
 }
 
 #[test]
@@ -442,7 +444,7 @@ fn pictures_of_little_and_of_other_scripts_are_drawn() {
     foreign.text = "首都 \u{1}\n".to_owned();
     let foreign = Circuit::new(CircuitMeta::default(), vec![foreign], Vec::new()).unwrap();
     for circuit in [empty, foreign] {
-        let view = view(&circuit, &[]).unwrap();
+        let view = collapse(&circuit, &[]).unwrap();
         let picture = svg(&circuit, &view, &arrange(&circuit, &view, &PictureSettings::default()));
         assert!(png(&picture, 1.0).unwrap().starts_with(b"\x89PNG"));
     }
@@ -506,7 +508,7 @@ fn fields_of_links_and_nodes_that_nobody_knows_survive_a_stream() {
     value["metadata"]["feature_details"] = serde_json::json!({"neuronpedia_source_set": "s"});
     value["qk_only_nodes"] = serde_json::json!({"a": 1});
     std::fs::write(&path, value.to_string()).unwrap();
-    let mut graph = stream_wire(&path, Some(1.0)).unwrap();
+    let mut graph = stream_wire(&path, Some(&|nodes| nodes_within(nodes, 1.0))).unwrap();
     let is_kept = prune_links(&graph.nodes, &mut graph.links, 1.0).unwrap();
     graph.keep_nodes(&is_kept);
     let mut back = serde_json::to_value(graph.to_wire()).unwrap();
@@ -543,7 +545,7 @@ fn labels_stay_within_their_boxes_and_the_picture() {
     circuit.set_labels(|_, feature| Some(labels[feature as usize].to_owned()));
     circuit.meta.prompt =
         "A prompt that is much longer than the picture of so few nodes is wide, so that it has to be cut".to_owned();
-    let view = view(&circuit, &[]).unwrap();
+    let view = collapse(&circuit, &[]).unwrap();
     let arrangement = arrange(&circuit, &view, &PictureSettings::default());
     let picture = svg(&circuit, &view, &arrangement);
     let mut fonts = usvg::fontdb::Database::new();

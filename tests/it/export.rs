@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use circuitscope::Error;
-use circuitscope::export::{
-    Summary, SummarySettings, WireGraph, read_raw, read_wire, summarize, wire, write_raw, write_wire,
-};
+use circuitscope::circuits::{Summary, SummarySettings, summarize};
+use circuitscope::export::{WireGraph, read_raw, read_wire, wire, write_raw, write_wire};
 use circuitscope::graph::{AttributionGraph, Circuit, NodeId, influence};
 use circuitscope::labels::Labels;
 use circuitscope::prune::{PruneSettings, prune};

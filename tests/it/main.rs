@@ -21,3 +21,4 @@ mod support;
 mod transpose;
 mod weights;
 mod weights_gguf;
+mod writers;

@@ -1,8 +1,8 @@
 //! Pruning: against the reference's masks, and against the rules of definitions 7 taken literally.
 
 use circuitscope::Error;
-use circuitscope::graph::{AttributionGraph, influence};
-use circuitscope::prune::{PruneSettings, Pruned, prune};
+use circuitscope::graph::{AttributionGraph, CompactLink, EdgeRows, GraphData, Node, NodeId, NodeLayout, influence};
+use circuitscope::prune::{PruneSettings, Pruned, nodes_within, prune, prune_links};
 use proptest::prelude::*;
 
 use crate::graph::any_graph;
@@ -184,4 +184,102 @@ proptest! {
         let circuit = pruned.circuit(&graph).unwrap();
         prop_assert_eq!(circuit.graph().node_count(), pruned.n_nodes());
     }
+
+    /// The same rules for a graph that is there as links with cumulative shares, many of them equal.
+    #[test]
+    fn pruning_links_equals_the_rules_taken_literally(
+        graph in any_graph(),
+        coarse in any::<bool>(),
+        node_threshold in 0.05f64..0.999,
+        edge_threshold in 0.05f64..0.999,
+    ) {
+        let graph = if coarse { coarsened(&graph) } else { graph };
+        let layout = graph.layout();
+        let whole = influence(&graph.edge_rows, layout, &graph.target_probabilities);
+        // Nothing is pruned away: with every node in the file, its steps are the scores.
+        let shares = pruned(&graph, 1.0, 1.0).cumulative_influence;
+        let n = layout.n_nodes();
+        let nodes: Vec<Node> = (0..n).map(|at| node(&graph, layout, at, shares[at])).collect();
+        let (slow_nodes, slow_edges) = prune_slowly(&graph, node_threshold, edge_threshold);
+
+        let within = nodes_within(&nodes, node_threshold);
+        // Nodes without influence have the share of the last that has some.
+        let mut links = Vec::new();
+        for row in 0..layout.n_rows() {
+            let target = layout.node_of_row(row).unwrap();
+            for source in (0..n).filter(|&source| within[source] && within[target]) {
+                let weight = graph.row(row)[source];
+                if weight != 0.0 {
+                    links.push(CompactLink { source: source as u32, target: target as u32, weight });
+                }
+            }
+        }
+        let stays = prune_links(&nodes, &mut links, edge_threshold).unwrap();
+        let mut edges = vec![false; n * n];
+        links.iter().for_each(|link| edges[link.target as usize * n + link.source as usize] = true);
+        let kept: Vec<bool> = (0..n).map(|at| within[at] && stays[at]).collect();
+        prop_assert_eq!(kept, slow_nodes, "{:?}", whole.nodes);
+        prop_assert_eq!(edges, slow_edges);
+    }
+}
+
+/// The graph with weights of one size only, so that many scores are equal.
+fn coarsened(graph: &AttributionGraph) -> AttributionGraph {
+    let layout = graph.layout();
+    let values = graph.edge_rows.values().iter().map(|v| if *v == 0.0 { 0.0 } else { v.signum() }).collect();
+    let edge_rows = EdgeRows::from_vec(values, layout.n_rows(), layout.n_nodes()).unwrap();
+    AttributionGraph::new(GraphData {
+        input_tokens: graph.input_tokens.clone(),
+        active_features: graph.active_features.clone(),
+        activation_values: graph.activation_values.clone(),
+        selected_features: graph.selected_features.clone(),
+        edge_rows,
+        bias_effect: graph.bias_effect.clone(),
+        unselected_effect: graph.unselected_effect.clone(),
+        row_values: graph.row_values.clone(),
+        target_ids: graph.target_ids.clone(),
+        target_probabilities: graph.target_probabilities.clone(),
+        logits: graph.logits.clone(),
+        meta: graph.meta.clone(),
+    })
+    .unwrap()
+}
+
+fn node(graph: &AttributionGraph, layout: &NodeLayout, at: usize, share: f64) -> Node {
+    let id = layout.node(at).unwrap();
+    let target = match id {
+        NodeId::Target { index } => Some(index as usize),
+        _ => None,
+    };
+    Node {
+        id,
+        pos: id.pos().unwrap_or_default(),
+        token_id: None,
+        text: String::new(),
+        label: None,
+        activation: None,
+        influence: target.is_none().then_some(share),
+        probability: target.map(|index| graph.target_probabilities[index]),
+    }
+}
+
+#[test]
+fn nodes_that_equal_the_one_at_the_threshold_stay() {
+    let feature = |feature: u32, share: f64| Node {
+        id: NodeId::Feature { layer: 0, pos: 0, feature },
+        pos: 0,
+        token_id: None,
+        text: String::new(),
+        label: None,
+        activation: None,
+        influence: Some(share),
+        probability: None,
+    };
+    // Scores 0.4, three of 0.15, and 0.1 and 0.05.
+    let nodes = [0.4, 0.55, 0.7, 0.85, 0.95, 1.0].into_iter().enumerate();
+    let nodes: Vec<Node> = nodes.map(|(at, share)| feature(at as u32, share)).collect();
+    assert_eq!(nodes_within(&nodes, 0.3), [true, false, false, false, false, false]);
+    assert_eq!(nodes_within(&nodes, 0.5), [true, true, true, true, false, false]);
+    assert_eq!(nodes_within(&nodes, 0.9), [true, true, true, true, true, false]);
+    assert_eq!(nodes_within(&nodes, 1.0), [true; 6]);
 }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A room and the rooms that it may import.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("error", &[]),
     ("ops", &["error"]),
     ("weights", &["error"]),
     ("labels", &["error"]),
+    ("text", &[]),
     ("model", &["error", "ops", "weights"]),
     ("transcoder", &["error", "ops", "weights", "labels"]),
     ("graph", &["error"]),
@@ -16,8 +17,8 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("attribution", &["error", "ops", "replacement", "graph"]),
     ("intervene", &["error", "replacement", "graph", "model", "transcoder", "weights"]),
     ("prune", &["error", "graph"]),
-    ("circuits", &["error", "graph"]),
-    ("picture", &["error", "graph", "circuits", "export"]),
+    ("circuits", &["error", "labels", "graph", "prune", "export"]),
+    ("picture", &["error", "text", "graph", "intervene", "circuits", "export"]),
     ("export", &["error", "graph"]),
     ("train", &["error", "ops", "weights", "model", "transcoder"]),
     ("features", &["error", "ops", "weights", "model", "transcoder"]),
@@ -28,6 +29,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
             "ops",
             "weights",
             "labels",
+            "text",
             "model",
             "transcoder",
             "graph",
@@ -36,6 +38,8 @@ const ROOMS: [(&str, &[&str]); 17] = [
             "intervene",
             "prune",
             "export",
+            "circuits",
+            "picture",
             "train",
             "features",
         ],

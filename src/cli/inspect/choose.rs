@@ -2,14 +2,12 @@
 
 use std::ops::RangeInclusive;
 
+use crate::Error;
+use crate::circuits::{Part, Selection};
+use crate::graph::NodeKind;
 use clap::{Args, ValueEnum};
-use petgraph::graph::NodeIndex;
 
-use crate::circuits::{FeatureKind, Selection, carrying_paths, neighborhood};
-use crate::export::find_node;
-use crate::graph::{Circuit, NodeId};
-use crate::{Error, Result};
-
+/// [`NodeKind`] as an option's value; the library knows nothing of options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     Feature,
@@ -44,52 +42,25 @@ pub(super) struct ChooseArgs {
 }
 
 impl ChooseArgs {
-    /// # Errors
-    /// A share outside 0..=1.
-    pub(super) fn check(&self) -> Result<()> {
-        self.carry.map_or(Ok(()), |share| super::check_share("carry", share))
-    }
-
-    /// The nodes that all options allow, ascending; `None` where no option is given.
-    ///
-    /// # Errors
-    /// A node that is not in the circuit.
-    pub(super) fn nodes(&self, circuit: &Circuit) -> Result<Option<Vec<NodeIndex>>> {
-        let ids = |ids: &[String]| ids.iter().map(|id| find_node(circuit, id)).collect::<Result<Vec<_>>>();
+    /// The part that all options allow.
+    pub(super) fn part(&self) -> Part {
         let kind = |kind: &Kind| match kind {
-            Kind::Feature => FeatureKind::Feature,
-            Kind::Error => FeatureKind::Error,
-            Kind::Token => FeatureKind::Token,
-            Kind::Target => FeatureKind::Target,
+            Kind::Feature => NodeKind::Feature,
+            Kind::Error => NodeKind::Error,
+            Kind::Token => NodeKind::Token,
+            Kind::Target => NodeKind::Target,
         };
-        let region = Selection {
-            layers: self.layers.clone(),
-            positions: self.positions.clone(),
-            kinds: self.feature_type.iter().map(kind).collect(),
-        };
-        let mut lists = Vec::new();
-        if !region.is_everything() {
-            lists.push(region.nodes(circuit));
+        Part {
+            ids: self.subgraph.clone(),
+            region: Selection {
+                layers: self.layers.clone(),
+                positions: self.positions.clone(),
+                kinds: self.feature_type.iter().map(kind).collect(),
+            },
+            around: self.around.clone(),
+            hops: self.hops,
+            carry: self.carry,
         }
-        if !self.subgraph.is_empty() {
-            let mut nodes = ids(&self.subgraph)?;
-            let is_end =
-                |index: &NodeIndex| matches!(circuit.node(*index).id, NodeId::Token { .. } | NodeId::Target { .. });
-            nodes.extend(circuit.graph().node_indices().filter(is_end));
-            nodes.sort_unstable();
-            nodes.dedup();
-            lists.push(nodes);
-        }
-        if !self.around.is_empty() {
-            lists.push(neighborhood(circuit, &ids(&self.around)?, self.hops));
-        }
-        if let Some(share) = self.carry {
-            lists.push(carrying_paths(circuit, share));
-        }
-        let both = |a: Vec<NodeIndex>, b: Vec<NodeIndex>| -> Vec<NodeIndex> {
-            a.into_iter().filter(|node| b.binary_search(node).is_ok()).collect()
-        };
-        Ok(lists.into_iter().reduce(both))
     }
 }
 

@@ -2,23 +2,26 @@
 
 mod choose;
 mod group;
-mod report;
+mod report_text;
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::circuits::{induced, view};
-use crate::export::{SummarySettings, find_node, summarize};
+use crate::circuits::{
+    Report, SummarySettings, collapse, find_node, induced, members_within, open_graph, save, summarize,
+};
+use crate::export::replace_file;
 use crate::graph::Circuit;
 use crate::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
 use crate::{Error, Result};
 
-use super::graph_file::{Thresholds, open_graph, relabel};
-use super::{print_bytes, summary_text};
+use super::graph_args::{Thresholds, relabel_from};
+use super::{json_text, note, print_bytes, summary_text};
 use choose::ChooseArgs;
 use group::GroupArgs;
-use report::Report;
+use report_text::report_text;
 
 /// What `inspect` prints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -91,15 +94,17 @@ pub struct InspectArgs {
 /// cannot be written.
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     check_share("edge-share", args.edge_share)?;
-    args.choose.check()?;
-    args.group.check()?;
+    let part = args.choose.part();
+    part.check()?;
+    let request = args.group.request()?;
+    request.check()?;
     let mut opened = open_graph(&args.graph, &args.thresholds.opening()?)?;
-    relabel(&mut opened.circuit, args.labels.as_ref())?;
-    let chosen = args.choose.nodes(&opened.circuit)?;
-    let groups = args.group.supernodes(&opened)?;
+    relabel_from(&mut opened.circuit, args.labels.as_ref())?;
+    let chosen = part.nodes(&opened.circuit)?;
+    let groups = request.supernodes(&opened)?;
     if let Some(path) = &args.save {
-        report::save(&opened, chosen.as_deref(), &groups, path)?;
-        eprintln!("wrote {}", path.display());
+        save(&opened, chosen.as_deref(), &groups, path)?;
+        note(&format!("wrote {}", path.display()));
     }
 
     let shown: std::borrow::Cow<'_, Circuit> = match &chosen {
@@ -107,8 +112,8 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         None => std::borrow::Cow::Borrowed(&opened.circuit),
     };
     // Supernodes keep those of their members that are shown.
-    let groups = group::within(&opened.circuit, &shown, groups);
-    let shown_view = || view(&shown, &groups);
+    let groups = members_within(&opened.circuit, &shown, groups);
+    let shown_collapsed = || collapse(&shown, &groups);
     let settings = PictureSettings {
         max_nodes: args.max_nodes,
         edge_share: args.edge_share,
@@ -116,16 +121,16 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         ..Default::default()
     };
     let picture = || -> Result<String> {
-        let view = shown_view()?;
-        Ok(svg(&shown, &view, &arrange(&shown, &view, &settings)))
+        let collapsed = shown_collapsed()?;
+        Ok(svg(&shown, &collapsed, &arrange(&shown, &collapsed, &settings)))
     };
     let bytes = match args.format {
         InspectFormat::Svg => picture()?.into_bytes(),
         InspectFormat::Png => png(&picture()?, settings.scale)?,
-        InspectFormat::Dot => dot(&shown, &shown_view()?).into_bytes(),
-        InspectFormat::Graphml => graphml(&shown, &shown_view()?).into_bytes(),
-        InspectFormat::Csv => csv_edges(&shown, &shown_view()?).into_bytes(),
-        InspectFormat::CsvNodes => csv_nodes(&shown, &shown_view()?).into_bytes(),
+        InspectFormat::Dot => dot(&shown, &shown_collapsed()?).into_bytes(),
+        InspectFormat::Graphml => graphml(&shown, &shown_collapsed()?).into_bytes(),
+        InspectFormat::Csv => csv_edges(&shown, &shown_collapsed()?).into_bytes(),
+        InspectFormat::CsvNodes => csv_nodes(&shown, &shown_collapsed()?).into_bytes(),
         InspectFormat::Text | InspectFormat::Json => {
             let summary_settings = SummarySettings { top: args.top, paths: args.paths, node: args.node.clone() };
             let mut summary = summarize(&shown, &summary_settings)?;
@@ -140,23 +145,28 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             }
             let report = Report::new(&opened, &shown, chosen.as_deref(), &groups, summary)?;
             match args.format {
-                InspectFormat::Json => report.json()?.into_bytes(),
-                _ => (summary_text(&report.summary) + &report.text()).into_bytes(),
+                InspectFormat::Json => json_text(&report)?.into_bytes(),
+                _ => (summary_text(&report.summary) + &report_text(&report)).into_bytes(),
             }
         }
     };
     match &args.output {
         Some(path) => {
-            std::fs::write(path, bytes).map_err(|source| Error::Io {
-                doing: "cannot write",
-                path: path.clone(),
-                source,
-            })?;
-            eprintln!("wrote {}", path.display());
+            write_picture(path, &bytes)?;
+            note(&format!("wrote {}", path.display()));
             Ok(())
         }
         None => print_bytes(&bytes),
     }
+}
+
+/// Writes a picture or a table. Unlike graphs, these go into folders that are there: a mistyped path makes none.
+fn write_picture(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        let source = std::io::Error::new(std::io::ErrorKind::NotFound, format!("no folder `{}`", folder.display()));
+        return Err(Error::Io { doing: "cannot write", path: path.to_owned(), source });
+    }
+    replace_file(path, |writer| writer.write_all(bytes))
 }
 
 /// # Errors

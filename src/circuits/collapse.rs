@@ -1,10 +1,9 @@
-//! Supernodes, and the view of a circuit in which each of them is one node.
+//! Supernodes, and the circuit collapsed: each of them one node.
 
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 
-use super::FeatureKind;
-use crate::graph::{Circuit, Scores};
+use crate::graph::{Circuit, NodeKind, Scores};
 use crate::{Error, Result};
 
 /// Nodes that are shown as one.
@@ -14,9 +13,9 @@ pub struct Supernode {
     pub members: Vec<NodeIndex>,
 }
 
-/// A node of a [`View`]: a node of the circuit, or a supernode.
+/// A node of a [`CollapsedCircuit`]: a node of the circuit, or a supernode.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ViewNode {
+pub struct CollapsedNode {
     /// The supernode's name.
     pub name: Option<String>,
     /// One, for a node of the circuit.
@@ -26,23 +25,23 @@ pub struct ViewNode {
     pub influence: f64,
 }
 
-/// All edges between two nodes of a [`View`].
+/// All edges between two nodes of a [`CollapsedCircuit`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ViewEdge {
+pub struct CollapsedEdge {
     pub source: usize,
     pub target: usize,
     /// Sum of the edges' weights.
     pub weight: f64,
-    /// `|weight|` over the sum of `|weight|` of all edges of the view into the same node.
+    /// `|weight|` over the sum of `|weight|` of all edges of the collapsed circuit into the same node.
     pub share: f64,
 }
 
-/// A circuit as it is shown: supernodes merged, edges between two nodes summed, those within a supernode left out.
+/// A circuit with its supernodes merged: edges between two nodes summed, those within a supernode left out.
 #[derive(Debug, Clone, PartialEq)]
-pub struct View {
-    pub nodes: Vec<ViewNode>,
+pub struct CollapsedCircuit {
+    pub nodes: Vec<CollapsedNode>,
     /// By target and then source.
-    pub edges: Vec<ViewEdge>,
+    pub edges: Vec<CollapsedEdge>,
 }
 
 /// Checks that no node is in two supernodes and that none is empty.
@@ -65,14 +64,14 @@ pub fn check_groups(groups: &[Supernode]) -> Result<()> {
     Ok(())
 }
 
-/// The view of `circuit` with `groups` merged; nodes in the circuit's order, a supernode at its first member.
+/// `circuit` with `groups` merged; nodes in the circuit's order, a supernode at its first member.
 ///
 /// # Errors
 /// As [`check_groups`].
 ///
 /// # Cost
 /// O(nodes + edges · log edges).
-pub fn view(circuit: &Circuit, groups: &[Supernode]) -> Result<View> {
+pub fn collapse(circuit: &Circuit, groups: &[Supernode]) -> Result<CollapsedCircuit> {
     check_groups(groups)?;
     let graph = circuit.graph();
     let influence = circuit.node_influence();
@@ -80,17 +79,21 @@ pub fn view(circuit: &Circuit, groups: &[Supernode]) -> Result<View> {
     for (at, group) in groups.iter().enumerate() {
         group.members.iter().for_each(|member| group_of[member.index()] = Some(at));
     }
-    let mut nodes: Vec<ViewNode> = Vec::new();
+    let mut nodes: Vec<CollapsedNode> = Vec::new();
     let mut place = vec![0usize; graph.node_count()];
     let mut place_of_group = vec![None; groups.len()];
     for index in graph.node_indices() {
         let at = match group_of[index.index()] {
             Some(group) => *place_of_group[group].get_or_insert_with(|| {
-                nodes.push(ViewNode { name: Some(groups[group].name.clone()), members: Vec::new(), influence: 0.0 });
+                nodes.push(CollapsedNode {
+                    name: Some(groups[group].name.clone()),
+                    members: Vec::new(),
+                    influence: 0.0,
+                });
                 nodes.len() - 1
             }),
             None => {
-                nodes.push(ViewNode { name: None, members: Vec::new(), influence: 0.0 });
+                nodes.push(CollapsedNode { name: None, members: Vec::new(), influence: 0.0 });
                 nodes.len() - 1
             }
         };
@@ -104,11 +107,11 @@ pub fn view(circuit: &Circuit, groups: &[Supernode]) -> Result<View> {
         .filter(|(target, source, _)| target != source)
         .collect();
     pairs.sort_by_key(|&(target, source, _)| (target, source));
-    let mut edges: Vec<ViewEdge> = Vec::new();
+    let mut edges: Vec<CollapsedEdge> = Vec::new();
     for (target, source, weight) in pairs {
         match edges.last_mut() {
             Some(last) if last.source == source && last.target == target => last.weight += weight,
-            _ => edges.push(ViewEdge { source, target, weight, share: 0.0 }),
+            _ => edges.push(CollapsedEdge { source, target, weight, share: 0.0 }),
         }
     }
     let mut sums = vec![0.0f64; nodes.len()];
@@ -116,34 +119,34 @@ pub fn view(circuit: &Circuit, groups: &[Supernode]) -> Result<View> {
     for edge in &mut edges {
         edge.share = if sums[edge.target] > 0.0 { edge.weight.abs() / sums[edge.target] } else { 0.0 };
     }
-    Ok(View { nodes, edges })
+    Ok(CollapsedCircuit { nodes, edges })
 }
 
-/// Largest change of a node's influence at which the sweeps through a view with cycles end.
+/// Largest change of a node's influence at which the sweeps through a collapsed circuit with cycles end.
 const NEGLIGIBLE: f64 = 1e-12;
 
 /// Sweeps at most: supernodes that feed nothing but each other would take for ever.
 const MAX_SWEEPS: usize = 1_000;
 
-impl View {
-    /// Both scores of the view: definitions 8 with its own edges. What a view loses against
+impl CollapsedCircuit {
+    /// Both scores of the collapsed circuit: definitions 8 with its own edges. What it loses against
     /// [`circuit_scores`](super::circuit_scores) is how much the merging hides.
     ///
     /// A supernode of tokens only counts as a token, one of errors only as an error, any other as a feature.
     ///
     /// # Cost
-    /// As [`View::influence`].
+    /// As [`CollapsedCircuit::influence`].
     pub fn scores(&self, circuit: &Circuit) -> Scores {
-        let kinds: Vec<FeatureKind> = self.nodes.iter().map(|node| kind_of(circuit, node)).collect();
+        let kinds: Vec<NodeKind> = self.nodes.iter().map(|node| kind_of(circuit, node)).collect();
         let influence = self.influence(circuit);
         let mut error_share = vec![0.0; self.nodes.len()];
-        for edge in self.edges.iter().filter(|edge| kinds[edge.source] == FeatureKind::Error) {
+        for edge in self.edges.iter().filter(|edge| kinds[edge.source] == NodeKind::Error) {
             error_share[edge.target] += edge.share;
         }
-        let of_kind = |kind: FeatureKind| -> f64 {
+        let of_kind = |kind: NodeKind| -> f64 {
             influence.iter().zip(&kinds).filter(|(_, other)| **other == kind).map(|(influence, _)| influence).sum()
         };
-        let (from_tokens, from_errors) = (of_kind(FeatureKind::Token), of_kind(FeatureKind::Error));
+        let (from_tokens, from_errors) = (of_kind(NodeKind::Token), of_kind(NodeKind::Error));
         let explained: f64 =
             influence.iter().zip(&error_share).map(|(influence, share)| influence * (1.0 - share)).sum();
         let ratio = |part: f64, whole: f64, otherwise: f64| if whole > 0.0 { part / whole } else { otherwise };
@@ -154,8 +157,8 @@ impl View {
     }
 }
 
-impl View {
-    /// The part of the targets' weight that passes through every node along the view's own edges, targets included.
+impl CollapsedCircuit {
+    /// The part of the targets' weight that passes through every node along its own edges, targets included.
     /// [n_nodes].
     ///
     /// Supernodes that feed each other make a cycle, which their members did not: influence then goes round until it
@@ -169,7 +172,7 @@ impl View {
         let mut order: Vec<usize> = (0..self.nodes.len()).collect();
         // Targets first. Without cycles through supernodes whatever a node feeds is complete before it.
         order.sort_by_key(|&at| std::cmp::Reverse(self.nodes[at].members.iter().map(|m| place[m.index()]).max()));
-        let mut outputs: Vec<Vec<&ViewEdge>> = vec![Vec::new(); self.nodes.len()];
+        let mut outputs: Vec<Vec<&CollapsedEdge>> = vec![Vec::new(); self.nodes.len()];
         self.edges.iter().for_each(|edge| outputs[edge.source].push(edge));
         let weights: Vec<f64> = self.nodes.iter().map(|node| weight_of(circuit, node)).collect();
         let mut influence = vec![0.0f64; self.nodes.len()];
@@ -188,16 +191,16 @@ impl View {
     }
 }
 
-/// What a node of a view counts as.
-fn kind_of(circuit: &Circuit, node: &ViewNode) -> FeatureKind {
-    let kind = |member: &NodeIndex| FeatureKind::of(circuit.node(*member).id);
+/// What a collapsed node counts as.
+fn kind_of(circuit: &Circuit, node: &CollapsedNode) -> NodeKind {
+    let kind = |member: &NodeIndex| circuit.node(*member).id.kind();
     let first = kind(&node.members[0]);
-    if node.members.iter().all(|member| kind(member) == first) { first } else { FeatureKind::Feature }
+    if node.members.iter().all(|member| kind(member) == first) { first } else { NodeKind::Feature }
 }
 
-/// The targets' weights in a node of a view.
-fn weight_of(circuit: &Circuit, node: &ViewNode) -> f64 {
-    let is_target = |member: &&NodeIndex| FeatureKind::of(circuit.node(**member).id) == FeatureKind::Target;
+/// The targets' weights in a collapsed node.
+fn weight_of(circuit: &Circuit, node: &CollapsedNode) -> f64 {
+    let is_target = |member: &&NodeIndex| circuit.node(**member).id.kind() == NodeKind::Target;
     let members = node.members.iter().filter(is_target);
     members.map(|&member| circuit.node(member).probability.map_or(1.0, f64::from)).sum()
 }

@@ -1,8 +1,9 @@
-//! A small line plot of a sweep.
+//! Sweeps of interventions: a small line plot and a table.
 
 use std::fmt::Write;
 
 use crate::intervene::SweepResult;
+use crate::text::{csv_cell, quoted, xml};
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 280.0;
@@ -14,7 +15,7 @@ const BOTTOM: f64 = 44.0;
 const MAX_LABELS: usize = 9;
 
 /// The target's probability over the values of a sweep, or over the alternatives of a plan in their order.
-pub(super) fn sweep_svg(result: &SweepResult) -> String {
+pub fn sweep_svg(result: &SweepResult) -> String {
     let points = &result.points;
     let is_sweep = points.iter().all(|p| p.value.is_some());
     let value_of = |i: usize| points[i].value.filter(|_| is_sweep).map_or(i as f64, f64::from);
@@ -28,8 +29,8 @@ pub(super) fn sweep_svg(result: &SweepResult) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
          font-family=\"sans-serif\" font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    let title = format!("probability of {:?}", result.target);
-    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"18\" font-size=\"13\">{}</text>", escaped(&title));
+    let title = format!("probability of {}", quoted(&result.target));
+    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"18\" font-size=\"13\">{}</text>", xml(&title));
     for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
         let at = y(tick);
         let _ = writeln!(
@@ -56,7 +57,7 @@ pub(super) fn sweep_svg(result: &SweepResult) -> String {
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             x(value_of(i)),
             HEIGHT - BOTTOM + 16.0,
-            escaped(&text)
+            xml(&text)
         );
     }
     let axis = match points.first() {
@@ -68,7 +69,7 @@ pub(super) fn sweep_svg(result: &SweepResult) -> String {
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
         (LEFT + WIDTH - RIGHT) / 2.0,
         HEIGHT - 8.0,
-        escaped(axis)
+        xml(axis)
     );
     let at: Vec<(f64, f64)> = (0..n).map(|i| (x(value_of(i)), y(points[i].target_probability))).collect();
     let line: Vec<String> = at.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
@@ -81,10 +82,27 @@ pub(super) fn sweep_svg(result: &SweepResult) -> String {
     svg
 }
 
-/// Text inside an element; control characters, which XML does not allow, become spaces.
-fn escaped(text: &str) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+/// Alternatives as CSV with a header (RFC 4180).
+pub fn sweep_csv(result: &SweepResult) -> String {
+    let mut text = String::from(
+        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability\n",
+    );
+    for point in &result.points {
+        let value = point.value.map(|v| v.to_string()).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{},{value},{},{},{},{},{},{},{}",
+            csv_cell(&point.name),
+            csv_cell(&result.target),
+            point.target_probability,
+            point.target_rank,
+            point.target_logit,
+            point.kl_divergence,
+            csv_cell(&point.top_token),
+            point.top_probability,
+        );
+    }
+    text
 }
 
 #[cfg(test)]
@@ -93,7 +111,7 @@ mod tests {
     use crate::intervene::SweepPoint;
 
     #[test]
-    fn every_alternative_is_a_dot_and_texts_are_escaped() {
+    fn every_alternative_is_a_dot_and_texts_are_xml() {
         let point = |value: f32| SweepPoint {
             name: format!("0_1_2={value}"),
             value: Some(value),
@@ -109,6 +127,9 @@ mod tests {
         let svg = sweep_svg(&result);
         assert_eq!(svg.matches("<circle").count(), 3);
         assert!(svg.contains("&lt;&amp;") && !svg.contains("<&"));
+        let hostile = SweepResult { target: "\u{1b}\u{202e}=1+1".into(), ..result.clone() };
+        assert!(!sweep_svg(&hostile).contains(['\u{1b}', '\u{202e}']));
+        assert!(sweep_csv(&hostile).lines().nth(1).unwrap().starts_with("0_1_2=-1,-1,\u{fffd}\u{fffd}=1+1,0.5,"));
         assert!(!sweep_svg(&SweepResult { points: Vec::new(), ..result }).contains("NaN"));
     }
 }

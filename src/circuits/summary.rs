@@ -3,8 +3,8 @@
 use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
-use super::wire::node_id_text;
-use crate::graph::{Circuit, Neighbor, NodeId, StrongestPaths, strongest_paths};
+use crate::export::node_id_text;
+use crate::graph::{Circuit, Neighbor, NodeKind, StrongestPaths, strongest_paths};
 use crate::{Error, Result};
 
 /// How much a summary shows.
@@ -24,7 +24,7 @@ impl Default for SummarySettings {
     }
 }
 
-/// What is told of a circuit.
+/// A circuit in words and figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     pub prompt: String,
@@ -73,15 +73,6 @@ impl Counts {
     pub fn nodes(&self) -> usize {
         self.features + self.errors + self.tokens + self.targets
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NodeKind {
-    Feature,
-    Error,
-    Token,
-    Target,
 }
 
 /// One node in words.
@@ -150,23 +141,23 @@ pub struct SummaryPath {
 /// # Cost
 /// Linear in nodes and edges, times the number of paths.
 pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summary> {
-    let teller = Teller::new(circuit);
+    let describer = Describer::new(circuit);
     let targets = circuit.targets();
     let mut counts = Counts { edges: circuit.graph().edge_count(), ..Counts::default() };
     for node in circuit.graph().node_weights() {
-        match node.id {
-            NodeId::Feature { .. } => counts.features += 1,
-            NodeId::Error { .. } => counts.errors += 1,
-            NodeId::Token { .. } => counts.tokens += 1,
-            NodeId::Target { .. } => counts.targets += 1,
+        match node.id.kind() {
+            NodeKind::Feature => counts.features += 1,
+            NodeKind::Error => counts.errors += 1,
+            NodeKind::Token => counts.tokens += 1,
+            NodeKind::Target => counts.targets += 1,
         }
     }
-    let mut predictions: Vec<Prediction> = targets.iter().map(|&index| teller.prediction(index)).collect();
+    let mut predictions: Vec<Prediction> = targets.iter().map(|&index| describer.prediction(index)).collect();
     predictions.sort_by(|a, b| b.probability.unwrap_or(0.0).total_cmp(&a.probability.unwrap_or(0.0)));
     let first_target = &targets[..targets.len().min(1)];
     let paths = strongest_paths(circuit, &circuit.tokens(), first_target, settings.paths);
     let node = match &settings.node {
-        Some(id) => Some(teller.node_summary(teller.find(id)?, settings.top)),
+        Some(id) => Some(describer.node_summary(describer.find(id)?, settings.top)),
         None => None,
     };
     Ok(Summary {
@@ -179,10 +170,10 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
             row_identity_error: circuit.meta.row_identity_error,
         },
         counts,
-        strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| teller.node(index)).collect(),
+        strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| describer.node(index)).collect(),
         node,
         paths_total: paths.total,
-        paths: teller.paths(&paths),
+        paths: describer.paths(&paths),
     })
 }
 
@@ -194,7 +185,7 @@ impl Summary {
     pub fn set_paths(&mut self, circuit: &Circuit, sources: &[NodeIndex], targets: &[NodeIndex], count: usize) {
         let paths = strongest_paths(circuit, sources, targets, count);
         self.paths_total = paths.total;
-        self.paths = Teller::new(circuit).paths(&paths);
+        self.paths = Describer::new(circuit).paths(&paths);
     }
 }
 
@@ -203,22 +194,22 @@ impl Summary {
 /// # Errors
 /// There is none; names the same feature elsewhere.
 pub fn find_node(circuit: &Circuit, id: &str) -> Result<NodeIndex> {
-    Teller::new(circuit).find(id)
+    Describer::new(circuit).find(id)
 }
 
 /// Puts the nodes of one circuit into words.
-struct Teller<'a> {
+struct Describer<'a> {
     circuit: &'a Circuit,
     /// By `NodeIndex`. [n_nodes].
     influence: Vec<f64>,
     total_weight: f64,
 }
 
-impl Teller<'_> {
-    fn new(circuit: &Circuit) -> Teller<'_> {
+impl Describer<'_> {
+    fn new(circuit: &Circuit) -> Describer<'_> {
         let influence = circuit.node_influence();
         let total_weight = circuit.targets().iter().map(|target| influence[target.index()]).sum();
-        Teller { circuit, influence, total_weight }
+        Describer { circuit, influence, total_weight }
     }
 
     fn id(&self, index: NodeIndex) -> String {
@@ -238,12 +229,12 @@ impl Teller<'_> {
     }
 
     fn paths(&self, paths: &StrongestPaths) -> Vec<SummaryPath> {
-        let told = paths.paths.iter().map(|path| SummaryPath {
+        let paths = paths.paths.iter().map(|path| SummaryPath {
             strength: path.strength,
             is_negative: path.is_negative,
             nodes: path.nodes.iter().map(|&index| self.node(index)).collect(),
         });
-        told.collect()
+        paths.collect()
     }
 
     fn prediction(&self, index: NodeIndex) -> Prediction {
@@ -258,12 +249,7 @@ impl Teller<'_> {
 
     fn node(&self, index: NodeIndex) -> SummaryNode {
         let node = self.circuit.node(index);
-        let kind = match node.id {
-            NodeId::Feature { .. } => NodeKind::Feature,
-            NodeId::Error { .. } => NodeKind::Error,
-            NodeId::Token { .. } => NodeKind::Token,
-            NodeId::Target { .. } => NodeKind::Target,
-        };
+        let kind = node.id.kind();
         let token = || self.circuit.meta.prompt_tokens.get(node.pos as usize).cloned().unwrap_or_default();
         let share = if self.total_weight > 0.0 { self.influence[index.index()] / self.total_weight } else { 0.0 };
         SummaryNode {
@@ -290,17 +276,17 @@ impl Teller<'_> {
     fn neighbors(&self, neighbors: Vec<Neighbor>, top: usize) -> Neighbors {
         let (negative, positive): (Vec<Neighbor>, Vec<Neighbor>) =
             neighbors.into_iter().partition(|neighbor| neighbor.edge.weight < 0.0);
-        let told = |neighbors: &[Neighbor]| {
-            let told = neighbors.iter().take(top).map(|neighbor| SharedEdge {
+        let described = |neighbors: &[Neighbor]| {
+            let edges = neighbors.iter().take(top).map(|neighbor| SharedEdge {
                 node: self.node(neighbor.node),
                 weight: neighbor.edge.weight,
                 edge_share: neighbor.edge.share,
             });
-            told.collect()
+            edges.collect()
         };
         Neighbors {
-            positive: told(&positive),
-            negative: told(&negative),
+            positive: described(&positive),
+            negative: described(&negative),
             n_positive: positive.len(),
             n_negative: negative.len(),
         }

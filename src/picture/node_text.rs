@@ -1,6 +1,6 @@
 //! Names of nodes, and how much room text takes.
 
-use crate::circuits::ViewNode;
+use crate::circuits::CollapsedNode;
 use crate::export::node_id_text;
 use crate::graph::{Circuit, NodeId};
 
@@ -70,14 +70,14 @@ pub(super) fn token(text: &str) -> String {
     shown.replace('\n', "↵").replace('\t', "→").chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
 }
 
-/// The id of a node of a view: that of its node, or the supernode's name.
-pub(super) fn id(circuit: &Circuit, node: &ViewNode) -> String {
+/// The id of a node of a collapsed circuit: that of its node, or the supernode's name.
+pub(super) fn id(circuit: &Circuit, node: &CollapsedNode) -> String {
     let own = || node_id_text(circuit.meta.n_layers, circuit.node(node.members[0]));
     node.name.clone().unwrap_or_else(own)
 }
 
 /// What is written into the box of a node.
-pub(super) fn label(circuit: &Circuit, node: &ViewNode) -> String {
+pub(super) fn label(circuit: &Circuit, node: &CollapsedNode) -> String {
     if let Some(name) = &node.name {
         // The number first: the end is what is cut.
         return format!("{}× {name}", node.members.len());
@@ -96,7 +96,7 @@ pub(super) fn label(circuit: &Circuit, node: &ViewNode) -> String {
 }
 
 /// What a node is called in tables.
-pub(super) fn kind(circuit: &Circuit, node: &ViewNode) -> &'static str {
+pub(super) fn kind(circuit: &Circuit, node: &CollapsedNode) -> &'static str {
     if node.name.is_some() {
         return "supernode";
     }
@@ -106,22 +106,4 @@ pub(super) fn kind(circuit: &Circuit, node: &ViewNode) -> &'static str {
         NodeId::Token { .. } => "token",
         NodeId::Target { .. } => "target",
     }
-}
-
-/// `text` for XML, in content and in quoted attributes.
-pub(super) fn xml(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\n' | '\t' => out.push(' '),
-            // XML has no way to write these.
-            c if c.is_control() || c == '\u{FFFE}' || c == '\u{FFFF}' => out.push('\u{FFFD}'),
-            c => out.push(c),
-        }
-    }
-    out
 }

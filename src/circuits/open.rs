@@ -1,0 +1,134 @@
+//! Graph files of any kind, opened: raw graphs are pruned on the way, JSON graphs are taken as they are or pruned further.
+
+use std::path::Path;
+
+use petgraph::graph::NodeIndex;
+
+use super::group::{NamedGroup, split_name};
+use crate::error::Doing;
+use crate::export::{StreamedGraph, raw, read_raw, stream_wire};
+use crate::graph::{AttributionGraph, Circuit, influence};
+use crate::prune::{PruneSettings, nodes_within, prune, prune_links};
+use crate::{Error, Result};
+
+/// How a graph is pruned when it is opened. The default: raw graphs with the usual thresholds, JSON graphs not at all.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Opening {
+    /// For raw graphs.
+    pub raw: PruneSettings,
+    /// For JSON graphs; `None` takes them as they are, since they were pruned before.
+    pub json: Option<PruneSettings>,
+}
+
+impl Opening {
+    /// Thresholds as somebody asks for them, shares in 0..=1. What is not asked for is the usual threshold for a raw graph
+    /// and no pruning for a JSON graph.
+    ///
+    /// # Errors
+    /// [`Error::Threshold`] outside 0..=1.
+    pub fn new(node_threshold: Option<f64>, edge_threshold: Option<f64>) -> Result<Opening> {
+        let settings_or = |default: PruneSettings| PruneSettings {
+            node_threshold: node_threshold.unwrap_or(default.node_threshold),
+            edge_threshold: edge_threshold.unwrap_or(default.edge_threshold),
+        };
+        let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+        let is_asked_for = node_threshold.is_some() || edge_threshold.is_some();
+        let opening =
+            Opening { raw: settings_or(PruneSettings::default()), json: is_asked_for.then(|| settings_or(everything)) };
+        opening.raw.check()?;
+        Ok(opening)
+    }
+}
+
+/// Links of a JSON graph that are held as a circuit, some 60 bytes each; more are no circuit that anybody can look at.
+const MAX_LINKS: usize = 4_000_000;
+
+/// A graph file, opened: the circuit, and what the file holds besides.
+#[derive(Debug)]
+pub struct OpenedGraph {
+    /// What pruning has left.
+    pub circuit: Circuit,
+    /// The whole graph, where the file is a raw one.
+    pub raw: Option<AttributionGraph>,
+    /// The file, where it is JSON. Node i is node i of the circuit.
+    pub json: Option<StreamedGraph>,
+}
+
+impl OpenedGraph {
+    /// The unit vector along which a feature of the circuit writes, if the file is a raw graph that holds it. [d_model].
+    pub fn decoder_direction(&self, index: NodeIndex) -> Option<Vec<f32>> {
+        let raw = self.raw.as_ref()?;
+        let directions = raw.decoder_directions()?;
+        let feature = raw.layout().index(self.circuit.node(index).id)?;
+        (feature < directions.n_features()).then(|| directions.row(feature))
+    }
+
+    /// The supernodes in the file, their members as ids. Ids of nodes that pruning has dropped may be among them.
+    pub fn stored_groups(&self) -> Vec<NamedGroup> {
+        let stored = self.json.as_ref().and_then(|json| json.q_params().get("supernodes")).cloned();
+        let lists: Vec<Vec<String>> = stored.and_then(|lists| serde_json::from_value(lists).ok()).unwrap_or_default();
+        lists.into_iter().filter_map(split_name).collect()
+    }
+}
+
+/// Opens a graph file: a raw graph (safetensors), which is pruned, or a JSON graph. Which of the two it is says the
+/// content, not the name.
+///
+/// # Errors
+/// A file that cannot be read or is no graph, edges that are not finite or go round in a circle; more links than a circuit
+/// can hold ([`Error::TooManyLinks`]: thresholds prune them while they are read).
+pub fn open_graph(path: &Path, opening: &Opening) -> Result<OpenedGraph> {
+    if raw::looks_raw(path).unwrap_or(false) {
+        let graph = open_raw(path)?;
+        let circuit = prune_raw(&graph, &opening.raw)?;
+        return Ok(OpenedGraph { circuit, raw: Some(graph), json: None });
+    }
+    let json = open_json(path, opening.json.as_ref())?;
+    let doing = || format!("cannot load the graph `{}`", path.display());
+    if json.links.len() > MAX_LINKS {
+        return Err(Error::TooManyLinks { n_links: json.links.len(), limit: MAX_LINKS }).doing(doing);
+    }
+    let circuit = json.circuit().doing(doing)?;
+    Ok(OpenedGraph { circuit, raw: None, json: Some(json) })
+}
+
+/// As [`open_graph`], the circuit only.
+///
+/// # Errors
+/// As [`open_graph`].
+pub fn open_circuit(path: &Path, opening: &Opening) -> Result<Circuit> {
+    Ok(open_graph(path, opening)?.circuit)
+}
+
+/// Opens a raw graph, unpruned; its edge rows stay in the file.
+///
+/// # Errors
+/// As [`read_raw`].
+pub fn open_raw(path: &Path) -> Result<AttributionGraph> {
+    read_raw(path).doing(|| format!("cannot load the graph `{}`", path.display()))
+}
+
+/// The circuit in a raw graph.
+///
+/// # Errors
+/// As [`prune`].
+pub fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
+    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    prune(graph, &influence, settings)?.circuit(graph)
+}
+
+/// Opens a JSON graph of any size, pruned while it is read.
+///
+/// # Errors
+/// As [`stream_wire`] and [`prune_links`].
+pub fn open_json(path: &Path, settings: Option<&PruneSettings>) -> Result<StreamedGraph> {
+    let open = || {
+        let Some(settings) = settings else { return stream_wire(path, None) };
+        settings.check()?;
+        let mut graph = stream_wire(path, Some(&|nodes| nodes_within(nodes, settings.node_threshold)))?;
+        let is_kept = prune_links(&graph.nodes, &mut graph.links, settings.edge_threshold)?;
+        graph.keep_nodes(&is_kept);
+        Ok(graph)
+    };
+    open().doing(|| format!("cannot load the graph `{}`", path.display()))
+}

@@ -1,0 +1,161 @@
+//! `text`: foreign text made safe for where it goes.
+//!
+//! Prompts, tokens, labels, names of supernodes and plans, ids and paths come from files that anybody may have written.
+//! Each place that text goes to has one function here: the terminal ([`terminal`], [`quoted`]), SVG, GraphML and HTML
+//! ([`xml`]), tables ([`csv_cell`]), Graphviz ([`dot`]) and file names ([`slug`]). JSON is escaped by `serde_json`.
+
+/// What stands for a character that its place cannot hold.
+const REPLACEMENT: char = '\u{FFFD}';
+
+/// Whether a character is not seen itself but changes how what is around it is shown: control characters (C0, C1, escape
+/// sequences begin with one), line and paragraph separators, marks that turn the direction of writing (U+202E makes
+/// `exe.txt` of `txt.exe`), and tags, which nothing shows at all.
+fn is_invisible_command(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
+            | '\u{2028}' | '\u{2029}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E007F}')
+}
+
+/// `text` for one line of a terminal: what would move the cursor, break the line or turn the writing is shown as an
+/// escape such as `\n` or `\u{1b}`. Everything else stays as it is, backslashes too.
+pub fn terminal(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_invisible_command(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// As [`terminal`], in double quotes, so that spaces at the ends show; quotes and backslashes within are escaped.
+pub fn quoted(text: &str) -> String {
+    // The standard escapes cover all that `terminal` does; the few characters beyond them are looked for again.
+    terminal(&format!("{text:?}"))
+}
+
+/// `text` for XML and HTML, in content and in attributes within double quotes. Line breaks and tabs become spaces; what
+/// XML cannot hold, and what would turn the direction of writing, becomes U+FFFD.
+pub fn xml(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\n' | '\t' => out.push(' '),
+            c if is_invisible_command(c) || c == '\u{FFFE}' || c == '\u{FFFF}' => out.push(REPLACEMENT),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// `text` as a cell of a table (RFC 4180): quoted where commas, quotes, line breaks or spaces at its ends need it.
+///
+/// Spreadsheets compute cells that begin with `=`, `+`, `-` or `@`: such a text gets an apostrophe in front, which they
+/// take for "this is text". Numbers and single characters, which compute nothing, stay as they are.
+pub fn csv_cell(text: &str) -> String {
+    let mut cell: String = String::with_capacity(text.len());
+    let trimmed = text.trim();
+    let is_formula = trimmed.starts_with(['=', '+', '-', '@']) && trimmed.len() > 1 && trimmed.parse::<f64>().is_err();
+    if is_formula {
+        cell.push('\'');
+    }
+    for c in text.chars() {
+        let is_fine = !is_invisible_command(c) || matches!(c, '\n' | '\r' | '\t');
+        cell.push(if is_fine { c } else { REPLACEMENT });
+    }
+    let must_be_quoted = cell.contains([',', '"', '\n', '\r']) || cell.trim() != cell;
+    if must_be_quoted { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
+}
+
+/// `text` as a quoted string of Graphviz's language, shown as it is: its escapes (`\N`) and entities (`&lt;`) are
+/// switched off, line breaks stay line breaks.
+pub fn dot(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '&' => out.push_str("&amp;"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push(' '),
+            c if is_invisible_command(c) => out.push(REPLACEMENT),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// A file name from a text: its letters and digits in lower case, words joined by dashes, at most 60 characters; `graph`
+/// where nothing is left.
+pub fn slug(text: &str) -> String {
+    const MAX_CHARS: usize = 60;
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let joined = words.map(str::to_lowercase).collect::<Vec<_>>().join("-");
+    let slug: String = joined.chars().take(MAX_CHARS).collect();
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "graph".into() } else { slug.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clears a screen, begins an 8-bit escape sequence, turns the writing, breaks the line, closes quotes and elements.
+    const HOSTILE: &str = "\u{1b}[2J \u{9b}31m \u{202e}txt\u{2028}\n\r\0<b a='1' c=\"2\">&amp;\\N\u{e0041}\u{feff}";
+
+    fn has_commands(text: &str) -> bool {
+        text.chars().any(|c| is_invisible_command(c) && !matches!(c, '\n' | '\r' | '\t'))
+    }
+
+    #[test]
+    fn hostile_text_cannot_command_a_terminal() {
+        let shown = terminal(HOSTILE);
+        assert!(!has_commands(&shown) && !shown.contains(['\n', '\r', '\t']), "{shown}");
+        assert!(shown.contains("\\u{1b}[2J") && shown.contains("\\u{9b}31m") && shown.contains("\\u{202e}txt"));
+        assert!(shown.contains("\\n\\r\\u{0}"), "nothing is lost: {shown}");
+        let shown = quoted(HOSTILE);
+        assert!(!has_commands(&shown) && !shown.contains('\n') && shown.contains("\\\"2\\\""), "{shown}");
+        assert_eq!(terminal(" naïve 日本 👩‍🔬 C:\\x"), " naïve 日本 👩‍🔬 C:\\x");
+        assert_eq!(quoted(" Austin"), "\" Austin\"");
+    }
+
+    #[test]
+    fn hostile_text_stays_text_in_xml() {
+        let shown = xml(HOSTILE);
+        assert!(!has_commands(&shown) && !shown.contains(['<', '>', '"']), "{shown}");
+        assert!(shown.contains("&lt;b a='1' c=&quot;2&quot;&gt;&amp;amp;"), "{shown}");
+    }
+
+    #[test]
+    fn hostile_text_stays_one_string_in_dot() {
+        let shown = dot(HOSTILE);
+        assert!(!has_commands(&shown) && !shown.contains('\n'), "{shown}");
+        assert!(shown.contains("c=\\\"2\\\">&amp;amp;\\\\N"), "{shown}");
+        assert_eq!(dot("a\nb"), "\"a\\nb\"");
+    }
+
+    #[test]
+    fn cells_are_quoted_where_they_must_be_and_compute_nothing() {
+        assert_eq!(csv_cell("plain"), "plain");
+        assert_eq!(csv_cell(" Austin"), "\" Austin\"");
+        assert_eq!(csv_cell("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
+        assert_eq!(csv_cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
+        assert_eq!(csv_cell("\t@x"), "'\t@x");
+        assert_eq!(csv_cell(" +a"), "' +a");
+        assert_eq!(["-", "-1.5", "0_-1_4"].map(csv_cell), ["-", "-1.5", "0_-1_4"]);
+        assert!(!has_commands(&csv_cell(HOSTILE)));
+    }
+
+    #[test]
+    fn slugs_are_safe_file_names() {
+        assert_eq!(slug("The capital of Texas, is"), "the-capital-of-texas-is");
+        assert_eq!(slug("../..\\ "), "graph");
+        assert!(slug(&"word ".repeat(100)).len() <= 60);
+        assert!(!has_commands(&slug(HOSTILE)) && !slug(HOSTILE).contains(['/', '.']));
+    }
+}
