@@ -55,6 +55,9 @@ pub fn neighborhood(circuit: &Circuit, center: &[NodeIndex], hops: usize) -> Vec
         let mut front = center.to_vec();
         center.iter().for_each(|node| reached[node.index()] = true);
         for _ in 0..hops {
+            if front.is_empty() {
+                break;
+            }
             let mut next = Vec::new();
             for &node in &front {
                 for neighbor in graph.neighbors_directed(node, direction) {

@@ -4,7 +4,7 @@ use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
 use crate::export::node_id_text;
-use crate::graph::{Circuit, Neighbor, NodeKind, StrongestPaths, strongest_paths};
+use crate::graph::{Circuit, MAX_PATHS, Neighbor, NodeKind, StrongestPaths, strongest_paths};
 use crate::{Error, Result};
 
 /// How much a summary shows.
@@ -136,11 +136,14 @@ pub struct SummaryPath {
 /// Boils `circuit` down.
 ///
 /// # Errors
-/// `settings.node` is not in the circuit.
+/// `settings.node` is not in the circuit; more than [`MAX_PATHS`] paths are asked for.
 ///
 /// # Cost
 /// Linear in nodes and edges, times the number of paths.
 pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summary> {
+    if settings.paths > MAX_PATHS {
+        return Err(Error::Setting { name: "paths", value: settings.paths as f64, range: "0..=1000000" });
+    }
     let describer = Describer::new(circuit);
     let targets = circuit.targets();
     let mut counts = Counts { edges: circuit.graph().edge_count(), ..Counts::default() };

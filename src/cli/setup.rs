@@ -8,6 +8,9 @@ use crate::replacement::Replacement;
 use crate::weights::{ATLAS, Folder, HostFiles, atlas_model, atlas_transcoders};
 use crate::{Error, Result};
 
+/// More than any machine has cores; each takes memory of its own, and systems refuse some thousands.
+const MAX_THREADS: i64 = 512;
+
 /// The model and where it runs.
 #[derive(Debug, Args)]
 pub struct SetupArgs {
@@ -21,7 +24,7 @@ pub struct SetupArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
     pub threads: Option<u16>,
     /// No progress bars and no notes on stderr
     #[arg(long, short)]

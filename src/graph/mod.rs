@@ -21,5 +21,5 @@ pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
 pub use influence::{Influence, PARTIAL_ROW_SUM_CLAMP, PartialRows, influence, next_features, partial_influence};
 pub use layout::{FeatureId, NodeId, NodeKind, NodeLayout};
-pub use paths::{Path, StrongestPaths, strongest_paths};
+pub use paths::{MAX_PATHS, Path, StrongestPaths, strongest_paths};
 pub use scores::{Scores, scores, subgraph_scores};

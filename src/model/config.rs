@@ -108,6 +108,7 @@ impl HostConfig {
     /// [`Error::UnknownFamily`] for a `model_type` that is not in [`FAMILIES`], [`Error::Config`] for a key that is
     /// missing, has a wrong type, or asks for something that is not supported.
     pub fn from_json(json: &Value) -> Result<Self> {
+        super::bounds::check_keys(json)?;
         let keys = Keys(json);
         let model_type = keys.string("model_type")?;
         let config = match model_type.as_str() {
@@ -145,6 +146,7 @@ impl HostConfig {
         if !self.d_head.is_multiple_of(2) && !self.ropes.is_empty() {
             return Err(Error::Config { key: "head_dim".into(), problem: format!("{} is odd", self.d_head) });
         }
+        super::bounds::check_config(&self)?;
         Ok(self)
     }
 }

@@ -4,6 +4,7 @@
 //! embedding, and logits. The loop over layers is in `replacement`, where the transcoders are.
 
 pub mod attention;
+mod bounds;
 pub mod config;
 pub mod linear;
 pub mod mlp;
@@ -67,6 +68,7 @@ impl Model {
         if actual != expected {
             return Err(Error::Shape { file: checkpoint.file_of(&name), tensor: name, actual, expected });
         }
+        bounds::check_layers(&config, &checkpoint, prefix)?;
         let kept = Mutex::new(vec![None; config.n_layers]);
         let kept_unembedding = OnceLock::new();
         Ok(Self { prefix, config, checkpoint, device: device.clone(), kept, kept_unembedding })

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::checkpoint::Checkpoint;
+use super::foreign::guarded;
 use super::gguf_header::{Header, TensorInfo};
 use super::host::HostFiles;
 use super::source::Source;
@@ -64,7 +65,8 @@ pub(super) fn open(path: &Path) -> Result<HostFiles> {
     let architecture = Architecture::of(&header)?;
     let checkpoint = Checkpoint::from_tensors(source.name.clone(), tensors(&source, &header, architecture)?)?;
     let config = gguf_config::config(&header, architecture, &checkpoint, &source)?;
-    let tokenizer = gguf_tokenizer::tokenizer(&header)?;
+    let failed = |reason| Error::Tokenizer { file: source.name.clone(), reason };
+    let tokenizer = guarded(|| gguf_tokenizer::tokenizer(&header)).map_err(failed)??;
     HostFiles::from_parts(source.name.clone(), config, None, checkpoint, tokenizer)
 }
 

@@ -28,6 +28,9 @@ mod defaults {
     pub const YARN_BETA_SLOW: f64 = 1.0;
 }
 
+/// One number a rotary pair; heads of 128 have 64 pairs.
+const MAX_ROPE_FACTORS: usize = 1 << 15;
+
 /// The config of a GGUF file's model.
 ///
 /// # Errors
@@ -48,6 +51,7 @@ pub(super) fn config(
     let n_heads = required("attention.head_count")?;
     let d_model = required("embedding_length")?;
     let context = required("context_length")?;
+    check_layers(header, &key("block_count"), n_layers)?;
     if n_heads == 0 {
         return Err(header.missing(&key("attention.head_count")));
     }
@@ -147,10 +151,29 @@ pub(super) fn config(
     Ok(Value::Object(config))
 }
 
+/// Lists of one entry a layer are made next: the file must have the layers.
+fn check_layers(header: &Header, key: &str, n_layers: usize) -> Result<()> {
+    let layer_of = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+    let stored = header.tensors.iter().filter_map(|info| layer_of(&info.name));
+    let n_stored = stored.max().map_or(0, |last| last.saturating_add(1));
+    // Not more than tensors: one name could speak of any layer.
+    if n_layers == n_stored && n_stored <= header.tensors.len() {
+        return Ok(());
+    }
+    let reason = format!("it is {n_layers}, but the file has tensors of {n_stored} layers");
+    Err(Error::Metadata { file: header.file.clone(), key: key.to_string(), reason })
+}
+
 /// Rope scaling. Llama 3's is stored as the factors by which inverse frequencies are divided:
 /// `{"rope_type": "factors", "factors": [..]}`, one of each rotary pair.
 fn rope_scaling(header: &Header, prefix: &str, context: usize, source: &Arc<Source>) -> Result<Value> {
     if let Some(info) = header.tensor("rope_freqs.weight") {
+        let n_factors = info.shape.iter().try_fold(1usize, |n, &len| n.checked_mul(len)).unwrap_or(usize::MAX);
+        if n_factors > MAX_ROPE_FACTORS {
+            let reason =
+                format!("`rope_freqs.weight` has shape {:?}, expected at most {MAX_ROPE_FACTORS} numbers", info.shape);
+            return Err(Error::Damaged { file: header.file.clone(), format: "GGUF", reason });
+        }
         let stored = plain(source, info);
         let tensors = vec![(info.name.clone(), stored)];
         let factors = Checkpoint::from_tensors(header.file.clone(), tensors)?.tensor(&info.name, &info.shape)?;

@@ -25,6 +25,35 @@ pub(super) enum Value<'a> {
     Bool(bool),
     Text(Cow<'a, str>),
     Array(Vec<Value<'a>>),
+    /// A list of numbers or truth values, left where it lies: as values it would be up to thirty times as large.
+    Numbers(Numbers<'a>),
+}
+
+/// A list of values of one size.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Numbers<'a> {
+    kind: u32,
+    bytes: &'a [u8],
+}
+
+impl<'a> Numbers<'a> {
+    /// The values, numbers widened; what does not fit an i64 is left out.
+    pub fn iter(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
+        let kind = self.kind;
+        let size = size_of_kind(kind).unwrap_or(1);
+        self.bytes.chunks_exact(size).filter_map(move |bytes| Cursor { bytes, at: 0 }.value(kind, 0).ok())
+    }
+}
+
+/// Bytes of a value, where all of a type have the same.
+fn size_of_kind(kind: u32) -> Option<usize> {
+    match kind {
+        0 | 1 | 7 => Some(1),
+        2 | 3 => Some(2),
+        4..=6 => Some(4),
+        10..=12 => Some(8),
+        _ => None,
+    }
 }
 
 /// One tensor: its name, where its bytes lie in the file, and its shape, outermost dimension first.
@@ -65,11 +94,11 @@ impl<'a> Header<'a> {
     /// A whole number that is not negative; of a list, the first (some files have one for each layer).
     pub fn int(&self, key: &str) -> Option<usize> {
         let value = match self.get(key)? {
-            Value::Array(values) => values.first()?,
-            value => value,
+            Value::Numbers(values) => values.iter().next()?,
+            value => value.clone(),
         };
         match value {
-            Value::Int(v) => usize::try_from(*v).ok(),
+            Value::Int(v) => usize::try_from(v).ok(),
             _ => None,
         }
     }
@@ -94,6 +123,15 @@ impl<'a> Header<'a> {
             Value::Array(values) => Some(values),
             _ => None,
         }
+    }
+
+    /// A list of numbers; empty where there is none.
+    pub fn numbers(&self, key: &str) -> impl Iterator<Item = Value<'a>> + use<'a> {
+        let list = match self.get(key) {
+            Some(Value::Numbers(values)) => Some(*values),
+            _ => None,
+        };
+        list.into_iter().flat_map(|list| list.iter())
     }
 
     /// The error for a key that must be there.
@@ -249,6 +287,10 @@ impl<'a> Cursor<'a> {
                 // Every element takes at least a byte, so that a lie about the length ends at the file's end.
                 if len > (self.bytes.len() - self.at) as u64 {
                     return Err(format!("a list of {len} values, with {} bytes left", self.bytes.len() - self.at));
+                }
+                if let Some(size) = size_of_kind(kind) {
+                    let n_bytes = (len as usize).checked_mul(size).ok_or("a list's length overflows")?;
+                    return Ok(Value::Numbers(Numbers { kind, bytes: self.take(n_bytes)? }));
                 }
                 let mut values = Vec::new();
                 for _ in 0..len {

@@ -18,6 +18,11 @@ const TYPE_UNKNOWN: i64 = 2;
 const TYPE_CONTROL: i64 = 3;
 const TYPE_USER_DEFINED: i64 = 4;
 
+/// Text of all merges for a byte of the vocabulary's text, and on top: real vocabularies have 2 or 3, a vocabulary of
+/// runs of one letter, of all lengths, has thousands.
+const MERGED_BYTES_PER_BYTE: usize = 32;
+const MERGED_BYTES: usize = 1 << 20;
+
 /// The words of GPT-4-like tokenizers, up to the number of digits that stay together.
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2_WORDS: &str =
@@ -75,8 +80,8 @@ pub(super) fn tokenizer(header: &Header) -> Result<Tokenizer> {
     tokenizer.with_pre_tokenizer(pre_tokenizer);
     tokenizer.with_decoder(decoder);
 
-    let types = header.array("tokenizer.ggml.token_type").unwrap_or_default();
-    let added = types.iter().zip(&tokens).filter_map(|(kind, token)| {
+    let types = header.numbers("tokenizer.ggml.token_type");
+    let added = types.zip(&tokens).filter_map(|(kind, token)| {
         let special = match kind {
             Value::Int(TYPE_UNKNOWN | TYPE_CONTROL) => true,
             Value::Int(TYPE_USER_DEFINED) => false,
@@ -164,14 +169,18 @@ fn sentence_piece_steps(header: &Header) -> Steps {
 /// piece in two pieces, best score first.
 fn merges_from_scores(header: &Header, tokens: &[&str]) -> Result<Vec<(String, String)>> {
     let key = "tokenizer.ggml.scores";
-    let scores = header.array(key).ok_or_else(|| header.missing(key))?;
-    let types = header.array("tokenizer.ggml.token_type").unwrap_or_default();
+    if !matches!(header.get(key), Some(Value::Numbers(_))) {
+        return Err(header.missing(key));
+    }
+    let types = header.numbers("tokenizer.ggml.token_type");
     let id_from_token: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, &token)| (token, id)).collect();
     // Control tokens are never made by merging.
     let control: HashSet<usize> =
-        types.iter().enumerate().filter(|(_, kind)| **kind == Value::Int(TYPE_CONTROL)).map(|(id, _)| id).collect();
+        types.enumerate().filter(|(_, kind)| *kind == Value::Int(TYPE_CONTROL)).map(|(id, _)| id).collect();
+    let n_bytes: usize = tokens.iter().map(|token| token.len()).sum();
+    let mut room = n_bytes.saturating_mul(MERGED_BYTES_PER_BYTE).saturating_add(MERGED_BYTES);
     let mut merges = Vec::new();
-    for (id, (&token, score)) in tokens.iter().zip(scores).enumerate() {
+    for (id, (&token, score)) in tokens.iter().zip(header.numbers(key)).enumerate() {
         let Value::Float(score) = score else { return Err(header.missing(key)) };
         if control.contains(&id) {
             continue;
@@ -179,7 +188,11 @@ fn merges_from_scores(header: &Header, tokens: &[&str]) -> Result<Vec<(String, S
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(&l), Some(&r)) = (id_from_token.get(left), id_from_token.get(right)) {
-                merges.push((*score, l, r, left, right));
+                merges.push((score, l, r, left, right));
+                room = room.checked_sub(token.len()).ok_or_else(|| {
+                    let reason = format!("the ways to split {} tokens in two are more than can be held", tokens.len());
+                    Error::Tokenizer { file: header.file.clone(), reason }
+                })?;
             }
         }
     }

@@ -7,6 +7,7 @@ mod atlas;
 mod checkpoint;
 mod encoding;
 mod folder;
+mod foreign;
 mod gguf;
 mod gguf_config;
 mod gguf_header;
@@ -18,6 +19,7 @@ mod safetensors_file;
 mod source;
 mod stored;
 mod tokenizer;
+mod tokenizer_check;
 
 pub use atlas::{ATLAS, atlas_model, atlas_transcoders};
 pub use checkpoint::Checkpoint;

@@ -5,13 +5,20 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+use super::foreign::guarded;
+use super::tokenizer_check;
 use crate::error::{Error, Result};
+
+/// What every tokenizer is tried on before it is used: letters, a space, digits, several bytes a letter, a line's end.
+const PROBE: &str = "a Bc 12\u{e9}\u{2581}\n\u{4e2d}";
 
 /// A model's tokenizer. Cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
+    /// Where it came from, for messages.
+    file: String,
     tokenizer: tokenizers::Tokenizer,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -42,8 +49,10 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`].
     pub fn from_json(file: &str, json: &[u8], tokenizer_config: Option<&Value>, config: &Value) -> Result<Self> {
-        let tokenizer = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|e| Error::Tokenizer { file: file.to_string(), reason: e.to_string() })?;
+        let failed = |reason: String| Error::Tokenizer { file: file.to_string(), reason };
+        tokenizer_check::check(json).map_err(failed)?;
+        let tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(failed)?;
+        let tokenizer = tokenizer.map_err(|e| failed(e.to_string()))?;
         let id = |role: &str| {
             let named = tokenizer_config.and_then(|c| c.get(format!("{role}_token")));
             let named = named.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
@@ -63,11 +72,29 @@ impl Tokenizer {
         tokenizer
             .with_truncation(None)
             .map_err(|e| Error::Tokenizer { file: file.to_string(), reason: e.to_string() })?;
+        // What fails on any text fails here, where the file is known, and not in the middle of a run.
+        let tried = guarded(|| {
+            let encoding = tokenizer.encode_fast(PROBE, false)?;
+            let first = encoding.get_ids().iter().take(1).copied().collect::<Vec<_>>();
+            tokenizer.decode(encoding.get_ids(), false)?;
+            tokenizer.decode(&first, false)
+        });
+        if let Err(reason) = tried {
+            return Err(Error::Tokenizer { file: file.to_string(), reason });
+        }
         let added = tokenizer.get_added_tokens_decoder();
         let added = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id);
         let special = added.chain([ids.bos, ids.eos, ids.pad].into_iter().flatten()).collect();
         let SpecialIds { bos, eos, pad } = ids;
-        Ok(Self(Arc::new(Inner { tokenizer, bos, eos, pad, special, id_from_string: OnceLock::new() })))
+        Ok(Self(Arc::new(Inner {
+            file: file.to_string(),
+            tokenizer,
+            bos,
+            eos,
+            pad,
+            special,
+            id_from_string: OnceLock::new(),
+        })))
     }
 
     /// A prompt's tokens: tokenised without special tokens; if the first is not a special token, BOS (else PAD, else
@@ -93,15 +120,14 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        let encoding = self.0.tokenizer.encode_fast(text, false);
-        let encoding =
-            encoding.map_err(|e| Error::Tokenizer { file: "tokenizer".to_string(), reason: e.to_string() })?;
-        Ok(encoding.get_ids().to_vec())
+        let failed = |reason: String| Error::Tokenizer { file: self.0.file.clone(), reason };
+        let encoding = guarded(|| self.0.tokenizer.encode_fast(text, false)).map_err(failed)?;
+        Ok(encoding.map_err(|e| failed(e.to_string()))?.get_ids().to_vec())
     }
 
-    /// The text of some tokens; special tokens are shown.
+    /// The text of some tokens; special tokens are shown. `\u{fffd}` where the tokenizer fails on them.
     pub fn decode(&self, ids: &[u32]) -> String {
-        self.0.tokenizer.decode(ids, false).unwrap_or_default()
+        guarded(|| self.0.tokenizer.decode(ids, false).unwrap_or_default()).unwrap_or_else(|_| "\u{fffd}".to_string())
     }
 
     /// The text of one token, leading space included; `\u{fffd}` where its bytes are no whole character.
@@ -188,6 +214,6 @@ impl Tokenizer {
     /// [`Error::Tokenizer`].
     pub fn to_json(&self) -> Result<String> {
         let json = self.0.tokenizer.to_string(false);
-        json.map_err(|e| Error::Tokenizer { file: "tokenizer".to_string(), reason: e.to_string() })
+        json.map_err(|e| Error::Tokenizer { file: self.0.file.clone(), reason: e.to_string() })
     }
 }
