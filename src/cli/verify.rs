@@ -8,6 +8,7 @@ use clap::Args;
 use crate::Result;
 use crate::graph::{FeatureId, NodeId};
 use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions, verify};
+use crate::job::Job;
 
 use super::graph_file::{Thresholds, open_raw, prune_raw};
 use super::setup::SetupArgs;
@@ -52,7 +53,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let kept = circuit.order().iter().filter_map(|&index| feature(circuit.node(index).id)).collect();
     let replacement = args.setup.open()?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
-    let found = verify(&replacement, &graph, &options)?;
+    let found = verify(&replacement, &graph, &options, &Job::default())?;
     match args.format {
         Format::Text => print_data(&verification_text(&found))?,
         Format::Json => print_json(&found)?,

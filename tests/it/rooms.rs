@@ -4,27 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A room and the rooms that it may import.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("error", &[]),
+    ("job", &["error"]),
     ("ops", &["error"]),
     ("weights", &["error"]),
     ("labels", &["error"]),
-    ("model", &["error", "ops", "weights"]),
-    ("transcoder", &["error", "ops", "weights", "labels"]),
+    ("model", &["error", "job", "ops", "weights"]),
+    ("transcoder", &["error", "job", "ops", "weights", "labels"]),
     ("graph", &["error"]),
-    ("replacement", &["error", "ops", "weights", "model", "transcoder"]),
-    ("attribution", &["error", "ops", "replacement", "graph"]),
-    ("intervene", &["error", "replacement", "graph", "model", "transcoder", "weights"]),
+    ("replacement", &["error", "job", "ops", "weights", "model", "transcoder"]),
+    ("attribution", &["error", "job", "ops", "replacement", "graph"]),
+    ("intervene", &["error", "job", "replacement", "graph", "model", "transcoder", "weights"]),
     ("prune", &["error", "graph"]),
     ("circuits", &["error", "graph"]),
     ("picture", &["error", "graph", "circuits", "export"]),
     ("export", &["error", "graph"]),
-    ("train", &["error", "ops", "weights", "model", "transcoder"]),
-    ("features", &["error", "ops", "weights", "model", "transcoder"]),
+    ("train", &["error", "job", "ops", "weights", "model", "transcoder"]),
+    ("features", &["error", "job", "ops", "weights", "model", "transcoder"]),
     (
         "serve",
         &[
             "error",
+            "job",
             "ops",
             "weights",
             "labels",
