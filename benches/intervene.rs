@@ -10,7 +10,9 @@ use std::time::Instant;
 use candle_core::Device;
 use circuitscope::Result;
 use circuitscope::intervene::{Alternative, Change, FeatureSpec, GenerateOptions, Intervention, Mode, Original};
-use circuitscope::replacement::{ForwardOptions, Replacement, Unedited};
+use circuitscope::job::Job;
+use circuitscope::model::ForwardOptions;
+use circuitscope::replacement::Replacement;
 use circuitscope::weights::{Folder, HostFiles};
 
 const PROMPT: &str = "The capital of France is";
@@ -35,12 +37,11 @@ fn bench(model: &str, transcoders: &str) -> Result<()> {
     let tokens = replacement.tokenizer.encode_prompt(PROMPT)?;
     println!("{PROMPT:?}, {} positions, median of {N_RUNS}; weights in memory", tokens.len());
     replacement.model.keep_layers()?;
-    let original = Original::run(&replacement, &tokens)?;
+    let job = Job::default();
+    let original = Original::run(&replacement, &tokens, &job)?;
     let plain = median_secs(|| {
-        let pass = replacement.forward(std::slice::from_ref(&tokens), ForwardOptions::default(), &mut Unedited)?;
-        let last = pass.final_normed.narrow(1, tokens.len() - 1, 1)?.squeeze(1)?;
-        replacement.model.logits(&last)?;
-        Ok(())
+        let pass = replacement.model.forward(std::slice::from_ref(&tokens), &mut (), ForwardOptions::default())?;
+        replacement.model.last_logits(&pass).map(drop)
     })?;
     println!("{:<44}{:>9.1} ms", "plain forward pass", plain * 1e3);
     let report = |name: &str, secs: f64, goal: f64| {
@@ -56,7 +57,7 @@ fn bench(model: &str, transcoders: &str) -> Result<()> {
     };
     for layer in [0, 15] {
         let change: Vec<Intervention> = strongest(layer).into_iter().collect();
-        let secs = median_secs(|| original.intervene(std::slice::from_ref(&change), &Mode::Free).map(drop))?;
+        let secs = median_secs(|| original.intervene(std::slice::from_ref(&change), &Mode::Free, &job).map(drop))?;
         report(&format!("free intervention, layer {layer}"), secs, 1.2);
     }
     for layer in [0, 15] {
@@ -69,7 +70,7 @@ fn bench(model: &str, transcoders: &str) -> Result<()> {
                 .collect(),
         };
         let alternatives: Vec<Alternative> = (0..16).map(alternative).collect();
-        let secs = median_secs(|| original.sweep(&alternatives, &Mode::Free, &Default::default()).map(drop))?;
+        let secs = median_secs(|| original.sweep(&alternatives, &Mode::Free, &Default::default(), &job).map(drop))?;
         report(&format!("sweep of 16, layer {layer}"), secs, 4.0);
     }
 
@@ -78,7 +79,7 @@ fn bench(model: &str, transcoders: &str) -> Result<()> {
         let mut best = 0f64;
         for _ in 0..3 {
             let start = Instant::now();
-            let generated = original.generate(changes, mode, options)?;
+            let generated = original.generate(changes, mode, options, &job)?;
             best = best.max(generated.len() as f64 / start.elapsed().as_secs_f64());
         }
         Ok(best)

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::job::Job;
 use circuitscope::ops::open_cuda;
 use circuitscope::replacement::{LinearModel, Replacement};
 use circuitscope::weights::{Folder, HostFiles};
@@ -70,13 +71,13 @@ fn open(model: &str, transcoders: &str) -> Result<Replacement, Box<dyn Error>> {
 
 /// Prints one line: row phase and gemm, measured in turn.
 fn measure(replacement: &Replacement, tokens: &[u32]) -> Result<(), Box<dyn Error>> {
-    let linear = replacement.linearize(tokens)?;
+    let linear = replacement.linearize(tokens, &Job::default())?;
     let options = AttributionOptions { max_features: None, ..Default::default() };
     let gflop = useful_flop(replacement, &linear) / 1e9;
     let (mut secs, mut gemm, mut n_rows) = (f64::INFINITY, 0f64, 0);
     for _ in 0..REPEATS {
         gemm = gemm.max(gemm_gflops(replacement.model.config.d_model)?);
-        let found = attribute(replacement, &linear, "", &options, &|_, _| ())?;
+        let found = attribute(replacement, &linear, "", &options, &Job::default())?;
         secs = secs.min(found.elapsed_secs.rows);
         n_rows = found.n_rows;
     }

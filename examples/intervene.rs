@@ -4,6 +4,7 @@
 
 use candle_core::Device;
 use circuitscope::intervene::{Change, CompareOptions, FeatureSpec, GenerateOptions, Intervention, Mode, Original};
+use circuitscope::job::Job;
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{atlas_model, atlas_transcoders};
 
@@ -12,7 +13,8 @@ fn main() -> circuitscope::Result<()> {
     let tokens = replacement.tokenizer.encode_prompt("The capital of the state containing Dallas is")?;
 
     // One original run; every changed run starts from it, is held to it and is compared with it.
-    let original = Original::run(&replacement, &tokens)?;
+    let job = Job::default();
+    let original = Original::run(&replacement, &tokens, &job)?;
 
     // At the city's token (position 7) Texas goes off and California on.
     let set = |spec: &str, value: f32| -> circuitscope::Result<Intervention> {
@@ -29,7 +31,7 @@ fn main() -> circuitscope::Result<()> {
     let swap = [&off[..], &on[..]].concat();
 
     // Two alternatives, one batch.
-    let outcomes = original.intervene(&[off.to_vec(), swap.clone()], &Mode::Free)?;
+    let outcomes = original.intervene(&[off.to_vec(), swap.clone()], &Mode::Free, &job)?;
     for (name, outcome) in ["Texas off", "California instead of Texas"].iter().zip(&outcomes) {
         let comparison = original.compare(outcome, &CompareOptions::default())?;
         let target = &comparison.target;
@@ -40,7 +42,7 @@ fn main() -> circuitscope::Result<()> {
     }
 
     let options = GenerateOptions { n_tokens: 2, ..Default::default() };
-    let continuation = original.generate(&swap, &Mode::Free, &options)?;
+    let continuation = original.generate(&swap, &Mode::Free, &options, &job)?;
     println!("continued: {:?}", replacement.tokenizer.decode(&continuation));
     Ok(())
 }

@@ -28,6 +28,10 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// The job of this call was cancelled ([`crate::job::CancelToken`]).
+    #[error("cancelled")]
+    Cancelled,
+
     // graph, prune, export
     /// Two parts of a graph disagree about their size.
     #[error("`{name}` of the graph has shape {actual:?}, expected {expected:?}")]
@@ -96,10 +100,6 @@ pub enum Error {
     /// A tensor operation failed: out of memory, a device error, or a bug of ours.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
-
-    /// The caller asked to stop.
-    #[error("cancelled")]
-    Cancelled,
 
     // weights
     /// A file does not have the structure of its format: truncated, a length that lies, an unknown version.
@@ -180,6 +180,22 @@ pub enum Error {
     /// A token id past the end of the vocabulary.
     #[error("token id {token} is outside the vocabulary of {d_vocab} tokens")]
     TokenOutOfRange { token: u32, d_vocab: usize },
+
+    /// A text that names no hook point.
+    #[error("`{name}` is no hook point; known are blocks.LAYER. with {in_block}, and {outside}")]
+    UnknownHookPoint { name: String, in_block: String, outside: String },
+
+    /// A hook replaced a tensor by one of another shape.
+    #[error("the tensor that is to stand at `{point}` has shape {actual:?}, expected {expected:?}")]
+    HookShape { point: String, actual: Vec<usize>, expected: Vec<usize> },
+
+    /// A tensor was asked for that a run did not keep.
+    #[error("the tensor at `{point}` was not kept")]
+    NotKept { point: String },
+
+    /// A cache of keys and values that does not go with the tokens that are to follow it.
+    #[error("the cache of keys and values holds {cache}, but the pass needs {pass}")]
+    Cache { cache: String, pass: String },
 
     /// A prompt longer than the model's context.
     #[error("the prompt has {n_pos} tokens, but the model's context is {n_ctx}")]
@@ -306,8 +322,9 @@ impl Error {
             | Error::NoSuchPosition { .. }
             | Error::NoSuchFeature { .. }
             | Error::NoSuchLayer { .. }
+            | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. } | Error::GraphMismatch { .. } => ErrorKind::Mismatch,
+            Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
@@ -319,6 +336,8 @@ impl Error {
             | Error::Spec { .. }
             | Error::NothingToChange
             | Error::Contradiction { .. }
+            | Error::HookShape { .. }
+            | Error::NotKept { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }

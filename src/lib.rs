@@ -5,6 +5,7 @@
 //! ```
 //! use candle_core::Device;
 //! use circuitscope::attribution::{AttributionOptions, attribute};
+//! use circuitscope::job::Job;
 //! use circuitscope::prune::{PruneSettings, prune};
 //! use circuitscope::replacement::Replacement;
 //! use circuitscope::weights::{atlas_model, atlas_transcoders};
@@ -12,8 +13,9 @@
 //! # fn main() -> circuitscope::Result<()> {
 //! let replacement = Replacement::open(atlas_model()?, &atlas_transcoders(), &Device::Cpu)?;
 //! let prompt = "The capital of the state containing Dallas is";
-//! let linear = replacement.linearize(&replacement.tokenizer.encode_prompt(prompt)?)?;
-//! let found = attribute(&replacement, &linear, prompt, &AttributionOptions::default(), &|_, _| ())?;
+//! let job = Job::default();
+//! let linear = replacement.linearize(&replacement.tokenizer.encode_prompt(prompt)?, &job)?;
+//! let found = attribute(&replacement, &linear, prompt, &AttributionOptions::default(), &job)?;
 //! assert!(found.graph.meta.row_identity_error < 1e-5);
 //! let circuit = prune(&found.graph, &found.influence, &PruneSettings::default())?.circuit(&found.graph)?;
 //! assert_eq!(circuit.graph().node_count(), 24);
@@ -28,6 +30,7 @@ pub mod error;
 pub mod export;
 pub mod graph;
 pub mod intervene;
+pub mod job;
 pub mod labels;
 pub mod model;
 pub mod ops;

@@ -1,6 +1,8 @@
 //! `attribution`: from a linear model to an [`AttributionGraph`] (definitions 4 to 6). Chooses targets, pulls them
 //! and the features back in batches, and collects the edge rows.
 
+mod batches;
+mod matrix;
 mod plan;
 mod rows;
 mod targets;
@@ -14,6 +16,7 @@ use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
 use crate::graph::{Influence, RAW_FORMAT_VERSION, influence, scores};
+use crate::job::Job;
 use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement};
 
 /// What to attribute, and how much of it.
@@ -67,9 +70,6 @@ impl AttributionOptions {
     }
 }
 
-/// Progress of the row phase: rows done, rows to do. Called from several threads.
-pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Sync);
-
 /// Times of the phases of [`attribute`], in seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PhaseSecs {
@@ -95,13 +95,14 @@ pub struct Attribution {
 /// Computes the attribution graph of a linearized prompt.
 ///
 /// # Errors
-/// [`AttributionOptions::check`], those of [`choose_targets`], and those of reading and of the tensor operations.
+/// [`AttributionOptions::check`], those of [`choose_targets`], and those of reading and of the tensor operations;
+/// [`Error::Cancelled`].
 pub fn attribute(
     replacement: &Replacement,
     linear: &LinearModel,
     prompt: &str,
     options: &AttributionOptions,
-    progress: Progress,
+    job: &Job,
 ) -> Result<Attribution> {
     options.check()?;
     let start = Instant::now();
@@ -109,23 +110,24 @@ pub fn attribute(
     let targets_secs = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
-    let rows = rows::compute(linear, replacement, &chosen.targets, options, progress)?;
+    let config = &replacement.model.config;
+    let active = feature_ids(linear);
+    let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
+    let rows = rows::compute(linear, &layout, &chosen.targets, options, job)?;
     let (rows_secs, short_of_device_memory) = (start.elapsed().as_secs_f64(), rows.short_of_device_memory);
 
     let start = Instant::now();
-    let config = &replacement.model.config;
     let tokenizer = &replacement.tokenizer;
-    let active: Vec<FeatureId> = feature_ids(linear);
-    let features: Vec<FeatureId> = rows.selected.iter().map(|&i| active[i]).collect();
-    let layout = NodeLayout::new(features, config.n_layers, linear.tokens.len(), chosen.targets.len())?;
-    let n_rows = layout.n_rows();
-    let feature_labels = replacement.transcoders.labels.of(layout.feature_ids().iter().map(|f| (f.layer, f.feature)));
+    let n_rows = rows.row_values.len();
+    let n_nodes = rows.selected.len() + layout.n_nodes() - layout.n_features();
+    let selected = rows.selected.iter().map(|&i| active[i]);
+    let feature_labels = replacement.transcoders.labels.of(selected.map(|f| (f.layer, f.feature)));
     let mut graph = AttributionGraph::new(GraphData {
         input_tokens: linear.tokens.iter().map(|&t| i64::from(t)).collect(),
         activation_values: linear.features.all.iter().map(|f| f.value).collect(),
         active_features: active,
         selected_features: rows.selected,
-        edge_rows: EdgeRows::from_vec(rows.edge_rows, n_rows, layout.n_nodes())?,
+        edge_rows: EdgeRows::from_vec(rows.edge_rows, n_rows, n_nodes)?,
         bias_effect: rows.bias_effect,
         unselected_effect: rows.unselected_effect,
         row_values: rows.row_values,

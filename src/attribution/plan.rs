@@ -18,23 +18,18 @@ pub struct BatchLimits {
     pub targets: usize,
 }
 
-/// Batches for active features (`wanted` are indices into `features`), see [`batches`]. Members are numbered by active
-/// feature.
-pub fn feature_batches(features: &ActiveFeatures, wanted: &[usize], limits: BatchLimits) -> Vec<BatchPlan> {
+/// The active features `wanted` (indices into `features`) of each layer, with their positions. `[n_layers]`
+pub fn by_layer(features: &ActiveFeatures, wanted: &[usize]) -> Vec<Vec<(usize, usize)>> {
     let mut by_layer: Vec<Vec<(usize, usize)>> = vec![Vec::new(); features.encoder_vecs.len()];
     for &index in wanted {
         let feature = &features.all[index];
         by_layer[feature.layer].push((index, feature.pos));
     }
     by_layer
-        .into_iter()
-        .enumerate()
-        .flat_map(|(layer, members)| batches(TargetSite::InputHook { layer }, members, limits))
-        .collect()
 }
 
 /// Cuts the members of one site into batches of about the same size: a small last batch would waste its products.
-pub fn batches(site: TargetSite, mut members: Vec<(usize, usize)>, limits: BatchLimits) -> Vec<BatchPlan> {
+pub fn cut(site: TargetSite, mut members: Vec<(usize, usize)>, limits: BatchLimits) -> Vec<BatchPlan> {
     members.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
     let all_rows: usize = members.iter().map(|member| member.1 + 1).sum();
     let max_rows = all_rows.div_ceil(all_rows.div_ceil(limits.gradient_rows).max(1));
@@ -65,7 +60,7 @@ mod tests {
     #[test]
     fn batches_are_sorted_complete_and_no_larger_than_allowed() {
         let members: Vec<(usize, usize)> = (0..500).map(|i| (i, (i * 37) % 60)).collect();
-        let plans = batches(TargetSite::FinalNorm, members.clone(), LIMITS);
+        let plans = cut(TargetSite::FinalNorm, members.clone(), LIMITS);
         let mut seen: Vec<(usize, usize)> = Vec::new();
         for plan in &plans {
             assert!(plan.members.is_sorted_by(|a, b| a.1 >= b.1));

@@ -28,8 +28,8 @@ pub enum TargetRequest {
 pub enum TargetKind {
     /// On the output of the final norm. `[d_model]`
     Direction(Tensor),
-    /// The encoder row of a feature, on its layer's input hook.
-    Feature { layer: usize, feature: usize },
+    /// The encoder row of a feature, on its layer's input hook. `encoder_vec` `[d_model]`
+    Feature { layer: usize, feature: usize, encoder_vec: Tensor, b_enc: f32 },
 }
 
 /// One target node.
@@ -93,12 +93,15 @@ pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: 
             }
             TargetRequest::Feature { layer, feature, pos } => {
                 replacement.transcoders.check_feature(*layer, *feature)?;
+                let transcoder = &replacement.transcoders.layers[*layer];
+                let encoder_vec = transcoder.encoder_row(*feature, linear.final_normed.device())?;
+                let b_enc = transcoder.b_enc(*feature);
                 targets.push(Target {
                     label: format!("feature {layer}_{feature}_{pos}"),
                     token_id: None,
                     pos: check_pos(*pos)?,
                     weight: 1.0,
-                    kind: TargetKind::Feature { layer: *layer, feature: *feature },
+                    kind: TargetKind::Feature { layer: *layer, feature: *feature, encoder_vec, b_enc },
                 });
             }
             TargetRequest::Direction { vec, label } => {

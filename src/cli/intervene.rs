@@ -16,6 +16,7 @@ use crate::intervene::{
     Alternative, Change, CompareOptions, Comparison, FeatureSpec, GenerateOptions, Intervention, Mode, Original, Plan,
     Positions, Supernodes, Sweep, SweepResult,
 };
+use crate::job::Job;
 use crate::picture::{sweep_csv, sweep_svg};
 use crate::replacement::Replacement;
 use crate::{Error, Result};
@@ -170,16 +171,17 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
 
     let (tokens, prompt) = prompt(args, &replacement)?;
     let prompt_tokens = tokens.iter().map(|&t| replacement.tokenizer.token(t)).collect();
-    let original = Original::run(&replacement, &tokens)?;
+    let job = Job::default();
+    let original = Original::run(&replacement, &tokens, &job)?;
     let shown = |interventions: &[Intervention]| interventions.iter().map(ToString::to_string).collect();
     let alternatives = alternatives(&plan, sweep.as_ref());
     if !alternatives.is_empty() {
-        let result = original.sweep(&alternatives, &mode, &compare)?;
+        let result = original.sweep(&alternatives, &mode, &compare, &job)?;
         let interventions = shown(&plan.interventions);
         let report = SweepReport { prompt, prompt_tokens, interventions, mode: mode.to_string(), result };
         return print_sweep(args, &report);
     }
-    let outcome = original.intervene(std::slice::from_ref(&plan.interventions), &mode)?.remove(0);
+    let outcome = original.intervene(std::slice::from_ref(&plan.interventions), &mode, &job)?.remove(0);
     let comparison = original.compare(&outcome, &compare)?;
     let continuation = match &generate {
         Some(options) => Some(continuation(&original, &plan.interventions, &mode, options)?),
@@ -249,8 +251,9 @@ fn continuation(
     mode: &Mode,
     options: &GenerateOptions,
 ) -> Result<Continuation> {
-    let original_tokens = original.generate(&[], &Mode::Free, options)?;
-    let changed_tokens = original.generate(interventions, mode, options)?;
+    let job = Job::default();
+    let original_tokens = original.generate(&[], &Mode::Free, options, &job)?;
+    let changed_tokens = original.generate(interventions, mode, options, &job)?;
     let tokenizer = &original.replacement.tokenizer;
     Ok(Continuation {
         original: tokenizer.decode(&original_tokens),
@@ -351,7 +354,7 @@ fn prompt(args: &InterveneArgs, replacement: &Replacement) -> Result<(Vec<u32>, 
         (None, Some(prompt)) => (replacement.tokenizer.encode_prompt(prompt)?, Some(prompt.clone())),
         (None, None) => return Err(Error::EmptyPrompt),
     };
-    replacement.check_tokens(&tokens)?;
+    replacement.model.check_tokens(&tokens)?;
     let text = text.unwrap_or_else(|| replacement.tokenizer.decode(&tokens));
     Ok((tokens, text))
 }

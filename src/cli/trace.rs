@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -13,6 +13,7 @@ use crate::attribution::{AttributionOptions, TargetRequest, attribute};
 use crate::circuits::{Summary, SummarySettings, summarize};
 use crate::error::Doing;
 use crate::export::{WireGraph, check_writable, write_raw, write_wire};
+use crate::job::Job;
 use crate::prune::prune;
 use crate::replacement::Replacement;
 use crate::text::{slug, terminal};
@@ -174,13 +175,15 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     phases.end("open", terminal(&format!("{} with {}", replacement.source, replacement.transcoders.scan)));
 
     let spinner = spinner(args.setup.quiet, "running the model");
-    let linear = replacement.linearize(&tokens)?;
+    let linear = replacement.linearize(&tokens, &Job::default())?;
     spinner.finish_and_clear();
     let n_active = linear.features.len();
     phases.end("forward", format!("{} positions, {n_active} active features", tokens.len()));
 
-    let bar = RowBar::new(args.setup.quiet);
-    let found = attribute(&replacement, &linear, &prompt, &options, &|done, all| bar.set(done, all))?;
+    let bar = Arc::new(RowBar::new(args.setup.quiet));
+    let told = bar.clone();
+    let job = Job::default().with_progress(move |progress| told.set(progress.done, progress.total));
+    let found = attribute(&replacement, &linear, &prompt, &options, &job)?;
     bar.finish();
     drop(linear);
     let rows_per_sec = found.n_rows as f64 / found.elapsed_secs.rows.max(1e-9);
@@ -219,7 +222,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 /// The prompt's tokens, and its text as it goes into the graph.
 fn prompt(args: &TraceArgs, replacement: &Replacement) -> Result<(Vec<u32>, String)> {
     if let Some(tokens) = &args.tokens {
-        replacement.check_tokens(tokens)?;
+        replacement.model.check_tokens(tokens)?;
         return Ok((tokens.clone(), replacement.tokenizer.decode(tokens)));
     }
     let text = match (&args.prompt, &args.prompt_file) {
@@ -228,7 +231,7 @@ fn prompt(args: &TraceArgs, replacement: &Replacement) -> Result<(Vec<u32>, Stri
         (None, None) => return Err(Error::EmptyPrompt),
     };
     let tokens = replacement.tokenizer.encode_prompt(&text)?;
-    replacement.check_tokens(&tokens)?;
+    replacement.model.check_tokens(&tokens)?;
     Ok((tokens, text))
 }
 

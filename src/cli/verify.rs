@@ -8,6 +8,7 @@ use clap::Args;
 use crate::Result;
 use crate::circuits::{open_raw, prune_raw};
 use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions, verify};
+use crate::job::Job;
 use crate::text::quoted;
 
 use super::graph_args::Thresholds;
@@ -49,7 +50,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
     let replacement = args.setup.open()?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
-    let found = verify(&replacement, &graph, &options)?;
+    let found = verify(&replacement, &graph, &options, &Job::default())?;
     match args.format {
         Format::Text => print_data(&verification_text(&found))?,
         Format::Json => print_json(&found)?,

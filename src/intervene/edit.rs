@@ -1,4 +1,4 @@
-//! Interventions as an [`Edit`] of the one forward pass.
+//! Interventions as [`Hooks`] of the forward pass.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,7 +7,8 @@ use candle_core::{DType, Tensor};
 
 use super::change::{Change, Intervention, Positions};
 use crate::error::{Error, Result};
-use crate::replacement::{Edit, Pass, Replacement};
+use crate::model::{Activations, HookPoint, Hooks};
+use crate::replacement::Replacement;
 use crate::transcoder::FeatureProbe;
 
 /// What every alternative of a batch changes, with the encoder and decoder rows this takes.
@@ -43,7 +44,7 @@ struct SlotChange {
 impl<'a> Resolved<'a> {
     /// Checks interventions against model and prompt and reads the rows they need.
     ///
-    /// `original` is the tensor at every layer's input hook in the original run of the prompt, `[1, n_pos, d_model]`.
+    /// `original` is what the original run of the prompt kept.
     ///
     /// # Errors
     /// Layers, features or positions that do not exist, values that are not finite, [`Error::InactiveFeature`] for a
@@ -51,10 +52,10 @@ impl<'a> Resolved<'a> {
     pub fn new(
         replacement: &'a Replacement,
         alternatives: &[Vec<Intervention>],
-        original: &[Tensor],
+        original: &Activations,
+        n_prompt: usize,
         n_excluded: usize,
     ) -> Result<Self> {
-        let n_prompt = original.first().map_or(Ok(0), |x| x.dim(1))?;
         let mut by_layer: BTreeMap<usize, Vec<(usize, Intervention)>> = BTreeMap::new();
         for (alternative, interventions) in alternatives.iter().enumerate() {
             for &intervention in interventions {
@@ -64,7 +65,8 @@ impl<'a> Resolved<'a> {
         }
         let mut layers = BTreeMap::new();
         for (layer, changes) in by_layer {
-            let resolved = LayerChanges::new(replacement, layer, &changes, &original[layer])?;
+            let resolved =
+                LayerChanges::new(replacement, layer, &changes, original.need(replacement.input_point(layer))?)?;
             for (_, intervention) in &changes {
                 resolved.check_active(intervention, n_prompt, n_excluded)?;
             }
@@ -147,8 +149,8 @@ impl<'a> LayerChanges<'a> {
 #[derive(Debug)]
 pub(super) struct Constraint<'a> {
     pub layers: Range<usize>,
-    /// The original pass over the same tokens, hooks kept.
-    pub original: &'a Pass,
+    /// What the original run of the same tokens kept.
+    pub original: &'a Activations,
 }
 
 /// One pass's state: what has still to be written.
@@ -161,6 +163,8 @@ pub(super) struct InterventionEdit<'a> {
     window: Range<usize>,
     /// What is to be added at each layer's output hook. `[n_layers]` of `[batch, n_pos, d_model]`
     pending: Vec<Option<Vec<f32>>>,
+    /// What the transcoder of the running layer reads, where that layer is constrained. `[batch, n_pos, d_model]`
+    input: Option<Tensor>,
 }
 
 impl<'a> InterventionEdit<'a> {
@@ -171,7 +175,7 @@ impl<'a> InterventionEdit<'a> {
         window: Range<usize>,
     ) -> Self {
         let pending = vec![None; replacement.model.config.n_layers];
-        Self { replacement, resolved, constraint, window, pending }
+        Self { replacement, resolved, constraint, window, pending, input: None }
     }
 
     /// Adds a vector at a layer's output hook, for one alternative and position.
@@ -200,7 +204,10 @@ impl<'a> InterventionEdit<'a> {
         places.dedup();
         let n_pos = self.window.len();
         let (source, rows): (&Tensor, Vec<u32>) = match &self.constraint {
-            Some(c) => (&c.original.hook_in[layer], places.iter().map(|p| (p.1 - self.window.start) as u32).collect()),
+            Some(c) => (
+                c.original.need(self.replacement.input_point(layer))?,
+                places.iter().map(|p| (p.1 - self.window.start) as u32).collect(),
+            ),
             None => (input, places.iter().map(|p| (p.0 * n_pos + p.1 - self.window.start) as u32).collect()),
         };
         let n_rows = rows.len();
@@ -231,31 +238,47 @@ impl<'a> InterventionEdit<'a> {
         Ok(())
     }
 
+    /// The constraint of a layer, if it is constrained.
+    fn constraint_of(&self, layer: usize) -> Option<&Constraint<'a>> {
+        self.constraint.as_ref().filter(|c| c.layers.contains(&layer))
+    }
+}
+
+impl Hooks for InterventionEdit<'_> {
+    fn wants(&self, point: HookPoint) -> bool {
+        let is_at =
+            |layer| [self.replacement.input_point(layer), self.replacement.output_point(layer)].contains(&point);
+        point.layer().is_some_and(is_at)
+    }
+
     /// What the MLP of a constrained layer writes: as in the original run, but for the skip connection, whose input
-    /// has changed. `[1 or batch, n_pos, d_model]`
-    fn held(&self, layer: usize, input: &Tensor) -> Result<Option<Tensor>> {
-        let Some(constraint) = self.constraint.as_ref().filter(|c| c.layers.contains(&layer)) else { return Ok(None) };
-        let (original_in, output) = (&constraint.original.hook_in[layer], &constraint.original.hook_out[layer]);
+    /// has changed.
+    fn give(&mut self, point: HookPoint) -> Result<Option<Tensor>> {
+        let Some(layer) = point.layer().filter(|&layer| point == self.replacement.output_point(layer)) else {
+            return Ok(None);
+        };
+        let (Some(constraint), Some(input)) = (self.constraint_of(layer), &self.input) else { return Ok(None) };
+        let original_in = constraint.original.need(self.replacement.input_point(layer))?;
+        let output = constraint.original.need(point)?;
         match self.replacement.transcoders.layers[layer].skip(&input.broadcast_sub(original_in)?)? {
             Some(skip) => Ok(Some(skip.broadcast_add(output)?)),
             None => Ok(Some(output.broadcast_as(input.shape())?.contiguous()?)),
         }
     }
-}
 
-impl Edit for InterventionEdit<'_> {
-    fn write(&mut self, layer: usize, input: &Tensor, output: &mut dyn FnMut() -> Result<Tensor>) -> Result<Tensor> {
-        self.read(layer, input)?;
-        let output = match self.held(layer, input)? {
-            Some(held) => held,
-            None => output()?,
-        };
+    fn see(&mut self, point: HookPoint, tensor: &Tensor) -> Result<Option<Tensor>> {
+        let Some(layer) = point.layer() else { return Ok(None) };
+        if point == self.replacement.input_point(layer) {
+            self.read(layer, tensor)?;
+            self.input = self.constraint_of(layer).map(|_| tensor.clone());
+            return Ok(None);
+        }
         match self.pending[layer].take() {
             Some(delta) => {
-                let delta = Tensor::from_vec(delta, output.shape(), output.device())?.to_dtype(DType::F32)?;
-                Ok((output + delta)?)
+                let delta = Tensor::from_vec(delta, tensor.shape(), tensor.device())?.to_dtype(DType::F32)?;
+                Ok(Some((tensor + delta)?))
             }
-            None => Ok(output),
+            None => Ok(None),
         }
     }
 }

@@ -7,7 +7,9 @@ use super::change::{Change, Intervention, Mode, Positions};
 use super::original::{Original, repeat};
 use crate::error::Result;
 use crate::graph::NodeId;
-use crate::replacement::{ForwardOptions, Keep, LinearModel, Origin, Sources};
+use crate::job::Job;
+use crate::model::{Activations, ForwardOptions, HookPoint};
+use crate::replacement::{LinearModel, Origin, Sources};
 
 /// Sources that go through the model as one batch, at most.
 const BATCH: usize = 32;
@@ -41,11 +43,14 @@ impl Original<'_> {
         linear: &LinearModel,
         sources: &[NodeId],
         readouts: &[Readout],
+        job: &Job,
     ) -> Result<Vec<Effects>> {
-        let before = read(&self.pass.final_normed, readouts)?.remove(0);
-        let mut all = Vec::with_capacity(sources.len());
+        let before = read(&self.run.pass.final_normed, readouts)?.remove(0);
+        let n_sources = sources.len();
+        let mut all = Vec::with_capacity(n_sources);
         for sources in sources.chunks(BATCH) {
-            all.extend(self.effects_of_batch(linear, sources, readouts, &before)?);
+            all.extend(self.effects_of_batch(linear, sources, readouts, &before, job)?);
+            job.report("measured sources", all.len(), n_sources);
         }
         Ok(all)
     }
@@ -56,6 +61,7 @@ impl Original<'_> {
         sources: &[NodeId],
         readouts: &[Readout],
         before: &[f32],
+        job: &Job,
     ) -> Result<Vec<Effects>> {
         let alternatives: Vec<Vec<Intervention>> = sources.iter().map(|&source| doubled(source)).collect();
         let resolved = self.resolve(&alternatives)?;
@@ -79,12 +85,14 @@ impl Original<'_> {
                 NodeId::Feature { .. } | NodeId::Target { .. } => {}
             }
         }
-        let embedded = Tensor::from_vec(embedded, (sources.len(), n_pos, d_model), self.pass.resid_final.device())?;
-        let resid_pre = (repeat(&self.pass.resid_pre[0], sources.len())? + embedded)?;
-        let keep = Keep { hooks: true, ..Default::default() };
-        let mut options = ForwardOptions { hold: self.hold(&Mode::Direct), keep, ..Default::default() };
-        let pass = self.replacement.forward_from(resid_pre, &mut options, &mut edit)?;
-        let features = self.pre_activations(&pass, 0)?;
+        let embedded = Tensor::from_vec(embedded, (sources.len(), n_pos, d_model), self.run.pass.resid_final.device())?;
+        let resid_pre = (repeat(self.run.activations.need(HookPoint::ResidPre(0))?, sources.len())? + embedded)?;
+        let n_layers = self.replacement.model.config.n_layers;
+        let mut activations = Activations::at((0..n_layers).map(|layer| self.replacement.input_point(layer)));
+        let hooks = &mut (&mut edit, (self.hold(&Mode::Direct), &mut activations));
+        let options = ForwardOptions::of(job);
+        let pass = self.replacement.model.forward_from(0, resid_pre, hooks, options)?;
+        let features = self.pre_activations(&activations, 0, sources.len())?;
         let readouts = read(&pass.final_normed, readouts)?;
         let changes = |after: Vec<f32>, before: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
             after.into_iter().zip(before).map(|(after, before)| after - before).collect()

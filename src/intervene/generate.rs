@@ -7,8 +7,8 @@ use super::change::{Intervention, Mode};
 use super::edit::{Constraint, InterventionEdit};
 use super::original::{Original, hold, last_logits};
 use crate::error::{Error, Result};
-use crate::model::KvCache;
-use crate::replacement::{ForwardOptions, Hold, Keep, Pass, Unedited};
+use crate::job::Job;
+use crate::model::{Activations, ForwardOptions, Hold, KvCache};
 
 /// How a continuation is made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,7 +49,13 @@ impl Original<'_> {
     ///
     /// # Errors
     /// As [`Original::intervene`], and [`GenerateOptions::check`].
-    pub fn generate(&self, interventions: &[Intervention], mode: &Mode, options: &GenerateOptions) -> Result<Vec<u32>> {
+    pub fn generate(
+        &self,
+        interventions: &[Intervention],
+        mode: &Mode,
+        options: &GenerateOptions,
+        job: &Job,
+    ) -> Result<Vec<u32>> {
         options.check()?;
         let config = &self.replacement.model.config;
         mode.check(config.n_layers)?;
@@ -61,50 +67,45 @@ impl Original<'_> {
         }
         self.replacement.model.keep_layers()?;
 
+        let model = &self.replacement.model;
         let mut cache = KvCache::new(config.n_layers);
-        let forward_options = ForwardOptions { hold: self.hold(mode), cache: Some(&mut cache), ..Default::default() };
         let mut edit = self.edit(&resolved, mode);
-        let mut pass = self.replacement.forward(std::slice::from_ref(&self.tokens), forward_options, &mut edit)?;
+        let prompt = std::slice::from_ref(&self.tokens);
+        let mut pass =
+            model.forward(prompt, &mut (&mut edit, self.hold(mode)), ForwardOptions::continuing(&mut cache, job))?;
 
         let is_held = options.keep_frozen && *mode != Mode::Free;
         let mut reference_cache = KvCache::new(config.n_layers);
         if is_held {
-            let forward_options = ForwardOptions { cache: Some(&mut reference_cache), ..Default::default() };
-            self.replacement.forward(std::slice::from_ref(&self.tokens), forward_options, &mut Unedited)?;
+            model.forward(prompt, &mut (), ForwardOptions::continuing(&mut reference_cache, job))?;
         }
         loop {
             let logits = last_logits(self.replacement, &pass)?.remove(0);
             let n_logits = logits.len();
             let next = processor.sample(&Tensor::from_vec(logits, n_logits, &Device::Cpu)?)?;
             generated.push(next);
+            job.report("tokens", generated.len(), options.n_tokens);
             let n_past = cache.n_past();
             let is_over = self.replacement.end_tokens.contains(&next) || n_past == config.n_ctx;
             if generated.len() == options.n_tokens || is_over {
                 return Ok(generated);
             }
 
-            let reference = match is_held {
-                true => Some(self.reference_pass(next, &mut reference_cache)?),
-                false => None,
-            };
-            let (hold, constraint) = match &reference {
-                Some(pass) => {
+            // The same token in the unchanged model.
+            let mut reference = Activations::at(self.replacement.points());
+            if is_held {
+                model.forward(&[vec![next]], &mut reference, ForwardOptions::continuing(&mut reference_cache, job))?;
+            }
+            let (hold, constraint) = match is_held {
+                true => {
                     let layers = mode.constrained_layers(config.n_layers);
-                    let constraint = layers.map(|layers| Constraint { layers, original: pass });
-                    (hold(mode, pass, config.n_layers), constraint)
+                    let constraint = layers.map(|layers| Constraint { layers, original: &reference });
+                    (hold(mode, &reference, config.n_layers), constraint)
                 }
-                None => (Hold::Nothing, None),
+                false => (Hold::Nothing, None),
             };
-            let forward_options = ForwardOptions { hold, cache: Some(&mut cache), ..Default::default() };
             let mut edit = InterventionEdit::new(self.replacement, &resolved, constraint, n_past..n_past + 1);
-            pass = self.replacement.forward(&[vec![next]], forward_options, &mut edit)?;
+            pass = model.forward(&[vec![next]], &mut (&mut edit, hold), ForwardOptions::continuing(&mut cache, job))?;
         }
-    }
-
-    /// One new token in the unchanged model.
-    fn reference_pass(&self, token: u32, cache: &mut KvCache) -> Result<Pass> {
-        let keep = Keep { frozen: true, hooks: true, weights: false };
-        let options = ForwardOptions { keep, cache: Some(cache), ..Default::default() };
-        self.replacement.forward(&[vec![token]], options, &mut Unedited)
     }
 }

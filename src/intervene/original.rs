@@ -5,7 +5,9 @@ use candle_core::{Device, Tensor};
 use super::change::{Intervention, Mode};
 use super::edit::{Constraint, InterventionEdit, Resolved};
 use crate::error::Result;
-use crate::replacement::{ActiveFeatures, ForwardOptions, Hold, Keep, LinearModel, Pass, Replacement, Unedited};
+use crate::job::Job;
+use crate::model::{Activations, ForwardOptions, Hold, HookPoint, Pass};
+use crate::replacement::{ActiveFeatures, LinearModel, Replacement, Run};
 
 /// The original run of a prompt: what changed runs start from, are held to and are compared with.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ pub struct Original<'a> {
     pub features: ActiveFeatures,
     /// At the last position. `[d_vocab]`
     pub logits: Vec<f32>,
-    pub(super) pass: Pass,
+    pub(super) run: Run,
     pub(super) n_excluded: usize,
 }
 
@@ -33,6 +35,8 @@ pub struct Outcome {
 #[derive(Debug)]
 pub(super) struct ChangedRun {
     pub pass: Pass,
+    /// At the input hooks of the layers from `first_layer` on, if asked for.
+    pub activations: Activations,
     pub first_layer: usize,
 }
 
@@ -40,35 +44,29 @@ impl<'a> Original<'a> {
     /// Runs the model on a prompt and finds its active features.
     ///
     /// # Errors
-    /// Those of [`Replacement::check_tokens`], of reading, and of the tensor operations.
-    pub fn run(replacement: &'a Replacement, tokens: &[u32]) -> Result<Self> {
-        replacement.check_tokens(tokens)?;
-        let keep = Keep { frozen: true, hooks: true, weights: false };
-        let options = ForwardOptions { keep, ..Default::default() };
-        let pass = replacement.forward(&[tokens.to_vec()], options, &mut Unedited)?;
-        let features = replacement.active_features(&pass.hook_in, replacement.n_excluded(tokens))?;
-        Self::from_pass(replacement, tokens, pass, features)
+    /// Those of [`crate::model::Model::check_tokens`], of reading, and of the tensor operations;
+    /// [`crate::Error::Cancelled`].
+    pub fn run(replacement: &'a Replacement, tokens: &[u32], job: &Job) -> Result<Self> {
+        let run = replacement.run(tokens, job)?;
+        let features = replacement.active_features(&run.activations, replacement.n_excluded(tokens), job)?;
+        Self::from_run(replacement, tokens, run, features)
     }
 
     /// As [`Original::run`], with the linear model of the same run.
     ///
     /// # Errors
     /// As [`Original::run`].
-    pub fn linearized(replacement: &'a Replacement, tokens: &[u32]) -> Result<(Self, LinearModel)> {
-        replacement.check_tokens(tokens)?;
-        let keep = Keep { frozen: true, hooks: true, weights: true };
-        let options = ForwardOptions { keep, ..Default::default() };
-        let mut pass = replacement.forward(&[tokens.to_vec()], options, &mut Unedited)?;
-        let linear = replacement.linearize_pass(tokens, pass.clone())?;
-        pass.weights.clear();
-        let original = Self::from_pass(replacement, tokens, pass, linear.features.clone())?;
+    pub fn linearized(replacement: &'a Replacement, tokens: &[u32], job: &Job) -> Result<(Self, LinearModel)> {
+        let (run, weights) = replacement.run_with_weights(tokens, job)?;
+        let linear = replacement.linearize_run(tokens, run.clone(), weights, job)?;
+        let original = Self::from_run(replacement, tokens, run, linear.features.clone())?;
         Ok((original, linear))
     }
 
-    fn from_pass(replacement: &'a Replacement, tokens: &[u32], pass: Pass, features: ActiveFeatures) -> Result<Self> {
-        let logits = last_logits(replacement, &pass)?.remove(0);
+    fn from_run(replacement: &'a Replacement, tokens: &[u32], run: Run, features: ActiveFeatures) -> Result<Self> {
+        let logits = last_logits(replacement, &run.pass)?.remove(0);
         let n_excluded = replacement.n_excluded(tokens);
-        Ok(Self { replacement, tokens: tokens.to_vec(), features, logits, pass, n_excluded })
+        Ok(Self { replacement, tokens: tokens.to_vec(), features, logits, run, n_excluded })
     }
 
     /// Positions of the prompt.
@@ -83,13 +81,13 @@ impl<'a> Original<'a> {
     /// # Errors
     /// Interventions that do not fit model or prompt; a mode that does not fit the model; those of reading and of the
     /// tensor operations.
-    pub fn intervene(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<Vec<Outcome>> {
+    pub fn intervene(&self, alternatives: &[Vec<Intervention>], mode: &Mode, job: &Job) -> Result<Vec<Outcome>> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
-        let ChangedRun { pass, first_layer } = self.changed_run(alternatives, mode, true)?;
+        let ChangedRun { pass, activations, first_layer } = self.changed_run(alternatives, mode, true, job)?;
         let logits = last_logits(self.replacement, &pass)?;
-        let pre_activations = self.pre_activations(&pass, first_layer)?;
+        let pre_activations = self.pre_activations(&activations, first_layer, alternatives.len())?;
         let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
         Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
     }
@@ -98,11 +96,11 @@ impl<'a> Original<'a> {
     ///
     /// # Errors
     /// As [`Original::intervene`].
-    pub fn changed_logits(&self, alternatives: &[Vec<Intervention>], mode: &Mode) -> Result<Vec<Vec<f32>>> {
+    pub fn changed_logits(&self, alternatives: &[Vec<Intervention>], mode: &Mode, job: &Job) -> Result<Vec<Vec<f32>>> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
-        last_logits(self.replacement, &self.changed_run(alternatives, mode, false)?.pass)
+        last_logits(self.replacement, &self.changed_run(alternatives, mode, false, job)?.pass)
     }
 
     /// The pass behind [`Original::intervene`].
@@ -110,44 +108,57 @@ impl<'a> Original<'a> {
         &self,
         alternatives: &[Vec<Intervention>],
         mode: &Mode,
-        keep_hooks: bool,
+        keep_inputs: bool,
+        job: &Job,
     ) -> Result<ChangedRun> {
         mode.check(self.replacement.model.config.n_layers)?;
         let resolved = self.resolve(alternatives)?;
-        let first_layer = resolved.first_layer().unwrap_or(self.pass.resid_pre.len());
-        let mut edit = self.edit(&resolved, mode);
-        let resid_pre = self.pass.resid_pre.get(first_layer).unwrap_or(&self.pass.resid_final);
+        let n_layers = self.replacement.model.config.n_layers;
+        let first_layer = resolved.first_layer().unwrap_or(n_layers);
+        let resid_pre = match first_layer == n_layers {
+            true => &self.run.pass.resid_final,
+            false => self.run.activations.need(HookPoint::ResidPre(first_layer))?,
+        };
         let resid_pre = repeat(resid_pre, resolved.n_alternatives)?;
-        let keep = Keep { hooks: keep_hooks, ..Default::default() };
-        let mut options = ForwardOptions { hold: self.hold(mode), keep, first_layer, ..Default::default() };
-        let pass = self.replacement.forward_from(resid_pre, &mut options, &mut edit)?;
-        Ok(ChangedRun { pass, first_layer })
+        let mut edit = self.edit(&resolved, mode);
+        let kept = if keep_inputs { first_layer..n_layers } else { 0..0 };
+        let mut activations = Activations::at(kept.map(|layer| self.replacement.input_point(layer)));
+        let hooks = &mut (&mut edit, (self.hold(mode), &mut activations));
+        let options = ForwardOptions::of(job);
+        let pass = self.replacement.model.forward_from(first_layer, resid_pre, hooks, options)?;
+        Ok(ChangedRun { pass, activations, first_layer })
     }
 
     pub(super) fn resolve(&self, alternatives: &[Vec<Intervention>]) -> Result<Resolved<'a>> {
-        Resolved::new(self.replacement, alternatives, &self.pass.hook_in, self.n_excluded)
+        Resolved::new(self.replacement, alternatives, &self.run.activations, self.n_pos(), self.n_excluded)
     }
 
     pub(super) fn edit<'b>(&'b self, resolved: &'b Resolved<'b>, mode: &Mode) -> InterventionEdit<'b> {
         let constrained = mode.constrained_layers(self.replacement.model.config.n_layers);
-        let constraint = constrained.map(|layers| Constraint { layers, original: &self.pass });
+        let constraint = constrained.map(|layers| Constraint { layers, original: &self.run.activations });
         InterventionEdit::new(self.replacement, resolved, constraint, 0..self.n_pos())
     }
 
     pub(super) fn hold(&self, mode: &Mode) -> Hold<'_> {
-        hold(mode, &self.pass, self.replacement.model.config.n_layers)
+        hold(mode, &self.run.activations, self.replacement.model.config.n_layers)
     }
 
     /// Pre-activations of the active features in a changed run, for each alternative of its batch.
     ///
     /// # Shapes
-    /// `pass` begins at `first_layer` and kept its hooks; returns `[batch][n_active]`.
-    pub(super) fn pre_activations(&self, pass: &Pass, first_layer: usize) -> Result<Vec<Vec<f32>>> {
+    /// `activations` are at the input hooks from `first_layer` on; returns `[batch][n_active]`.
+    pub(super) fn pre_activations(
+        &self,
+        activations: &Activations,
+        first_layer: usize,
+        batch: usize,
+    ) -> Result<Vec<Vec<f32>>> {
         // Below the first changed layer everything is as it was; an activation there is its pre-activation.
         let first = self.features.layer_starts[first_layer];
         let unchanged: Vec<f32> = self.features.all[..first].iter().map(|f| f.value).collect();
-        let mut all = vec![unchanged; pass.final_normed.dim(0)?];
-        for (input, layer) in pass.hook_in.iter().zip(first_layer..) {
+        let mut all = vec![unchanged; batch];
+        for layer in first_layer..self.replacement.model.config.n_layers {
+            let input = activations.need(self.replacement.input_point(layer))?;
             let transcoder = &self.replacement.transcoders.layers[layer];
             let features = &self.features.all[self.features.layer_starts[layer]..self.features.layer_starts[layer + 1]];
             let mut done = 0;
@@ -166,20 +177,18 @@ impl<'a> Original<'a> {
 }
 
 /// What a pass under `mode` is held to, beside the outputs of constrained layers.
-pub(super) fn hold<'b>(mode: &Mode, original: &'b Pass, n_layers: usize) -> Hold<'b> {
+pub(super) fn hold<'b>(mode: &Mode, original: &'b Activations, n_layers: usize) -> Hold<'b> {
     match mode.constrained_layers(n_layers) {
-        Some(range) if range == (0..n_layers) => Hold::PatternsAndNorms(&original.frozen),
-        Some(_) => Hold::Patterns(&original.frozen),
-        None if *mode == Mode::FrozenAttention => Hold::Patterns(&original.frozen),
+        Some(range) if range == (0..n_layers) => Hold::PatternsAndNorms(original),
+        Some(_) => Hold::Patterns(original),
+        None if *mode == Mode::FrozenAttention => Hold::Patterns(original),
         None => Hold::Nothing,
     }
 }
 
 /// Logits at the last position. `[batch][d_vocab]`
 pub(super) fn last_logits(replacement: &Replacement, pass: &Pass) -> Result<Vec<Vec<f32>>> {
-    let n_pos = pass.final_normed.dim(1)?;
-    let last = pass.final_normed.narrow(1, n_pos - 1, 1)?.squeeze(1)?.contiguous()?;
-    Ok(replacement.model.logits(&last)?.to_device(&Device::Cpu)?.to_vec2()?)
+    Ok(replacement.model.last_logits(pass)?.to_device(&Device::Cpu)?.to_vec2()?)
 }
 
 /// `[1, n_pos, d_model]` to `[n, n_pos, d_model]`

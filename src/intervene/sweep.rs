@@ -8,6 +8,7 @@ use super::change::{Change, FeatureSpec, Intervention, Mode};
 use super::compare::{CompareOptions, Distribution, largest, rank};
 use super::original::Original;
 use crate::error::{Error, Result};
+use crate::job::Job;
 
 /// Alternatives that go through the model together, at most: more would cost memory and gain nothing.
 const BATCH: usize = 32;
@@ -93,13 +94,19 @@ impl Original<'_> {
     ///
     /// # Errors
     /// As [`Original::intervene`]; [`Error::TokenOutOfRange`] for a target that is no token.
-    pub fn sweep(&self, alternatives: &[Alternative], mode: &Mode, options: &CompareOptions) -> Result<SweepResult> {
+    pub fn sweep(
+        &self,
+        alternatives: &[Alternative],
+        mode: &Mode,
+        options: &CompareOptions,
+        job: &Job,
+    ) -> Result<SweepResult> {
         let target = self.target(options)?;
         let before = Distribution::new(&self.logits);
         let mut points = Vec::with_capacity(alternatives.len());
         for part in alternatives.chunks(BATCH) {
             let interventions: Vec<Vec<Intervention>> = part.iter().map(|a| a.interventions.clone()).collect();
-            for (alternative, logits) in part.iter().zip(self.changed_logits(&interventions, mode)?) {
+            for (alternative, logits) in part.iter().zip(self.changed_logits(&interventions, mode, job)?) {
                 let after = Distribution::new(&logits);
                 let top = largest(&logits, 1).first().copied().unwrap_or(0);
                 points.push(SweepPoint {
@@ -113,6 +120,7 @@ impl Original<'_> {
                     top_probability: after.probability(top),
                 });
             }
+            job.report("alternatives", points.len(), alternatives.len());
         }
         Ok(SweepResult {
             target_id: target,

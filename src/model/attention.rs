@@ -1,8 +1,9 @@
 //! Causal attention, split where attribution freezes it: the pattern (queries and keys) and what it moves (values).
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, Tensor};
 
-use super::config::{HostConfig, LayerConfig};
+use super::config::{LayerConfig, ModelConfig};
+use super::kv_cache::Places;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::rotate;
@@ -28,46 +29,6 @@ pub struct ValueOutput {
     pub o: Linear,
 }
 
-/// Keys and values of earlier positions, for generation.
-#[derive(Clone, Debug, Default)]
-pub struct KvCache {
-    /// Per layer: keys (rotated) and values, `[batch, n_kv_heads, n_past, d_head]` each.
-    pub layers: Vec<Option<(Tensor, Tensor)>>,
-}
-
-impl KvCache {
-    /// An empty cache.
-    pub fn new(n_layers: usize) -> Self {
-        Self { layers: vec![None; n_layers] }
-    }
-
-    /// Positions held by every layer.
-    pub fn n_past(&self) -> usize {
-        self.n_past_of(self.layers.len().saturating_sub(1))
-    }
-
-    /// Positions held by one layer: during a pass the lower layers are ahead.
-    pub fn n_past_of(&self, layer: usize) -> usize {
-        self.layers.get(layer).and_then(Option::as_ref).map_or(0, |(k, _)| k.dims()[2])
-    }
-
-    /// Appends new positions to a layer and returns all of them.
-    ///
-    /// # Shapes
-    /// `k` and `v` `[batch, n_kv_heads, n_new, d_head]`.
-    ///
-    /// # Errors
-    /// Those of the tensor operations.
-    pub fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
-        let (k, v) = match self.layers[layer].take() {
-            Some((past_k, past_v)) => (Tensor::cat(&[past_k, k], 2)?, Tensor::cat(&[past_v, v], 2)?),
-            None => (k, v),
-        };
-        self.layers[layer] = Some((k.clone(), v.clone()));
-        Ok((k, v))
-    }
-}
-
 /// `[batch, n_pos, n · d_head]` to `[batch, n, n_pos, d_head]`
 pub fn split_heads(x: &Tensor, d_head: usize) -> Result<Tensor> {
     let (batch, n_pos, width) = x.dims3()?;
@@ -91,16 +52,16 @@ fn repeat_kv(x: &Tensor, n_heads: usize) -> Result<Tensor> {
 }
 
 impl QueryKey {
-    /// Rotated keys and queries of the positions `start..`, `[batch, n, n_pos, d_head]` each.
+    /// Rotated queries and keys, `[batch, n, n_pos, d_head]` each.
     ///
     /// # Errors
     /// Those of the tensor operations.
-    pub fn project(
+    pub(super) fn project(
         &self,
         x: &Tensor,
-        config: &HostConfig,
+        config: &ModelConfig,
         layer: LayerConfig,
-        start: usize,
+        places: &Places,
     ) -> Result<(Tensor, Tensor)> {
         let mut q = split_heads(&self.q.forward(x)?, config.d_head)?;
         let mut k = split_heads(&self.k.forward(x)?, config.d_head)?;
@@ -109,35 +70,60 @@ impl QueryKey {
             k = k_norm.apply(&k, &k_norm.scale(&k)?)?;
         }
         if let Some(rope) = layer.rope {
-            let (cos, sin) = config.ropes[rope].tables(start, x.dim(1)?, x.device())?;
+            let tables = |start| config.ropes[rope].tables(start, places.n_pos, x.device());
+            let (cos, sin) = match places.common_start() {
+                Some(start) => tables(start)?,
+                None => {
+                    let all = places.starts.iter().map(|&start| tables(start)).collect::<Result<Vec<_>>>()?;
+                    let (cos, sin): (Vec<Tensor>, Vec<Tensor>) = all.into_iter().unzip();
+                    // `[batch, 1, n_pos, d_head / 2]`
+                    (Tensor::stack(&cos, 0)?.unsqueeze(1)?, Tensor::stack(&sin, 0)?.unsqueeze(1)?)
+                }
+            };
             q = rotate(&q, &cos, &sin)?;
             k = rotate(&k, &cos, &sin)?;
         }
         Ok((q, k))
     }
 
-    /// The attention pattern, after softmax. Rows sum to 1, or to less where there are sinks.
+    /// Scores before softmax, softcapped; −∞ where a query may not look.
     ///
     /// # Shapes
-    /// `q` `[batch, n_heads, n_q, d_head]`, `k` `[batch, n_kv_heads, n_k, d_head]`, whose last `n_q` positions are
-    /// the queries'; returns `[batch, n_heads, n_q, n_k]`.
+    /// `q` `[batch, n_heads, n_q, d_head]`, `k` `[batch, n_kv_heads, n_k, d_head]`, whose entries are the positions
+    /// from 0 on; returns `[batch, n_heads, n_q, n_k]`.
     ///
     /// # Errors
     /// Those of the tensor operations.
-    pub fn pattern(&self, q: &Tensor, k: &Tensor, config: &HostConfig, layer: LayerConfig) -> Result<Tensor> {
-        let (batch, n_heads, n_q, _) = q.dims4()?;
-        let n_k = k.dim(2)?;
-        let k = repeat_kv(k, n_heads)?;
+    pub(super) fn scores(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        config: &ModelConfig,
+        layer: LayerConfig,
+        places: &Places,
+    ) -> Result<Tensor> {
+        let k = repeat_kv(k, q.dim(1)?)?;
         let mut scores = (q.matmul(&k.transpose(2, 3)?)? * config.attn_scale)?;
         if let Some(cap) = config.attn_softcap {
             scores = ((scores / cap)?.tanh()? * cap)?;
         }
-        scores = scores.broadcast_add(&mask(n_q, n_k, layer.window, q)?)?;
+        Ok(scores.broadcast_add(&mask(k.dim(2)?, layer.window, places, q)?)?)
+    }
+
+    /// The attention pattern of scores. Rows sum to 1, or to less where there are sinks.
+    ///
+    /// # Shapes
+    /// `[batch, n_heads, n_q, n_k]` to the same.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub(super) fn pattern(&self, scores: &Tensor) -> Result<Tensor> {
+        let (batch, n_heads, n_q, n_k) = scores.dims4()?;
         match &self.sinks {
-            None => Ok(candle_nn::ops::softmax_last_dim(&scores)?),
+            None => Ok(candle_nn::ops::softmax_last_dim(scores)?),
             Some(sinks) => {
                 let sinks = sinks.reshape((1, n_heads, 1, 1))?.expand((batch, n_heads, n_q, 1))?;
-                let with_sink = Tensor::cat(&[&scores, &sinks], D::Minus1)?.contiguous()?;
+                let with_sink = Tensor::cat(&[scores, &sinks], D::Minus1)?.contiguous()?;
                 Ok(candle_nn::ops::softmax_last_dim(&with_sink)?.narrow(D::Minus1, 0, n_k)?.contiguous()?)
             }
         }
@@ -145,26 +131,52 @@ impl QueryKey {
 }
 
 impl ValueOutput {
-    /// What attention writes, before any post-norm: `W_O · (pattern · v) + b_O`.
+    /// What each head reads: `pattern · v`.
     ///
     /// # Shapes
-    /// `pattern` `[batch, n_heads, n_q, n_k]`, `v` `[batch, n_kv_heads, n_k, d_head]`; returns `[batch, n_q, d_model]`.
+    /// `pattern` `[batch, n_heads, n_q, n_k]`, `v` `[batch, n_kv_heads, n_k, d_head]`; returns
+    /// `[batch, n_heads, n_q, d_head]`.
     ///
     /// # Errors
     /// Those of the tensor operations.
-    pub fn mix(&self, pattern: &Tensor, v: &Tensor) -> Result<Tensor> {
+    pub fn read(&self, pattern: &Tensor, v: &Tensor) -> Result<Tensor> {
         let v = repeat_kv(v, pattern.dim(1)?)?;
-        self.o.forward(&join_heads(&pattern.contiguous()?.matmul(&v)?)?)
+        Ok(pattern.contiguous()?.matmul(&v)?)
+    }
+
+    /// What attention writes, before any post-norm: `W_O · z + b_O`.
+    ///
+    /// # Shapes
+    /// `z` `[batch, n_heads, n_pos, d_head]`; returns `[batch, n_pos, d_model]`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn write(&self, z: &Tensor) -> Result<Tensor> {
+        self.o.forward(&join_heads(z)?)
     }
 }
 
-/// 0 where a query may look, −∞ elsewhere: causal, and within the window. `[n_q, n_k]`
-fn mask(n_q: usize, n_k: usize, window: Option<usize>, like: &Tensor) -> Result<Tensor> {
-    let past = n_k - n_q;
+/// 0 where a query may look, −∞ elsewhere: causal, and within the window. `[n_q, n_k]`, or with unequal sequences
+/// `[batch, 1, n_q, n_k]`
+fn mask(n_k: usize, window: Option<usize>, places: &Places, like: &Tensor) -> Result<Tensor> {
     let window = window.unwrap_or(usize::MAX);
-    let values: Vec<f32> = (0..n_q)
-        .flat_map(|q| (0..n_k).map(move |k| (past + q, k)))
-        .map(|(q, k)| if k <= q && q - k < window { 0.0 } else { f32::NEG_INFINITY })
-        .collect();
-    Ok(Tensor::from_vec(values, (n_q, n_k), like.device())?.to_dtype(DType::F32)?)
+    let n_q = places.n_pos;
+    let value = |sees: bool| if sees { 0.0 } else { f32::NEG_INFINITY };
+    let of = |start: usize, length: usize| {
+        (0..n_q).flat_map(move |q| (0..n_k).map(move |k| (q, start + q, k))).map(move |(q, pos, k)| {
+            // Padding looks at position 0, since a row that looks nowhere is no number.
+            value(if q < length { k <= pos && pos - k < window } else { k == 0 })
+        })
+    };
+    match places.even_start() {
+        Some(start) => {
+            let values: Vec<f32> = of(start, n_q).collect();
+            Ok(Tensor::from_vec(values, (n_q, n_k), like.device())?)
+        }
+        None => {
+            let sequences = places.starts.iter().zip(&places.lengths);
+            let values: Vec<f32> = sequences.flat_map(|(&start, &length)| of(start, length)).collect();
+            Ok(Tensor::from_vec(values, (places.starts.len(), 1, n_q, n_k), like.device())?)
+        }
+    }
 }

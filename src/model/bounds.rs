@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{HostConfig, Naming};
+use super::{ModelConfig, Naming};
 use crate::error::{Error, Result};
 use crate::weights::Checkpoint;
 
@@ -98,7 +98,7 @@ pub(super) fn check_keys(config: &Value) -> Result<()> {
 /// # Errors
 /// [`Error::Config`] for a window without positions, a context without positions, an MLP without neurons, rotary
 /// frequencies that are not finite.
-pub(super) fn check_config(config: &HostConfig) -> Result<()> {
+pub(super) fn check_config(config: &ModelConfig) -> Result<()> {
     if config.layers.iter().any(|layer| layer.window == Some(0)) {
         return Err(wrong("sliding_window", "is 0, expected at least 1".into()));
     }
@@ -130,7 +130,7 @@ pub(super) fn check_config(config: &HostConfig) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Config`].
-pub(super) fn check_layers(config: &HostConfig, checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
+pub(super) fn check_layers(config: &ModelConfig, checkpoint: &Checkpoint, prefix: &str) -> Result<()> {
     let (key, list) = match config.naming {
         Naming::Llama => ("num_hidden_layers", "layers."),
         Naming::Gpt2 => ("n_layer", "h."),

@@ -1,11 +1,16 @@
-//! `model`: the host model, one decoder described by data ([`HostConfig`]). It knows nothing of features.
+//! `model`: the base model, one decoder described by data ([`ModelConfig`]). It knows nothing of features.
 //!
-//! In: a checkpoint with Hugging Face names. Out: one layer's weights at a time, in f32 ([`Model::layer`]), the
-//! embedding, and logits. The loop over layers is in `replacement`, where the transcoders are.
+//! In: a checkpoint with Hugging Face names, and tokens. Out: the residual stream, logits, and whatever [`Hooks`] ask
+//! for on the way ([`Model::forward`], the one loop over layers).
 
 pub mod attention;
 mod bounds;
 pub mod config;
+mod families;
+mod forward;
+mod hook_point;
+mod hooks;
+mod kv_cache;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
@@ -16,8 +21,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-pub use attention::{KvCache, QueryKey, ValueOutput, join_heads, split_heads};
-pub use config::{Activation, HostConfig, LayerConfig, MlpKind, Naming, NormKind};
+pub use attention::{QueryKey, ValueOutput, join_heads, split_heads};
+pub use config::{Activation, LayerConfig, MlpKind, ModelConfig, Naming, NormKind};
+pub use families::FAMILIES;
+pub use forward::{ForwardOptions, Pass};
+pub use hook_point::HookPoint;
+pub use hooks::{Activations, Hold, Hooks};
+pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use mlp::{Experts, Mlp};
 pub use norm::Norm;
@@ -25,10 +35,10 @@ pub use norm::Norm;
 use crate::error::{Doing, Error, Result};
 use crate::weights::Checkpoint;
 
-/// A host model: its description and its checkpoint. Weights are read when they are used.
+/// A base model: its description and its checkpoint. Weights are read when they are used.
 #[derive(Debug)]
 pub struct Model {
-    pub config: HostConfig,
+    pub config: ModelConfig,
     checkpoint: Checkpoint,
     /// What precedes `embed_tokens`, `layers` and `norm` (or `wte`, `h` and `ln_f`) in tensor names; `weights` has made
     /// the names of other checkpoints the same.
@@ -56,9 +66,9 @@ impl Model {
     /// Opens a model: finds its tensors and checks the embedding's shape; reads no other weights.
     ///
     /// # Errors
-    /// Those of [`HostConfig::from_json`]; [`Error::MissingTensor`] when the checkpoint has no embedding.
+    /// Those of [`ModelConfig::from_json`]; [`Error::MissingTensor`] when the checkpoint has no embedding.
     pub fn open(config: &serde_json::Value, checkpoint: Checkpoint, device: &Device) -> Result<Self> {
-        let config = HostConfig::from_json(config).doing(|| "cannot use the host model's config".into())?;
+        let config = ModelConfig::from_json(config).doing(|| "cannot use the base model's config".into())?;
         let (embedding, prefix) = match config.naming {
             Naming::Llama => ("embed_tokens.weight", "model."),
             Naming::Gpt2 => ("wte.weight", "transformer."),
@@ -88,7 +98,7 @@ impl Model {
         match kept {
             Some(kept) => Ok(kept),
             None => {
-                Ok(Arc::new(self.read_layer(layer).doing(|| format!("cannot load layer {layer} of the host model"))?))
+                Ok(Arc::new(self.read_layer(layer).doing(|| format!("cannot load layer {layer} of the base model"))?))
             }
         }
     }

@@ -6,7 +6,7 @@ use candle_core::{D, Tensor};
 use super::config::NormKind;
 use crate::error::Result;
 
-/// One norm: `y = centre(x) · scale(x) ⊙ gain + bias`; only LayerNorm centres and has a bias.
+/// One norm: `y = centre(x) / scale(x) ⊙ gain + bias`; only LayerNorm centres and has a bias.
 #[derive(Clone, Debug)]
 pub struct Norm {
     pub kind: NormKind,
@@ -29,16 +29,16 @@ impl Norm {
         }
     }
 
-    /// What the norm multiplies by: `1 / sqrt(mean(centred²) + eps)`. `[.., width]` to `[.., 1]`
+    /// What the norm divides by: `sqrt(mean(centred²) + eps)`. `[.., width]` to `[.., 1]`
     ///
     /// # Errors
     /// Those of the tensor operations.
     pub fn scale(&self, x: &Tensor) -> Result<Tensor> {
         let centred = self.centre(x)?;
-        Ok((centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?.recip()?)
+        Ok((centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?)
     }
 
-    /// The normalised input before the gain, with a given scale: `centre(x) · scale`.
+    /// The normalised input before the gain, with a given scale: `centre(x) / scale`.
     ///
     /// # Shapes
     /// `x` `[.., width]`, `scale` `[.., 1]`.
@@ -46,7 +46,7 @@ impl Norm {
     /// # Errors
     /// Those of the tensor operations.
     pub fn normalize(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
-        Ok(self.centre(x)?.broadcast_mul(scale)?)
+        Ok(self.centre(x)?.broadcast_mul(&scale.recip()?)?)
     }
 
     /// Gain and bias on an input that [`Norm::normalize`] returned.

@@ -4,10 +4,11 @@
 use candle_core::{Device, Tensor};
 
 use super::Replacement;
-use super::forward::{ForwardOptions, Frozen, Keep, LinearWeights, Pass, Unedited};
+use super::run::{LinearWeights, Run};
 use super::sources::{Origin, Sources, SourcesBuilder};
 use crate::error::{Doing, Result};
-use crate::model::{Norm, NormKind, split_heads};
+use crate::job::Job;
+use crate::model::{Activations, HookPoint, Norm, NormKind, split_heads};
 use crate::ops::NormFactors;
 use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
 
@@ -19,6 +20,8 @@ pub struct ActiveFeature {
     pub feature: usize,
     /// Its activation, which for every activation function here equals its pre-activation.
     pub value: f32,
+    /// Its encoder bias, the part of `value` that no source gives.
+    pub b_enc: f32,
 }
 
 /// The active features of a prompt, sorted by (layer, position, feature).
@@ -106,30 +109,40 @@ impl Replacement {
     /// Runs the model on a prompt and makes it linear: one forward pass, then encoders, active decoder rows, errors.
     ///
     /// # Errors
-    /// Those of [`Replacement::check_tokens`], of reading, and of the tensor operations.
-    pub fn linearize(&self, tokens: &[u32]) -> Result<LinearModel> {
-        self.check_tokens(tokens)?;
-        let keep = Keep { frozen: true, hooks: true, weights: true };
-        let options = ForwardOptions { keep, ..Default::default() };
-        let pass = self.forward(&[tokens.to_vec()], options, &mut Unedited)?;
-        self.linearize_pass(tokens, pass)
+    /// Those of [`crate::model::Model::check_tokens`], of reading, and of the tensor operations; [`Error::Cancelled`].
+    pub fn linearize(&self, tokens: &[u32], job: &Job) -> Result<LinearModel> {
+        let (run, weights) = self.run_with_weights(tokens, job)?;
+        self.linearize_run(tokens, run, weights, job)
     }
 
-    /// As [`Replacement::linearize`], from a pass over the same tokens that kept everything.
+    /// As [`Replacement::linearize`], from a run of the same tokens.
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations.
-    pub fn linearize_pass(&self, tokens: &[u32], mut pass: Pass) -> Result<LinearModel> {
+    /// Those of reading and of the tensor operations; [`Error::Cancelled`].
+    pub fn linearize_run(
+        &self,
+        tokens: &[u32],
+        run: Run,
+        weights: Vec<LinearWeights>,
+        job: &Job,
+    ) -> Result<LinearModel> {
+        let Run { pass, mut activations } = run;
         let n_excluded = self.n_excluded(tokens);
-        let features = self.active_features(&pass.hook_in, n_excluded)?;
-        let mlp_sources = self.mlp_sources(&features, &pass, n_excluded)?;
-        let n_layers = pass.weights.len();
-        let attn_constants = (0..n_layers).map(|layer| self.attn_constant(layer, &pass)).collect::<Result<_>>()?;
+        let features = self.active_features(&activations, n_excluded, job)?;
+        let mlp_sources = self.mlp_sources(&features, &activations, &weights, n_excluded, job)?;
+        let attn_constants = weights.iter().enumerate().map(|(l, w)| self.attn_constant(l, w, &activations));
+        let attn_constants = attn_constants.collect::<Result<_>>()?;
+        let n_layers = weights.len();
+        let hook_in = (0..n_layers).map(|l| Ok(activations.need(self.input_point(l))?.squeeze(0)?));
+        let hook_in = hook_in.collect::<Result<_>>()?;
         // Layer by layer, each let go before the next: weights and patterns exist once, not twice.
-        let kept = std::mem::take(&mut pass.weights).into_iter().zip(std::mem::take(&mut pass.frozen.pattern));
-        let layers: Vec<FrozenLayer> = kept
+        let layers: Vec<FrozenLayer> = weights
+            .into_iter()
             .enumerate()
-            .map(|(layer, (weights, pattern))| self.freeze(layer, weights, pattern, &pass.frozen))
+            .map(|(layer, weights)| {
+                let pattern = activations.take(HookPoint::AttnPattern(layer))?;
+                self.freeze(layer, weights, pattern, &activations)
+            })
             .collect::<Result<_>>()?;
         let final_norm = self.model.final_norm()?;
         Ok(LinearModel {
@@ -138,30 +151,47 @@ impl Replacement {
             mlp_sources,
             attn_constants,
             embed_sources: self.embed_sources(tokens)?,
-            hook_in: pass.hook_in.iter().map(|x| Ok(x.squeeze(0)?)).collect::<Result<_>>()?,
+            hook_in,
             final_normed: pass.final_normed.squeeze(0)?,
-            final_norm: self.factors(&final_norm.gain, &pass.frozen.final_scale[0])?,
+            final_norm: self.factors(&final_norm.gain, activations.need(HookPoint::LnFinalScale)?)?,
             final_bias: final_norm.bias,
             layers,
             n_kv_heads: self.model.config.n_kv_heads,
         })
     }
 
-    /// Encodes what a pass over one prompt left at the input hooks. `[n_layers]` of `[1, n_pos, d_model]`
+    /// Encodes what a run of one prompt kept at the input hooks.
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations.
-    pub fn active_features(&self, hook_in: &[Tensor], n_excluded: usize) -> Result<ActiveFeatures> {
-        let mut encoded = Vec::with_capacity(hook_in.len());
-        for (layer, input) in hook_in.iter().enumerate() {
-            let active = self.transcoders.layers[layer].encode(&input.squeeze(0)?, n_excluded);
-            encoded.push(active.doing(|| format!("cannot encode layer {layer}"))?);
+    /// Those of reading and of the tensor operations; [`Error::Cancelled`].
+    pub fn active_features(&self, kept: &Activations, n_excluded: usize, job: &Job) -> Result<ActiveFeatures> {
+        let n_layers = self.model.config.n_layers;
+        let mut features = ActiveFeatures { layer_starts: vec![0], ..Default::default() };
+        for layer in 0..n_layers {
+            job.check()?;
+            let transcoder = &self.transcoders.layers[layer];
+            let input = kept.need(self.input_point(layer))?.squeeze(0)?;
+            let encoded = transcoder.encode(&input, n_excluded);
+            let EncodedLayer { active, encoder_vecs } = encoded.doing(|| format!("cannot encode layer {layer}"))?;
+            for (pos, candidates) in active.iter().enumerate() {
+                features.all.extend(candidates.iter().map(|c| ActiveFeature {
+                    layer,
+                    pos,
+                    feature: c.feature as usize,
+                    value: c.value,
+                    b_enc: transcoder.b_enc(c.feature as usize),
+                }));
+            }
+            features.layer_starts.push(features.all.len());
+            features.encoder_vecs.push(encoder_vecs);
+            job.report("encoders", layer + 1, n_layers);
         }
-        Ok(collect(encoded))
+        Ok(features)
     }
 
+    /// What a norm multiplies by, from what it divides by.
     fn factors(&self, gain: &Tensor, scale: &Tensor) -> Result<NormFactors> {
-        Ok(NormFactors::new(gain, scale, self.model.config.norm == NormKind::Layer)?)
+        Ok(NormFactors::new(gain, &scale.recip()?, self.model.config.norm == NormKind::Layer)?)
     }
 
     /// `w · diag(gain) · centring`, as the transpose of the norm needs it. `[n, d_model]` to the same
@@ -173,28 +203,27 @@ impl Replacement {
         }
     }
 
-    fn freeze(&self, layer: usize, weights: LinearWeights, pattern: Tensor, frozen: &Frozen) -> Result<FrozenLayer> {
-        let mlp_norm = &weights.mlp_norm;
+    fn freeze(&self, layer: usize, weights: LinearWeights, pattern: Tensor, kept: &Activations) -> Result<FrozenLayer> {
+        let (mlp_norm, mlp_scale) = (&weights.mlp_norm, kept.need(HookPoint::Ln2Scale(layer))?);
         let (input_norm, input_bias) = match self.transcoders.input_hook {
             InputHook::ResidMid => (None, None),
-            InputHook::Normalized => (Some(self.factors(&mlp_norm.gain.ones_like()?, &frozen.mlp_scale[layer])?), None),
-            InputHook::MlpIn => (Some(self.factors(&mlp_norm.gain, &frozen.mlp_scale[layer])?), mlp_norm.bias.clone()),
+            InputHook::Normalized => (Some(self.factors(&mlp_norm.gain.ones_like()?, mlp_scale)?), None),
+            InputHook::MlpIn => (Some(self.factors(&mlp_norm.gain, mlp_scale)?), mlp_norm.bias.clone()),
         };
-        let post = |norm: &Option<Norm>, scale: &Option<Tensor>| match (norm, scale) {
-            (Some(norm), Some(scale)) => self.factors(&norm.gain, scale).map(Some),
-            _ => Ok(None),
-        };
-        let output_norm = match self.transcoders.output_hook {
-            OutputHook::MlpOut => post(&weights.post_mlp_norm, &frozen.post_mlp_scale[layer])?,
-            OutputHook::HookMlpOut => None,
+        let output_norm = match (&weights.post_mlp_norm, self.transcoders.output_hook) {
+            (Some(norm), OutputHook::MlpOut) => {
+                Some(self.factors(&norm.gain, kept.need(HookPoint::Ln2PostScale(layer))?)?)
+            }
+            (None, _) | (_, OutputHook::HookMlpOut) => None,
         };
         // Scales differ by position and gains by dimension, so one folds into the pattern and the other into weights:
         // the pull-back through attention is then three products, and no pass over the gradient for its norms.
-        let at_keys = frozen.attn_scale[layer].squeeze(0)?.t()?;
+        let at_keys = kept.need(HookPoint::Ln1Scale(layer))?.recip()?.squeeze(0)?.t()?;
         let mut pattern = pattern.squeeze(0)?.broadcast_mul(&at_keys)?;
         let mut w_o = weights.vo.o.weight.clone();
-        if let (Some(norm), Some(scale)) = (&weights.post_attn_norm, &frozen.post_attn_scale[layer]) {
-            pattern = pattern.broadcast_mul(&scale.squeeze(0)?)?;
+        if let Some(norm) = &weights.post_attn_norm {
+            let scale = kept.need(HookPoint::Ln1PostScale(layer))?;
+            pattern = pattern.broadcast_mul(&scale.recip()?.squeeze(0)?)?;
             // Post-norms are RMSNorms in every family that has them, so gain and centring need no order here.
             w_o = self.fold(&w_o.t()?, norm)?.t()?.contiguous()?;
         }
@@ -210,17 +239,26 @@ impl Replacement {
     }
 
     /// Features, errors and constants at every layer's output hook.
-    fn mlp_sources(&self, features: &ActiveFeatures, pass: &Pass, n_excluded: usize) -> Result<Vec<Sources>> {
+    fn mlp_sources(
+        &self,
+        features: &ActiveFeatures,
+        kept: &Activations,
+        weights: &[LinearWeights],
+        n_excluded: usize,
+        job: &Job,
+    ) -> Result<Vec<Sources>> {
         let cpu = Device::Cpu;
         let n_layers = self.model.config.n_layers;
         // Decoder rows of the layers that still write, unscaled: `[n_active_there, n_written, d_model]` each.
         let mut decoders: Vec<Vec<f32>> = Vec::new();
         let mut all = Vec::with_capacity(n_layers);
         for layer in 0..n_layers {
+            job.check()?;
             let wanted: Vec<usize> = features.of_layer(layer).map(|(_, f)| f.feature).collect();
             let rows = self.transcoders.layers[layer].decoder_vecs(&wanted, &cpu);
             decoders.push(to_vec(&rows.doing(|| format!("cannot read the decoder of layer {layer}"))?)?);
-            all.push(self.sources_of_layer(layer, features, &decoders, pass, n_excluded)?);
+            let mlp_bias = weights[layer].mlp_norm.bias.as_ref();
+            all.push(self.sources_of_layer(layer, features, &decoders, kept, mlp_bias, n_excluded)?);
             if self.transcoders.n_written(layer) == 1 {
                 decoders[layer] = Vec::new();
             }
@@ -233,18 +271,19 @@ impl Replacement {
         layer: usize,
         features: &ActiveFeatures,
         decoders: &[Vec<f32>],
-        pass: &Pass,
+        kept: &Activations,
+        mlp_norm_bias: Option<&Tensor>,
         n_excluded: usize,
     ) -> Result<Sources> {
         let d = self.model.config.d_model;
         let transcoder = &self.transcoders.layers[layer];
-        let input = pass.hook_in[layer].squeeze(0)?;
+        let input = kept.need(self.input_point(layer))?.squeeze(0)?;
         let n_pos = input.dim(0)?;
-        let output = to_vec(&pass.hook_out[layer])?;
+        let output = to_vec(kept.need(self.output_point(layer))?)?;
         let skip = transcoder.skip(&input)?.map(|skip| to_vec(&skip)).transpose()?;
         // The skip connection's share of the norm's bias is constant; the rest of it carries gradient.
         let input_bias = match self.transcoders.input_hook {
-            InputHook::MlpIn => pass.weights[layer].mlp_norm.bias.as_ref(),
+            InputHook::MlpIn => mlp_norm_bias,
             InputHook::ResidMid | InputHook::Normalized => None,
         };
         let skip_constant = match input_bias {
@@ -304,8 +343,8 @@ impl Replacement {
 
     /// What biases alone make attention add: `W_O · (pattern · (W_V · b_norm + b_V)) + b_O` at every position, after
     /// the post-norm where there is one.
-    fn attn_constant(&self, layer: usize, pass: &Pass) -> Result<Option<Sources>> {
-        let (weights, pattern) = (&pass.weights[layer], &pass.frozen.pattern[layer]);
+    fn attn_constant(&self, layer: usize, weights: &LinearWeights, kept: &Activations) -> Result<Option<Sources>> {
+        let pattern = kept.need(HookPoint::AttnPattern(layer))?;
         let (v, o) = (&weights.vo.v, &weights.vo.o);
         if weights.attn_norm.bias.is_none() && v.bias.is_none() && o.bias.is_none() {
             return Ok(None);
@@ -318,9 +357,9 @@ impl Replacement {
         };
         let v_constant = v.forward(&norm_bias.reshape((1, 1, d))?)?;
         let v_constant = v_constant.broadcast_as((1, n_pos, v_constant.dim(2)?))?.contiguous()?;
-        let mut out = weights.vo.mix(pattern, &split_heads(&v_constant, d_head)?)?;
-        if let (Some(norm), Some(scale)) = (&weights.post_attn_norm, &pass.frozen.post_attn_scale[layer]) {
-            out = norm.apply(&out, scale)?;
+        let mut out = weights.vo.write(&weights.vo.read(pattern, &split_heads(&v_constant, d_head)?)?)?;
+        if let Some(norm) = &weights.post_attn_norm {
+            out = norm.apply(&out, kept.need(HookPoint::Ln1PostScale(layer))?)?;
         }
         let mut builder = SourcesBuilder::new(d);
         for vec in to_vec(&out)?.chunks_exact(d) {
@@ -344,21 +383,4 @@ impl Replacement {
         }
         builder.build(self.model.device())
     }
-}
-
-fn collect(encoded: Vec<EncodedLayer>) -> ActiveFeatures {
-    let mut features = ActiveFeatures { layer_starts: vec![0], ..Default::default() };
-    for (layer, EncodedLayer { active, encoder_vecs }) in encoded.into_iter().enumerate() {
-        for (pos, candidates) in active.iter().enumerate() {
-            features.all.extend(candidates.iter().map(|c| ActiveFeature {
-                layer,
-                pos,
-                feature: c.feature as usize,
-                value: c.value,
-            }));
-        }
-        features.layer_starts.push(features.all.len());
-        features.encoder_vecs.push(encoder_vecs);
-    }
-    features
 }

@@ -1,30 +1,30 @@
-//! `replacement`: the host model with its MLPs cut out and transcoders put in. The one loop over layers
-//! ([`Replacement::forward`]), what it freezes ([`Frozen`]), and the linear model that is left for one prompt
-//! ([`LinearModel`], with its pull-back). Ameisen et al. 2025, "Building an Attribution Graph".
+//! `replacement`: the base model with its MLPs cut out and transcoders put in. What a run of the model leaves behind
+//! that makes it linear ([`Run`]), and the linear model of one prompt ([`LinearModel`], with its VJP and JVP).
+//! Ameisen et al. 2025, "Building an Attribution Graph".
 
-mod forward;
 mod linear_model;
 mod pull_back;
 mod push_forward;
+mod run;
 mod sources;
 
-pub use forward::{Edit, ForwardOptions, Frozen, Hold, Keep, Pass, Unedited};
 pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
 pub use pull_back::{TargetBatch, TargetSite};
 pub use push_forward::{ChangeSite, PushedForward};
+pub use run::{LinearWeights, Run};
 pub use sources::{Origin, Sources};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
-use crate::error::{Doing, Error, Result};
-use crate::model::{LayerConfig, Model};
-use crate::transcoder::{InputHook, TranscoderSet};
+use crate::error::{Doing, Result};
+use crate::model::{HookPoint, Model};
+use crate::transcoder::{InputHook, OutputHook, TranscoderSet};
 use crate::weights::{Folder, HostFiles, Tokenizer};
 
 /// First tokens of a chat prompt of the gemma-3-it models; all of them are excluded (definitions 3).
 const GEMMA3_IT_START: [u32; 4] = [2, 105, 2364, 107];
 
-/// A host model and its transcoders.
+/// A base model and its transcoders.
 #[derive(Debug)]
 pub struct Replacement {
     pub model: Model,
@@ -32,12 +32,12 @@ pub struct Replacement {
     pub tokenizer: Tokenizer,
     /// Tokens that end a text.
     pub end_tokens: Vec<u32>,
-    /// Where the host model came from, as the user named it.
+    /// Where the base model came from, as the user named it.
     pub source: String,
 }
 
 impl Replacement {
-    /// Opens transcoders for a host model; reads no large tensor yet.
+    /// Opens transcoders for a base model; reads no large tensor yet.
     ///
     /// # Errors
     /// Those of [`Model::open`] and [`crate::transcoder::open`].
@@ -48,24 +48,6 @@ impl Replacement {
         let transcoders = crate::transcoder::open(transcoders, n_layers, d_model, device)
             .doing(|| format!("cannot use the transcoders in `{}`", transcoders.spec()))?;
         Ok(Self { model, transcoders, tokenizer: host.tokenizer, end_tokens, source: host.source })
-    }
-
-    /// Checks a prompt against the model.
-    ///
-    /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::TokenOutOfRange`].
-    pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        let config = &self.model.config;
-        if tokens.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        if tokens.len() > config.n_ctx {
-            return Err(Error::PromptTooLong { n_pos: tokens.len(), n_ctx: config.n_ctx });
-        }
-        match tokens.iter().find(|&&t| t as usize >= config.d_vocab) {
-            Some(&token) => Err(Error::TokenOutOfRange { token, d_vocab: config.d_vocab }),
-            None => Ok(()),
-        }
     }
 
     /// How many positions at the start have no features and no errors: the BOS token, or of a gemma-3-it chat its
@@ -79,16 +61,20 @@ impl Replacement {
         n_preamble.max(1).min(tokens.len())
     }
 
-    fn layer_config(&self, layer: usize) -> LayerConfig {
-        self.model.config.layers[layer]
+    /// Where the transcoder of a layer reads.
+    pub fn input_point(&self, layer: usize) -> HookPoint {
+        match self.transcoders.input_hook {
+            InputHook::ResidMid => HookPoint::ResidMid(layer),
+            InputHook::Normalized => HookPoint::Ln2Normalized(layer),
+            InputHook::MlpIn => HookPoint::MlpIn(layer),
+        }
     }
 
-    /// The tensor at the input hook, out of the three that a layer has there.
-    fn at_input_hook(&self, resid_mid: &Tensor, normalized: &Tensor, mlp_in: &Tensor) -> Tensor {
-        match self.transcoders.input_hook {
-            InputHook::ResidMid => resid_mid.clone(),
-            InputHook::Normalized => normalized.clone(),
-            InputHook::MlpIn => mlp_in.clone(),
+    /// Where the transcoder of a layer writes.
+    pub fn output_point(&self, layer: usize) -> HookPoint {
+        match self.transcoders.output_hook {
+            OutputHook::MlpOut => HookPoint::MlpOut(layer),
+            OutputHook::HookMlpOut => HookPoint::HookMlpOut(layer),
         }
     }
 }

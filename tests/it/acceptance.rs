@@ -3,6 +3,7 @@
 use circuitscope::attribution::{TargetKind, attribute};
 use circuitscope::graph::NodeId;
 use circuitscope::intervene::{Original, Readout};
+use circuitscope::job::Job;
 
 use crate::reference::{Case, cases, close};
 
@@ -25,8 +26,8 @@ fn assert_edges_equal_effects(case: &Case, is_tried: impl Fn(NodeId) -> bool) {
     let replacement = case.replacement();
     let prompt = case.json["prompt"].as_str().unwrap();
     let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
-    let (original, linear) = Original::linearized(&replacement, &tokens).unwrap();
-    let found = attribute(&replacement, &linear, prompt, &case.options(), &|_, _| ()).unwrap();
+    let (original, linear) = Original::linearized(&replacement, &tokens, &Job::default()).unwrap();
+    let found = attribute(&replacement, &linear, prompt, &case.options(), &Job::default()).unwrap();
     let (graph, layout) = (&found.graph, found.graph.layout());
     let readouts: Vec<Readout> = found
         .targets
@@ -37,7 +38,7 @@ fn assert_edges_equal_effects(case: &Case, is_tried: impl Fn(NodeId) -> bool) {
         })
         .collect();
     let sources = sample((0..layout.targets().start).filter_map(|i| layout.node(i)).filter(|&n| is_tried(n)).collect());
-    let effects = original.direct_effects(&linear, &sources, &readouts).unwrap();
+    let effects = original.direct_effects(&linear, &sources, &readouts, &Job::default()).unwrap();
     for (source, effects) in sources.iter().zip(&effects) {
         let column = layout.index(*source).unwrap();
         for (row, &active) in graph.selected_features.iter().enumerate() {

@@ -3,6 +3,7 @@
 use circuitscope::attribution::{Attribution, attribute};
 use circuitscope::export::{read_raw, write_raw};
 use circuitscope::graph::FeatureId;
+use circuitscope::job::Job;
 use circuitscope::replacement::{LinearModel, Replacement};
 
 use crate::reference::{Case, cases, close};
@@ -11,8 +12,8 @@ fn trace(case: &Case) -> (Replacement, LinearModel, Attribution) {
     let replacement = case.replacement();
     let prompt = case.json["prompt"].as_str().unwrap();
     let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
-    let linear = replacement.linearize(&tokens).unwrap();
-    let found = attribute(&replacement, &linear, prompt, &case.options(), &|_, _| ()).unwrap();
+    let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
+    let found = attribute(&replacement, &linear, prompt, &case.options(), &Job::default()).unwrap();
     (replacement, linear, found)
 }
 

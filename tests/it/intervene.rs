@@ -3,6 +3,7 @@
 use circuitscope::intervene::{
     Change, CompareOptions, GenerateOptions, Intervention, Mode, Original, Outcome, Positions, Sweep,
 };
+use circuitscope::job::Job;
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{Folder, HostFiles};
 use serde_json::Value;
@@ -41,10 +42,10 @@ fn interventions_agree_with_the_reference() {
     for case in cases().iter().filter(|case| case.has_model() && case.json["interventions"].is_array()) {
         let replacement = case.replacement();
         let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
-        let original = Original::run(&replacement, &tokens).unwrap();
+        let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
         for json in case.json["interventions"].as_array().unwrap() {
             let name = json["name"].as_str().unwrap();
-            let outcome = original.intervene(&[interventions(json)], &mode(json)).unwrap().remove(0);
+            let outcome = original.intervene(&[interventions(json)], &mode(json), &Job::default()).unwrap().remove(0);
             let at = format!("{}: {name}", case.name);
             let expected = case.f32s(&format!("intervention.{name}.logits"));
             assert_eq!(outcome.logits.len(), expected.len(), "{at}");
@@ -67,12 +68,12 @@ fn continuations_agree_with_the_reference_token_by_token() {
     for case in cases().iter().filter(|case| case.has_model() && case.json["generation"].is_array()) {
         let replacement = case.replacement();
         let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
-        let original = Original::run(&replacement, &tokens).unwrap();
+        let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
         for json in case.json["generation"].as_array().unwrap() {
             let expected: Vec<u32> =
                 json["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
             let options = GenerateOptions { n_tokens: expected.len() - tokens.len(), ..Default::default() };
-            let generated = original.generate(&interventions(json), &mode(json), &options).unwrap();
+            let generated = original.generate(&interventions(json), &mode(json), &options, &Job::default()).unwrap();
             assert_eq!([tokens.clone(), generated].concat(), expected, "{}: {}", case.name, json["name"]);
         }
     }
@@ -83,7 +84,7 @@ fn with_each_family(check: impl Fn(&str, &Original, &[Intervention])) {
     for case in cases().iter().filter(|case| case.has_model() && case.json["interventions"].is_array()) {
         let replacement = case.replacement();
         let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
-        let original = Original::run(&replacement, &tokens).unwrap();
+        let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
         let mut changes = three_features(case);
         // The last one is open-ended, so that generated tokens are changed too.
         changes[2].positions = Positions::From(tokens.len() - 3);
@@ -111,9 +112,9 @@ fn alternatives_of_a_batch_do_not_see_each_other() {
     with_each_family(|name, original, changes| {
         let alternatives = [changes.to_vec(), vec![changes[0]], vec![], vec![changes[2], changes[1]]];
         for mode in all_modes(original) {
-            let together = original.intervene(&alternatives, &mode).unwrap();
+            let together = original.intervene(&alternatives, &mode, &Job::default()).unwrap();
             for (i, outcome) in together.iter().enumerate() {
-                let alone = original.intervene(&alternatives[i..=i], &mode).unwrap().remove(0);
+                let alone = original.intervene(&alternatives[i..=i], &mode, &Job::default()).unwrap().remove(0);
                 for (a, b) in outcome.logits.iter().zip(&alone.logits) {
                     close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, &format!("{name}: {mode}, alternative {i}"));
                 }
@@ -130,7 +131,7 @@ fn no_change_changes_nothing_in_any_mode() {
     with_each_family(|name, original, changes| {
         let unchanged = Intervention { change: Change::Scale(1.0), positions: Positions::All, ..changes[0] };
         for mode in all_modes(original) {
-            for outcome in original.intervene(&[vec![], vec![unchanged]], &mode).unwrap() {
+            for outcome in original.intervene(&[vec![], vec![unchanged]], &mode, &Job::default()).unwrap() {
                 for (a, b) in outcome.logits.iter().zip(&original.logits) {
                     close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, &format!("{name}: {mode}"));
                 }
@@ -143,15 +144,16 @@ fn no_change_changes_nothing_in_any_mode() {
 fn later_changes_replace_earlier_ones_at_the_same_place() {
     with_each_family(|name, original, changes| {
         let other = Intervention { change: Change::Set(7.0), positions: Positions::All, ..changes[0] };
-        let outcomes =
-            original.intervene(&[vec![other, changes[0]], vec![changes[0], other], vec![other]], &Mode::Free).unwrap();
+        let outcomes = original
+            .intervene(&[vec![other, changes[0]], vec![changes[0], other], vec![other]], &Mode::Free, &Job::default())
+            .unwrap();
         let mut both = Vec::new();
         // All positions but the one that the later change takes.
         for pos in (1..original.n_pos()).filter(|&pos| changes[0].positions != Positions::At(pos)) {
             both.push(Intervention { positions: Positions::At(pos), ..other });
         }
         both.push(changes[0]);
-        let expected = original.intervene(&[both], &Mode::Free).unwrap().remove(0);
+        let expected = original.intervene(&[both], &Mode::Free, &Job::default()).unwrap().remove(0);
         for (a, b) in outcomes[0].logits.iter().zip(&expected.logits) {
             close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, name);
         }
@@ -165,7 +167,7 @@ fn later_changes_replace_earlier_ones_at_the_same_place() {
 fn continued_slowly(original: &Original, n_tokens: usize, next: impl Fn(&Original) -> u32) -> Vec<u32> {
     let mut tokens = original.tokens.clone();
     for _ in 0..n_tokens {
-        tokens.push(next(&Original::run(original.replacement, &tokens).unwrap()));
+        tokens.push(next(&Original::run(original.replacement, &tokens, &Job::default()).unwrap()));
     }
     tokens.split_off(original.n_pos())
 }
@@ -174,9 +176,9 @@ fn continued_slowly(original: &Original, n_tokens: usize, next: impl Fn(&Origina
 fn continuations_with_a_cache_are_those_without_one() {
     with_each_family(|name, original, changes| {
         let options = GenerateOptions { n_tokens: 5, ..Default::default() };
-        let fast = original.generate(changes, &Mode::Free, &options).unwrap();
+        let fast = original.generate(changes, &Mode::Free, &options, &Job::default()).unwrap();
         let slow = continued_slowly(original, fast.len(), |run| {
-            likeliest(&run.intervene(&[changes.to_vec()], &Mode::Free).unwrap()[0])
+            likeliest(&run.intervene(&[changes.to_vec()], &Mode::Free, &Job::default()).unwrap()[0])
         });
         assert_eq!(fast, slow, "{name}");
     });
@@ -187,9 +189,9 @@ fn kept_holds_are_those_of_the_unchanged_model_over_the_same_tokens() {
     with_each_family(|name, original, changes| {
         let options = GenerateOptions { n_tokens: 5, keep_frozen: true, ..Default::default() };
         for mode in &all_modes(original)[1..] {
-            let fast = original.generate(changes, mode, &options).unwrap();
+            let fast = original.generate(changes, mode, &options, &Job::default()).unwrap();
             let slow = continued_slowly(original, fast.len(), |run| {
-                likeliest(&run.intervene(&[changes.to_vec()], mode).unwrap()[0])
+                likeliest(&run.intervene(&[changes.to_vec()], mode, &Job::default()).unwrap()[0])
             });
             assert_eq!(fast, slow, "{name}: {mode}");
         }
@@ -200,10 +202,10 @@ fn kept_holds_are_those_of_the_unchanged_model_over_the_same_tokens() {
 fn sampling_repeats_with_its_seed_and_is_greedy_at_temperature_zero() {
     let replacement = atlas();
     let tokens = replacement.tokenizer.encode_prompt("The bird of the state containing").unwrap();
-    let original = Original::run(&replacement, &tokens).unwrap();
+    let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
     let generate = |temperature, top_p, seed| {
         let options = GenerateOptions { n_tokens: 8, temperature, top_p, seed, keep_frozen: false };
-        original.generate(&[], &Mode::Free, &options).unwrap()
+        original.generate(&[], &Mode::Free, &options, &Job::default()).unwrap()
     };
     assert_eq!(generate(Some(5.0), Some(0.9), 3), generate(Some(5.0), Some(0.9), 3));
     assert!((0..8).any(|seed| generate(Some(5.0), None, seed) != generate(None, None, 0)));
@@ -241,9 +243,9 @@ fn swapped_places_answer_as_often_as_reported() {
             // An answer of several words shows by its first.
             let word = |key: &str| result[key].as_str().unwrap().split(' ').next().unwrap().to_owned();
             let tokens = replacement.tokenizer.encode_prompt(result["prompt"].as_str().unwrap()).unwrap();
-            let original = Original::run(&replacement, &tokens).unwrap();
+            let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
             let (off, on) = (settings(&result["off"]), settings(&result["on"]));
-            let outcomes = original.intervene(&[[off.clone(), on].concat(), off], &mode).unwrap();
+            let outcomes = original.intervene(&[[off.clone(), on].concat(), off], &mode, &Job::default()).unwrap();
             let [swapped, off_only] = [0, 1].map(|i| replacement.tokenizer.token(likeliest(&outcomes[i])));
             n_success += usize::from(swapped.trim() == word("want"));
             n_gone += usize::from(off_only.trim() != word("before"));
@@ -261,11 +263,11 @@ fn a_comparison_follows_the_target_and_counts_the_distance() {
     let replacement = atlas();
     let prompt = "The capital of the state containing Dallas is";
     let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
-    let original = Original::run(&replacement, &tokens).unwrap();
+    let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
     let off: Vec<Intervention> = ["0_39_7", "1_224_7"]
         .map(|spec| spec.parse::<circuitscope::intervene::FeatureSpec>().unwrap().changed(Change::Set(0.0)))
         .to_vec();
-    let outcomes = original.intervene(&[off, vec![]], &Mode::Free).unwrap();
+    let outcomes = original.intervene(&[off, vec![]], &Mode::Free, &Job::default()).unwrap();
     let austin = original.compare(&outcomes[0], &CompareOptions::default()).unwrap();
     assert_eq!(austin.target.text, " Austin");
     assert!(austin.target.probability_before > 0.99 && austin.target.probability_after < 0.01);
@@ -284,12 +286,15 @@ fn a_sweep_is_its_points_run_alone() {
     let replacement = atlas();
     let prompt = "The capital of the state containing Dallas is";
     let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
-    let original = Original::run(&replacement, &tokens).unwrap();
+    let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
     let sweep: Sweep = "0_39_7=0..20/5".parse().unwrap();
-    let result = original.sweep(&sweep.alternatives(&[]), &Mode::Free, &CompareOptions::default()).unwrap();
+    let result =
+        original.sweep(&sweep.alternatives(&[]), &Mode::Free, &CompareOptions::default(), &Job::default()).unwrap();
     assert_eq!(result.points.len(), 5);
     for (point, value) in result.points.iter().zip([0.0, 5.0, 10.0, 15.0, 20.0]) {
-        let alone = original.intervene(&[vec![sweep.feature.changed(Change::Set(value))]], &Mode::Free).unwrap();
+        let alone = original
+            .intervene(&[vec![sweep.feature.changed(Change::Set(value))]], &Mode::Free, &Job::default())
+            .unwrap();
         let alone = original.compare(&alone[0], &CompareOptions::default()).unwrap();
         assert_eq!(point.value, Some(value));
         close(point.target_probability, alone.target.probability_after, 1e-6, 1e-4, &point.name);

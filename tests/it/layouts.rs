@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use circuitscope::attribution::{AttributionOptions, attribute};
 use circuitscope::graph::AttributionGraph;
+use circuitscope::job::Job;
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{Checkpoint, Folder, HostFiles};
 
@@ -19,9 +20,9 @@ fn trace(transcoders: &Path) -> AttributionGraph {
     let folder = Folder::open(transcoders.to_str().unwrap()).unwrap();
     let replacement = Replacement::open(host, &folder, &device()).unwrap();
     let tokens = replacement.tokenizer.encode_prompt("He went to the house and").unwrap();
-    let linear = replacement.linearize(&tokens).unwrap();
+    let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
     let options = AttributionOptions { max_features: None, ..Default::default() };
-    attribute(&replacement, &linear, "", &options, &|_, _| ()).unwrap().graph
+    attribute(&replacement, &linear, "", &options, &Job::default()).unwrap().graph
 }
 
 /// The tensors of one layer: encoder, decoder, both biases, threshold.

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use circuitscope::attribution::{AttributionOptions, attribute};
 use circuitscope::graph::FeatureId;
-use circuitscope::replacement::{ForwardOptions, Replacement, Unedited};
+use circuitscope::job::Job;
+use circuitscope::model::ForwardOptions;
+use circuitscope::replacement::Replacement;
 use circuitscope::weights::{Folder, HostFiles};
 use safetensors::SafeTensors;
 
@@ -46,9 +48,9 @@ fn rows_of_the_real_model_agree_with_the_reference() {
         let bytes = std::fs::read(folder.join(format!("expected/{name}.safetensors"))).unwrap();
         let expected = SafeTensors::deserialize(&bytes).unwrap();
         let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
-        let linear = replacement.linearize(&tokens).unwrap();
+        let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
         let options = AttributionOptions { max_features: None, ..Default::default() };
-        let graph = attribute(&replacement, &linear, prompt, &options, &|_, _| ()).unwrap().graph;
+        let graph = attribute(&replacement, &linear, prompt, &options, &Job::default()).unwrap().graph;
 
         assert_eq!(graph.input_tokens, i64s(&expected, "input_tokens"), "{name}");
         assert_eq!(graph.target_ids, i64s(&expected, "target_ids"), "{name}");
@@ -94,10 +96,8 @@ fn gguf_file_and_folder_written_from_it_give_the_same_logits() {
     let logits = |model: &str| -> Vec<f32> {
         let replacement = open(model, folder.to_str().unwrap());
         let tokens = replacement.tokenizer.encode_prompt("The capital of France is").unwrap();
-        let pass = replacement.forward(&[tokens], ForwardOptions::default(), &mut Unedited).unwrap();
-        let last = pass.final_normed.squeeze(0).unwrap();
-        let last = last.narrow(0, last.dim(0).unwrap() - 1, 1).unwrap();
-        replacement.model.logits(&last).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        let pass = replacement.model.forward(&[tokens], &mut (), ForwardOptions::default()).unwrap();
+        replacement.model.last_logits(&pass).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let (from_gguf, from_folder) = (logits(gguf.to_str().unwrap()), logits(out.to_str().unwrap()));
     for (i, (a, e)) in from_gguf.iter().zip(&from_folder).enumerate() {

@@ -1,6 +1,7 @@
 //! The pull-back is the transpose of the frozen forward map: ⟨y, J x⟩ = ⟨Jᵀ y, x⟩, in every family.
 
 use candle_core::Tensor;
+use circuitscope::job::Job;
 use circuitscope::ops::{RaggedBatch, SourceVecs};
 use circuitscope::replacement::{ChangeSite, LinearModel, Origin, Sources, TargetBatch, TargetSite};
 
@@ -96,7 +97,7 @@ fn pull_back_is_the_transpose_of_the_frozen_forward_map() {
     for (seed, case) in cases().iter().filter(|case| case.has_model()).enumerate() {
         let replacement = case.replacement();
         let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
-        let mut linear = replacement.linearize(&tokens).unwrap();
+        let mut linear = replacement.linearize(&tokens, &Job::default()).unwrap();
         let mut random = Random::new(seed as u64);
         with_random_sources(&mut linear, &mut random);
         let (n_pos, d_model) = linear.final_normed.dims2().unwrap();
@@ -140,7 +141,7 @@ fn nothing_arrives_from_above_or_behind() {
     let Some(case) = case else { return println!("skipped: no case with a model") };
     let replacement = case.replacement();
     let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
-    let linear = replacement.linearize(&tokens).unwrap();
+    let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
     let (n_pos, d_model) = linear.final_normed.dims2().unwrap();
     let mut random = Random::new(7);
     let mut change = vec![0f32; n_pos * d_model];

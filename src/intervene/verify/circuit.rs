@@ -12,6 +12,7 @@ use crate::graph::{AttributionGraph, FeatureId};
 use crate::intervene::change::{Intervention, Mode};
 use crate::intervene::compare::Distribution;
 use crate::intervene::original::Original;
+use crate::job::Job;
 
 /// Shares of a set that are ablated.
 const SHARES: [f64; 5] = [0.1, 0.25, 0.5, 0.75, 1.0];
@@ -48,6 +49,7 @@ pub fn check(
     graph: &AttributionGraph,
     by_influence: &[usize],
     options: &VerifyOptions,
+    job: &Job,
 ) -> Result<CircuitCheck> {
     let is_kept: BTreeSet<FeatureId> = options.kept.iter().copied().collect();
     let ordered: Vec<FeatureId> = by_influence.iter().map(|&index| feature_at(graph, index)).collect();
@@ -61,8 +63,8 @@ pub fn check(
     Ok(CircuitCheck {
         n_kept: kept.len(),
         n_pruned: pruned.len(),
-        sufficiency: curve(original, graph, &pruned, &mut random)?,
-        necessity: curve(original, graph, &kept, &mut random)?,
+        sufficiency: curve(original, graph, &pruned, &mut random, job)?,
+        necessity: curve(original, graph, &kept, &mut random, job)?,
     })
 }
 
@@ -71,6 +73,7 @@ fn curve(
     graph: &AttributionGraph,
     ordered: &[FeatureId],
     random: &mut Random,
+    job: &Job,
 ) -> Result<Vec<CurvePoint>> {
     let counts: Vec<usize> = SHARES.iter().map(|share| (share * ordered.len() as f64).round() as usize).collect();
     let mut sets: Vec<Vec<FeatureId>> = Vec::new();
@@ -80,7 +83,7 @@ fn curve(
             sets.push(same_layers(graph, &ordered[..count], random));
         }
     }
-    let divergences = divergences(original, &sets)?;
+    let divergences = divergences(original, &sets, job)?;
     let point = |(i, (&share, &n_ablated)): (usize, (&f64, &usize))| {
         let here = &divergences[i * (1 + N_RANDOM)..(i + 1) * (1 + N_RANDOM)];
         CurvePoint {
@@ -105,13 +108,13 @@ fn same_layers(graph: &AttributionGraph, features: &[FeatureId], random: &mut Ra
 }
 
 /// KL divergence of the free model from the original when each set is ablated.
-fn divergences(original: &Original, sets: &[Vec<FeatureId>]) -> Result<Vec<f64>> {
+fn divergences(original: &Original, sets: &[Vec<FeatureId>], job: &Job) -> Result<Vec<f64>> {
     let before = Distribution::new(&original.logits);
     let mut all = Vec::with_capacity(sets.len());
     for sets in sets.chunks(BATCH) {
         let alternatives: Vec<Vec<Intervention>> =
             sets.iter().map(|set| set.iter().copied().map(ablation).collect()).collect();
-        let logits = original.changed_logits(&alternatives, &Mode::Free)?;
+        let logits = original.changed_logits(&alternatives, &Mode::Free, job)?;
         all.extend(logits.iter().map(|logits| before.kl_divergence(&Distribution::new(logits))));
     }
     Ok(all)

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::graph::{AttributionGraph, FeatureId, NodeId};
 use crate::intervene::effects::Readout;
 use crate::intervene::original::Original;
+use crate::job::Job;
 use crate::replacement::LinearModel;
 
 /// An effect is the difference of two f32 values; this part of the larger one is lost to rounding over all layers.
@@ -44,6 +45,7 @@ pub fn check(
     targets: &[TokenTarget],
     n_samples: usize,
     influence: &[f64],
+    job: &Job,
 ) -> Result<EdgeCheck> {
     let layout = graph.layout();
     // Where the graph's features are among those of this run; the few that are not active here are left out.
@@ -67,7 +69,7 @@ pub fn check(
         ..EdgeCheck::default()
     };
     let mut n_within = 0;
-    let effects = original.direct_effects(linear, &sources, &readouts)?;
+    let effects = original.direct_effects(linear, &sources, &readouts, job)?;
     for ((&column, &source), effects) in columns.iter().zip(&sources).zip(&effects) {
         let mut compare = |row: usize, effect: f32, target: NodeId| {
             let (edge, value) = (f64::from(graph.row(row)[column]), f64::from(graph.row_values[row]));

@@ -9,6 +9,7 @@ use crate::graph::{AttributionGraph, FeatureId};
 use crate::intervene::change::{Change, Intervention, Mode, Positions};
 use crate::intervene::effects::read;
 use crate::intervene::original::Original;
+use crate::job::Job;
 
 /// Alternatives that go through the model together.
 const BATCH: usize = 32;
@@ -57,13 +58,14 @@ pub fn check(
     graph: &AttributionGraph,
     target: &TokenTarget,
     ablated: &[usize],
+    job: &Job,
 ) -> Result<Faithfulness> {
     let mut groups: Vec<Vec<usize>> = ablated.iter().map(|&index| vec![index]).collect();
     groups.push(ablated.to_vec());
     let modes = [Mode::Free, Mode::FrozenAttention, Mode::Direct];
     let check_mode = |mode: &Mode| -> Result<ModeFaithfulness> {
         let follow_paths = *mode != Mode::Direct;
-        let real = measure(original, graph, target, &groups, mode)?;
+        let real = measure(original, graph, target, &groups, mode, job)?;
         let predicted: Vec<f64> =
             groups.iter().map(|group| predict(graph, target.index, group, follow_paths)).collect();
         let n = ablated.len();
@@ -93,16 +95,17 @@ fn measure(
     target: &TokenTarget,
     groups: &[Vec<usize>],
     mode: &Mode,
+    job: &Job,
 ) -> Result<Vec<f64>> {
     let readouts = [target.readout.clone()];
-    let before = f64::from(read(&original.pass.final_normed, &readouts)?[0][0]);
+    let before = f64::from(read(&original.run.pass.final_normed, &readouts)?[0][0]);
     let mut all = Vec::with_capacity(groups.len());
     for groups in groups.chunks(BATCH) {
         let alternatives: Vec<Vec<Intervention>> = groups
             .iter()
             .map(|group| group.iter().map(|&index| ablation(feature_at(graph, index))).collect())
             .collect();
-        let changed = original.changed_run(&alternatives, mode, false)?;
+        let changed = original.changed_run(&alternatives, mode, false, job)?;
         all.extend(read(&changed.pass.final_normed, &readouts)?.iter().map(|row| f64::from(row[0]) - before));
     }
     Ok(all)

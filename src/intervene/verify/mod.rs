@@ -16,6 +16,7 @@ use super::effects::Readout;
 use super::original::Original;
 use crate::error::{Error, Result};
 use crate::graph::{AttributionGraph, FeatureId, influence};
+use crate::job::Job;
 use crate::replacement::{LinearModel, Replacement};
 
 /// Largest relative error of the row identity that passes: f32 sums over some ten thousand sources.
@@ -69,10 +70,15 @@ pub struct IdentityCheck {
 /// # Errors
 /// [`Error::GraphMismatch`] for a graph of another model, transcoder set or tokenizer; those of reading and of the
 /// tensor operations.
-pub fn verify(replacement: &Replacement, graph: &AttributionGraph, options: &VerifyOptions) -> Result<Verification> {
+pub fn verify(
+    replacement: &Replacement,
+    graph: &AttributionGraph,
+    options: &VerifyOptions,
+    job: &Job,
+) -> Result<Verification> {
     let tokens = check_shape(replacement, graph)?;
     replacement.model.keep_layers()?;
-    let (original, linear) = Original::linearized(replacement, &tokens)?;
+    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
     check_same(&original, graph)?;
 
     let largest = graph.row_identity_error();
@@ -84,16 +90,16 @@ pub fn verify(replacement: &Replacement, graph: &AttributionGraph, options: &Ver
     };
     let targets = token_targets(&original, &linear, graph)?;
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-    let edges = edges::check(&original, &linear, graph, &targets, options.n_samples, &influence.nodes)?;
+    let edges = edges::check(&original, &linear, graph, &targets, options.n_samples, &influence.nodes, job)?;
     let by_influence = features_by_influence(graph, &influence.nodes);
     let faithfulness = match targets.first() {
         Some(target) => {
             let ablated = &by_influence[..options.n_ablated.min(by_influence.len())];
-            Some(faithfulness::check(&original, graph, target, ablated)?)
+            Some(faithfulness::check(&original, graph, target, ablated, job)?)
         }
         None => None,
     };
-    let circuit = circuit::check(&original, graph, &by_influence, options)?;
+    let circuit = circuit::check(&original, graph, &by_influence, options, job)?;
     Ok(Verification {
         prompt: graph.meta.prompt.clone(),
         model: replacement.source.clone(),

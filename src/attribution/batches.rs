@@ -1,0 +1,199 @@
+//! Batches of rows: what is put where for each of their targets, and the one function that computes them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::plan::{BatchLimits, BatchPlan, by_layer, cut};
+use super::targets::{Target, TargetKind};
+use crate::error::Result;
+use crate::graph::{NodeId, NodeLayout};
+use crate::job::Job;
+use crate::ops::{BatchRows, HostRow, RowCollector, gradient_rows, row_values};
+use crate::replacement::{LinearModel, Origin, Sources, TargetBatch, TargetSite};
+
+/// Rows that are computed together.
+#[derive(Debug)]
+pub struct Batch {
+    pub plan: BatchPlan,
+    /// `[n_members, d_model]`
+    gradients: Tensor,
+    /// The part of each value that is constant at the target itself: the bias effect begins with it. `[n_members]`
+    constants: Vec<f32>,
+    /// What the row of each member and its bias effect add up to. `[n_members]`
+    pub values: Vec<f32>,
+}
+
+/// Gets the rows of every batch that are in a device's memory, and the numbers of its members.
+pub type KeepOnDevice<'a> = &'a mut dyn FnMut(&Tensor, &[usize]) -> Result<()>;
+
+/// Counts the rows that are done, for the job.
+#[derive(Debug)]
+pub struct RowCount<'a> {
+    job: &'a Job,
+    done: AtomicUsize,
+    total: usize,
+}
+
+impl<'a> RowCount<'a> {
+    /// No row of `total` is done.
+    pub fn new(job: &'a Job, total: usize) -> Self {
+        Self { job, done: AtomicUsize::new(0), total }
+    }
+
+    fn add(&self, n_rows: usize) {
+        self.job.report("rows", self.done.fetch_add(n_rows, Ordering::Relaxed) + n_rows, self.total);
+    }
+}
+
+/// How large batches of rows with `n_nodes` columns may be on a device.
+pub fn batch_limits(device: &Device, n_nodes: usize) -> BatchLimits {
+    BatchLimits { gradient_rows: gradient_rows(device), targets: (row_values(device) / n_nodes.max(1)).max(1) }
+}
+
+/// Batches for all targets, whose members are numbered as in `targets`.
+///
+/// # Errors
+/// Those of the tensor operations.
+pub fn target_batches(linear: &LinearModel, targets: &[Target], limits: BatchLimits) -> Result<Vec<Batch>> {
+    let mut plans: Vec<BatchPlan> = Vec::new();
+    let directions = targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_)));
+    plans.extend(cut(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect(), limits));
+    for (i, target) in targets.iter().enumerate() {
+        if let TargetKind::Feature { layer, .. } = target.kind {
+            plans.extend(cut(TargetSite::InputHook { layer }, vec![(i, target.pos)], limits));
+        }
+    }
+    let batch = |plan: BatchPlan| -> Result<Batch> {
+        let (mut gradients, mut constants, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for &(i, pos) in &plan.members {
+            let (gradient, constant, value) = at_site(linear, &targets[i], pos)?;
+            gradients.push(gradient);
+            constants.push(constant);
+            values.push(value);
+        }
+        Ok(Batch { plan, gradients: Tensor::stack(&gradients, 0)?, constants, values })
+    };
+    plans.into_iter().map(batch).collect()
+}
+
+/// A target's gradient at its site, the part of its value that is constant there, and its value.
+fn at_site(linear: &LinearModel, target: &Target, pos: usize) -> Result<(Tensor, f32, f32)> {
+    let dot = |a: &Tensor, b: &Tensor| -> Result<f32> { Ok((a * b)?.sum_all()?.to_scalar()?) };
+    match &target.kind {
+        TargetKind::Direction(direction) => {
+            let value = dot(direction, &linear.final_normed.get(pos)?)?;
+            let bias = linear.final_bias.as_ref().map_or(Ok(0.0), |bias| dot(direction, bias))?;
+            Ok((direction.clone(), bias, value))
+        }
+        TargetKind::Feature { layer, encoder_vec, b_enc, .. } => {
+            let value = dot(encoder_vec, &linear.hook_in[*layer].get(pos)?)? + b_enc;
+            let bias = linear.input_bias(*layer).map_or(Ok(0.0), |bias| dot(encoder_vec, bias))?;
+            Ok((encoder_vec.clone(), bias + b_enc, value))
+        }
+    }
+}
+
+/// Batches for the active features `wanted`, whose members are numbered as in [`LinearModel::features`].
+///
+/// # Errors
+/// Those of the tensor operations.
+pub fn feature_batches(linear: &LinearModel, wanted: &[usize], limits: BatchLimits) -> Result<Vec<Batch>> {
+    let features = &linear.features;
+    let mut batches = Vec::new();
+    // Batches of high layers have the most to do, so they go first.
+    for (layer, members) in by_layer(features, wanted).into_iter().enumerate().rev() {
+        for plan in cut(TargetSite::InputHook { layer }, members, limits).into_iter().rev() {
+            let here = |&(index, _): &(usize, usize)| (index - features.layer_starts[layer]) as u32;
+            let local: Vec<u32> = plan.members.iter().map(here).collect();
+            let encoder_vecs = &features.encoder_vecs[layer];
+            let n = local.len();
+            let gradients = encoder_vecs.index_select(&Tensor::from_vec(local, n, encoder_vecs.device())?, 0)?;
+            let input_bias = match linear.input_bias(layer) {
+                Some(bias) => gradients.matmul(&bias.unsqueeze(1)?)?.squeeze(1)?.to_vec1::<f32>()?,
+                None => vec![0.0; n],
+            };
+            let of_members = plan.members.iter().map(|&(index, _)| &features.all[index]);
+            let constants = of_members.clone().zip(input_bias).map(|(f, bias)| f.b_enc + bias).collect();
+            let values = of_members.map(|f| f.value).collect();
+            batches.push(Batch { plan, gradients, constants, values });
+        }
+    }
+    Ok(batches)
+}
+
+/// Pulls batches back and fills their rows, which must be zero and one for each member: in parallel on the CPU; on other
+/// devices one after another, each copied to the host while the next is computed.
+///
+/// Rows are lent by the caller, so that they can stay where they are for good or be read and used again.
+///
+/// # Errors
+/// Those of the tensor operations; [`crate::Error::Cancelled`], looked for at every layer of every batch.
+pub fn run_batches(
+    linear: &LinearModel,
+    layout: &NodeLayout,
+    batches: Vec<(Batch, Vec<HostRow>)>,
+    keep: KeepOnDevice,
+    count: &RowCount,
+) -> Result<()> {
+    let device = linear.final_normed.device();
+    let collector = RowCollector::new(device, linear.tokens.len())?;
+    if device.is_cpu() {
+        return batches.into_par_iter().with_max_len(1).try_for_each(|(batch, rows)| {
+            let mut rows = collector.batch(with_constants(rows, &batch), layout.n_nodes())?;
+            pull_back(linear, layout, batch, &mut rows, count)?;
+            Ok(collector.wait(collector.finish(rows)?)?)
+        });
+    }
+    let mut copying = None;
+    for (batch, rows) in batches {
+        let members: Vec<usize> = batch.plan.members.iter().map(|&(number, _)| number).collect();
+        let mut rows = collector.batch(with_constants(rows, &batch), layout.n_nodes())?;
+        pull_back(linear, layout, batch, &mut rows, count)?;
+        if let Some(on_device) = rows.on_device() {
+            keep(on_device, &members)?;
+        }
+        if let Some(before) = copying.replace(collector.finish(rows)?) {
+            collector.wait(before)?;
+        }
+    }
+    copying.map_or(Ok(()), |last| Ok(collector.wait(last)?))
+}
+
+/// Begins the bias effect of each row with what is constant at its target.
+fn with_constants<'a>(mut rows: Vec<HostRow<'a>>, batch: &Batch) -> Vec<HostRow<'a>> {
+    rows.iter_mut().zip(&batch.constants).for_each(|(row, &constant)| *row.bias = constant);
+    rows
+}
+
+/// Reads every source below a batch.
+fn pull_back(
+    linear: &LinearModel,
+    layout: &NodeLayout,
+    batch: Batch,
+    rows: &mut BatchRows,
+    count: &RowCount,
+) -> Result<()> {
+    let Batch { plan, gradients, .. } = batch;
+    let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
+    let batch = TargetBatch { site: plan.site, positions, gradients };
+    count.job.check()?;
+    linear.pull_back(&batch, &mut |sources, grad, ragged| {
+        count.job.check()?;
+        Ok(rows.add(grad, &sources.vecs, &columns(layout, sources), ragged)?)
+    })?;
+    count.add(rows.len());
+    Ok(())
+}
+
+/// The column of each source; `None` goes to the bias effect.
+fn columns(layout: &NodeLayout, sources: &Sources) -> Vec<Option<usize>> {
+    let column = |origin: &Origin| match *origin {
+        Origin::Feature(index) => Some(index),
+        Origin::Error { layer, pos } => layout.index(NodeId::Error { layer: layer as u32, pos: pos as u32 }),
+        Origin::Token { pos } => layout.index(NodeId::Token { pos: pos as u32 }),
+        Origin::Constant => None,
+    };
+    sources.origins.iter().map(column).collect()
+}
