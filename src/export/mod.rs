@@ -5,6 +5,7 @@
 //! nodes exist in here only.
 
 mod link_seed;
+mod load;
 pub mod raw;
 mod replace;
 mod summary;
