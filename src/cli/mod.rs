@@ -9,6 +9,7 @@ mod intervene_text;
 mod memory;
 mod prune;
 mod setup;
+mod shortened;
 mod summary;
 mod trace;
 mod verify;
@@ -71,6 +72,7 @@ pub enum Format {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    shortened::explain();
     let result = match Cli::parse().command {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),

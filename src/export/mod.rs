@@ -5,6 +5,7 @@
 //! [`replace_file`].
 
 mod link_seed;
+mod load;
 pub mod raw;
 mod replace;
 pub mod wire;

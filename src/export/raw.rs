@@ -10,6 +10,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde::Deserialize;
 
+use super::load::load;
 use super::replace::replace_file;
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION,
@@ -116,8 +117,8 @@ fn write_f32s(writer: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
 pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
-    // SAFETY: files of ours are replaced by renaming, never written in place, so the map does not change under us.
-    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    let file_bytes = file.metadata().map_err(failed)?.len();
+    let map = load(&file, file_bytes, 0..file_bytes).map_err(failed)?;
     let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(path, e))?;
     let meta = read_meta(path, &metadata)?;
     let reader = Reader { path, map: &map, start: HEADER_LEN_BYTES + header_len, metadata: &metadata };
@@ -140,9 +141,9 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     let directions = match metadata.info(DIRECTIONS) {
         Some(_) => {
             let (shape, bytes) = reader.tensor(DIRECTIONS, Dtype::F16, 2)?;
-            // SAFETY: as above. A map of its own: the other one goes into the edge rows.
-            let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-            Some(DecoderDirections::from_map(map, bytes, shape[0], shape[1])?)
+            // A map of its own: the other one goes into the edge rows.
+            let map = load(&file, file_bytes, bytes.start as u64..bytes.end as u64).map_err(failed)?;
+            Some(DecoderDirections::from_map(map, 0..bytes.len(), shape[0], shape[1])?)
         }
         None => None,
     };

@@ -17,12 +17,22 @@ const MIN_BAND_ROWS: u32 = 256;
 /// Largest picture in pixels; a larger one is drawn smaller.
 const MAX_PIXELS: f64 = 1e8;
 
+/// Largest SVG that is drawn, in bytes, some 50,000 boxes: every text is shaped letter by letter.
+const MAX_SVG_BYTES: usize = 1 << 24;
+
+/// A picture is drawn smaller than it is meant down to this scale; below it no text could be read.
+const MIN_SCALE: f64 = 0.25;
+
 /// Draws an SVG picture, `scale` pixels for one of its own. Scripts that the built-in font lacks come from the system.
 ///
 /// # Errors
-/// An SVG that is none, or no memory for the picture.
+/// An SVG that is none, one of so many boxes that nothing could be read, or no memory for the picture.
 pub fn png(svg: &str, scale: f64) -> Result<Vec<u8>> {
     let failed = |e: &dyn std::fmt::Display| Error::Picture { reason: e.to_string() };
+    if svg.len() > MAX_SVG_BYTES {
+        let size = format!("as SVG it has {} MB, as PNG at most {} can be drawn", svg.len() >> 20, MAX_SVG_BYTES >> 20);
+        return Err(failed(&(size + "; show fewer nodes or positions, or write it as SVG")));
+    }
     let mut fonts = usvg::fontdb::Database::new();
     fonts.load_font_data(FONT.to_vec());
     if svg.chars().any(is_foreign) {
@@ -33,6 +43,10 @@ pub fn png(svg: &str, scale: f64) -> Result<Vec<u8>> {
     let tree = Tree::from_str(svg, &options).map_err(|e| failed(&e))?;
     let (width, height) = (f64::from(tree.size().width()), f64::from(tree.size().height()));
     let scale = scale.min((MAX_PIXELS / (width * height)).sqrt());
+    if scale < MIN_SCALE {
+        let size = format!("{width:.0} × {height:.0} pixels are more than can be drawn so that texts can be read");
+        return Err(failed(&(size + "; show fewer nodes or positions, or write it as SVG")));
+    }
     let size = |side: f64| (side * scale).ceil().max(1.0) as u32;
     let mut pixels =
         Pixmap::new(size(width), size(height)).ok_or_else(|| failed(&"there is no memory for the picture"))?;

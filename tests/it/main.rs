@@ -8,6 +8,7 @@ mod command_line;
 mod docs;
 mod export;
 mod graph;
+mod hostile;
 mod intervene;
 mod intervene_commands;
 mod job;
