@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use resvg::usvg;
 
 use crate::graph::any_graph;
-use crate::reference::close;
+use crate::support::close;
 
 fn node(id: NodeId, pos: u32) -> Node {
     Node {

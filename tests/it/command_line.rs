@@ -1,53 +1,10 @@
 //! The program from outside: what it prints, what it writes, and what it says to bad input.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::fixture;
-
-pub const PROMPT: &str = "The capital of the state containing Dallas is";
-
-pub fn circuitscope(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_circuitscope")).current_dir(folder).args(args).output().unwrap()
-}
-
-pub fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// Runs a command that must fail: exit code 2, one message without a panic, nothing on stdout. Returns the message.
-#[track_caller]
-fn refused(folder: &Path, args: &[&str]) -> String {
-    let output = circuitscope(folder, args);
-    let message = String::from_utf8(output.stderr.clone()).unwrap();
-    // Builds with CUDA say first which device they took.
-    let device_line = message.split_inclusive('\n').next().filter(|line| line.starts_with("computing on "));
-    let message = message[device_line.map_or(0, str::len)..].to_owned();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-    assert!(message.starts_with("error: "), "{args:?}: {message}");
-    assert!(!message.contains("panicked"), "{args:?}: {message}");
-    assert_eq!(stdout(&output), "", "{args:?}");
-    message
-}
-
-/// As [`refused`], for a message that must contain all of `parts`.
-#[track_caller]
-pub fn refused_with(folder: &Path, args: &[&str], parts: &[&str]) {
-    let message = refused(folder, args);
-    for part in parts {
-        assert!(message.contains(part), "{args:?}: {part:?} is not in {message}");
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in from.read_dir().unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
-}
+use crate::support::{PROMPT, circuitscope, copy_folder, fixture, refused, refused_with, stdout};
 
 /// A copy of a small model with its transcoders that a test may damage.
 fn small_model(folder: &Path) -> (PathBuf, PathBuf) {

@@ -15,7 +15,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::graph::any_graph;
-use crate::reference::{cases, close};
+use crate::reference::cases;
+use crate::support::close;
 
 fn circuit_of(graph: &AttributionGraph, settings: &PruneSettings) -> Circuit {
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);

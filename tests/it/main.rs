@@ -12,6 +12,8 @@ mod intervene_commands;
 mod kernels;
 mod layouts;
 mod ops;
+mod oracle;
+mod package;
 mod prune;
 mod reference;
 mod rooms;

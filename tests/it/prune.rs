@@ -6,7 +6,8 @@ use circuitscope::prune::{PruneSettings, Pruned, prune};
 use proptest::prelude::*;
 
 use crate::graph::any_graph;
-use crate::reference::{cases, close};
+use crate::reference::cases;
+use crate::support::close;
 
 /// Float32 sums decide which scores in the last part of the total circuit-tracer still counts at threshold 1.
 const TAIL: f64 = 1e-6;
