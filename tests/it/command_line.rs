@@ -115,7 +115,18 @@ fn every_kind_of_target_can_be_traced() {
     assert!(report["scores"]["row_identity_error"].as_f64().unwrap() < 1e-5);
     // An earlier position: later tokens cannot matter, so they have no path to the target.
     let args = ["trace", PROMPT, "--slug", "p", "--position", "3", "--format", "json"];
-    assert!(circuitscope(folder.path(), &args).status.success());
+    let report: Value = serde_json::from_str(&stdout(&circuitscope(folder.path(), &args))).unwrap();
+    let strongest = report["strongest"].as_array().unwrap();
+    assert!(!strongest.is_empty() && strongest.iter().all(|node| node["pos"].as_u64().unwrap() <= 3));
+    let graph: Value = serde_json::from_slice(&std::fs::read(folder.path().join("graphs/p.json")).unwrap()).unwrap();
+    let nodes = graph["nodes"].as_array().unwrap();
+    let later: Vec<&Value> = nodes.iter().filter(|node| node["ctx_idx"].as_u64().unwrap() > 3).collect();
+    let links = graph["links"].as_array().unwrap();
+    assert!(!later.is_empty() && !links.is_empty());
+    for node in later {
+        let has_path = links.iter().any(|link| link["source"] == node["node_id"] || link["target"] == node["node_id"]);
+        assert!(!has_path, "{}", node["node_id"]);
+    }
 }
 
 #[test]
