@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use circuitscope::attribution::{AttributionOptions, attribute};
-use circuitscope::export::{SummarySettings, WireGraph, read_raw, stream_wire, summarize, write_raw, write_wire};
+use circuitscope::circuits::{SummarySettings, summarize};
+use circuitscope::export::{WireGraph, read_raw, stream_wire, write_raw, write_wire};
 use circuitscope::graph::influence;
 use circuitscope::intervene::{Plan, Supernodes};
+use circuitscope::job::Job;
 use circuitscope::labels::Labels;
 use circuitscope::model::Model;
 use circuitscope::picture::{PictureSettings, arrange, svg};
@@ -159,9 +161,9 @@ fn graphs() -> (Vec<u8>, Vec<u8>) {
     let replacement = replacement.expect("atlas");
     let prompt = "He went";
     let tokens = replacement.tokenizer.encode_prompt(prompt).expect("a prompt");
-    let linear = replacement.linearize(&tokens).expect("a pass");
+    let linear = replacement.linearize(&tokens, &Job::default()).expect("a pass");
     let options = AttributionOptions { max_features: Some(8), ..AttributionOptions::default() };
-    let found = attribute(&replacement, &linear, prompt, &options, &|_, _| ()).expect("a graph");
+    let found = attribute(&replacement, &linear, prompt, &options, &Job::default()).expect("a graph");
     let circuit = prune(&found.graph, &found.influence, &PruneSettings::default()).expect("thresholds");
     let circuit = circuit.circuit(&found.graph).expect("a circuit");
     let folder = tempfile::tempdir().expect("a folder can be made");
@@ -256,7 +258,7 @@ pub fn all() -> Vec<Target> {
     let read = move |input: &[u8]| {
         write(input);
         let Ok(circuit) = stream_wire(&path, None).and_then(|graph| graph.circuit()) else { return false };
-        let Ok(view) = circuitscope::circuits::view(&circuit, &[]) else { return false };
+        let Ok(view) = circuitscope::circuits::collapse(&circuit, &[]) else { return false };
         let _ = svg(&circuit, &view, &arrange(&circuit, &view, &PictureSettings::default()));
         summarize(&circuit, &SummarySettings::default()).is_ok()
     };

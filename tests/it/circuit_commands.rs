@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::command_line::{PROMPT, circuitscope, refused_with, stdout};
+use crate::support::{PROMPT, circuitscope, refused_with, stdout};
 
 /// A graph of two features, one token and one target, in whatever state a test needs.
 fn small_graph() -> Value {

@@ -1,53 +1,10 @@
 //! The program from outside: what it prints, what it writes, and what it says to bad input.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::fixture;
-
-pub const PROMPT: &str = "The capital of the state containing Dallas is";
-
-pub fn circuitscope(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_circuitscope")).current_dir(folder).args(args).output().unwrap()
-}
-
-pub fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// Runs a command that must fail: exit code 2, one message without a panic, nothing on stdout. Returns the message.
-#[track_caller]
-fn refused(folder: &Path, args: &[&str]) -> String {
-    let output = circuitscope(folder, args);
-    let message = String::from_utf8(output.stderr.clone()).unwrap();
-    // Builds with CUDA say first which device they took.
-    let device_line = message.split_inclusive('\n').next().filter(|line| line.starts_with("computing on "));
-    let message = message[device_line.map_or(0, str::len)..].to_owned();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-    assert!(message.starts_with("error: "), "{args:?}: {message}");
-    assert!(!message.contains("panicked"), "{args:?}: {message}");
-    assert_eq!(stdout(&output), "", "{args:?}");
-    message
-}
-
-/// As [`refused`], for a message that must contain all of `parts`.
-#[track_caller]
-pub fn refused_with(folder: &Path, args: &[&str], parts: &[&str]) {
-    let message = refused(folder, args);
-    for part in parts {
-        assert!(message.contains(part), "{args:?}: {part:?} is not in {message}");
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in from.read_dir().unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
-}
+use crate::support::{PROMPT, circuitscope, copy_folder, fixture, refused, refused_with, stdout};
 
 /// A copy of a small model with its transcoders that a test may damage.
 fn small_model(folder: &Path) -> (PathBuf, PathBuf) {
@@ -158,7 +115,18 @@ fn every_kind_of_target_can_be_traced() {
     assert!(report["scores"]["row_identity_error"].as_f64().unwrap() < 1e-5);
     // An earlier position: later tokens cannot matter, so they have no path to the target.
     let args = ["trace", PROMPT, "--slug", "p", "--position", "3", "--format", "json"];
-    assert!(circuitscope(folder.path(), &args).status.success());
+    let report: Value = serde_json::from_str(&stdout(&circuitscope(folder.path(), &args))).unwrap();
+    let strongest = report["strongest"].as_array().unwrap();
+    assert!(!strongest.is_empty() && strongest.iter().all(|node| node["pos"].as_u64().unwrap() <= 3));
+    let graph: Value = serde_json::from_slice(&std::fs::read(folder.path().join("graphs/p.json")).unwrap()).unwrap();
+    let nodes = graph["nodes"].as_array().unwrap();
+    let later: Vec<&Value> = nodes.iter().filter(|node| node["ctx_idx"].as_u64().unwrap() > 3).collect();
+    let links = graph["links"].as_array().unwrap();
+    assert!(!later.is_empty() && !links.is_empty());
+    for node in later {
+        let has_path = links.iter().any(|link| link["source"] == node["node_id"] || link["target"] == node["node_id"]);
+        assert!(!has_path, "{}", node["node_id"]);
+    }
 }
 
 #[test]

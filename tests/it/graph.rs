@@ -7,7 +7,8 @@ use circuitscope::graph::{
 use petgraph::graph::NodeIndex;
 use proptest::prelude::*;
 
-use crate::reference::{cases, close};
+use crate::reference::cases;
+use crate::support::close;
 
 /// A random graph with the zeros that definitions 4 demands.
 pub fn any_graph() -> impl Strategy<Value = AttributionGraph> {

@@ -7,17 +7,18 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use circuitscope::circuits::neighborhood;
-use circuitscope::export::{SummarySettings, read_raw, summarize};
+use circuitscope::circuits::{SummarySettings, summarize};
+use circuitscope::export::read_raw;
 use circuitscope::graph::{Circuit, CircuitMeta, Link, MAX_PATHS, Node, NodeId, strongest_paths};
-use circuitscope::model::HostConfig;
+use circuitscope::model::ModelConfig;
 use circuitscope::picture::png;
 use circuitscope::weights::{HostFiles, Tokenizer};
 use petgraph::graph::NodeIndex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::command_line::{circuitscope, refused_with};
 use crate::support::fixture;
+use crate::support::{circuitscope, refused_with};
 
 /// Memory that a refused command may take, KiB: the program's own pages and threads, not what a file claims.
 const MEMORY_KIB: u64 = 2 << 20;
@@ -88,7 +89,7 @@ fn numbers_that_no_model_can_compute_with_are_refused_when_the_config_is_read() 
             Some((outer, inner)) => config[outer][inner] = value.clone(),
             None => config[key] = value.clone(),
         }
-        let message = HostConfig::from_json(&config).map(|_| ()).unwrap_err().to_string();
+        let message = ModelConfig::from_json(&config).map(|_| ()).unwrap_err().to_string();
         assert!(message.contains(key) && message.contains(&value.to_string()), "{family} {key} {value}: {message}");
     };
     for (family, key) in [
@@ -103,7 +104,7 @@ fn numbers_that_no_model_can_compute_with_are_refused_when_the_config_is_read() 
         ("llama3_topk_skip", "rope_scaling.original_max_position_embeddings"),
     ] {
         let config = read(&fixture(&format!("reference/{family}/model/config.json")));
-        HostConfig::from_json(&config).unwrap();
+        ModelConfig::from_json(&config).unwrap();
         refused(family, key, json!(0));
         refused(family, key, json!(-1.0));
     }

@@ -1,15 +1,15 @@
 //! Interventions against circuit-tracer: every `interventions` and `generation` entry of the cases.
 
+use std::collections::BTreeMap;
+
 use circuitscope::intervene::{
     Change, CompareOptions, GenerateOptions, Intervention, Mode, Original, Outcome, Positions, Sweep,
 };
 use circuitscope::job::Job;
-use circuitscope::replacement::Replacement;
-use circuitscope::weights::{Folder, HostFiles};
 use serde_json::Value;
 
-use crate::reference::{Case, cases, close};
-use crate::support::{device, fixture};
+use crate::reference::{Case, FAMILIES, cases_with_interventions};
+use crate::support::{atlas, close, close_all, fixture};
 
 fn intervention(json: &Value) -> Intervention {
     let number = |key: &str| json[key].as_u64().unwrap() as usize;
@@ -38,52 +38,52 @@ pub fn mode(json: &Value) -> Mode {
 
 #[test]
 fn interventions_agree_with_the_reference() {
-    let mut n_checked = 0;
-    for case in cases().iter().filter(|case| case.has_model() && case.json["interventions"].is_array()) {
+    let mut n_checked: BTreeMap<String, usize> = BTreeMap::new();
+    for case in &cases_with_interventions() {
         let replacement = case.replacement();
-        let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
+        let tokens = replacement.tokenizer.encode_prompt(case.prompt()).unwrap();
         let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
         for json in case.json["interventions"].as_array().unwrap() {
             let name = json["name"].as_str().unwrap();
             let outcome = original.intervene(&[interventions(json)], &mode(json), &Job::default()).unwrap().remove(0);
             let at = format!("{}: {name}", case.name);
             let expected = case.f32s(&format!("intervention.{name}.logits"));
-            assert_eq!(outcome.logits.len(), expected.len(), "{at}");
-            for (i, (a, e)) in outcome.logits.iter().zip(expected).enumerate() {
-                close(f64::from(*a), f64::from(e), 1e-3, 1e-3, &format!("{at}: logit {i}"));
-            }
+            close_all(&outcome.logits, &expected, 1e-3, 1e-3, &format!("{at}: logits"));
             let expected = case.f32s(&format!("intervention.{name}.preactivations"));
-            assert_eq!(outcome.pre_activations.len(), expected.len(), "{at}");
-            for (i, (a, e)) in outcome.pre_activations.iter().zip(expected).enumerate() {
-                close(f64::from(*a), f64::from(e), 1e-3, 1e-3, &format!("{at}: pre-activation {i}"));
-            }
-            n_checked += 1;
+            close_all(&outcome.pre_activations, &expected, 1e-3, 1e-3, &format!("{at}: pre-activations"));
+            *n_checked.entry(case.family().to_owned()).or_default() += 1;
         }
     }
-    println!("{n_checked} interventions checked");
+    for family in FAMILIES {
+        assert!(n_checked.get(family).is_some_and(|&n| n >= 3), "{family}: {n_checked:?} interventions checked");
+    }
 }
 
 #[test]
 fn continuations_agree_with_the_reference_token_by_token() {
-    for case in cases().iter().filter(|case| case.has_model() && case.json["generation"].is_array()) {
+    let mut n_checked = 0;
+    for case in cases_with_interventions().iter().filter(|case| case.json["generation"].is_array()) {
         let replacement = case.replacement();
-        let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
+        let tokens = replacement.tokenizer.encode_prompt(case.prompt()).unwrap();
         let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
         for json in case.json["generation"].as_array().unwrap() {
             let expected: Vec<u32> =
                 json["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
             let options = GenerateOptions { n_tokens: expected.len() - tokens.len(), ..Default::default() };
             let generated = original.generate(&interventions(json), &mode(json), &options, &Job::default()).unwrap();
-            assert_eq!([tokens.clone(), generated].concat(), expected, "{}: {}", case.name, json["name"]);
+            assert_eq!([&tokens[..], &generated].concat(), expected, "{}: {}", case.name, json["name"]);
+            assert!(!generated.is_empty(), "{}: {}", case.name, json["name"]);
+            n_checked += 1;
         }
     }
+    assert!(n_checked >= 1, "no continuation was compared");
 }
 
 /// Runs `check` on the first prompt of every family, with an intervention on a few of its features.
 fn with_each_family(check: impl Fn(&str, &Original, &[Intervention])) {
-    for case in cases().iter().filter(|case| case.has_model() && case.json["interventions"].is_array()) {
+    for case in &cases_with_interventions() {
         let replacement = case.replacement();
-        let tokens = replacement.tokenizer.encode_prompt(case.json["prompt"].as_str().unwrap()).unwrap();
+        let tokens = replacement.tokenizer.encode_prompt(case.prompt()).unwrap();
         let original = Original::run(&replacement, &tokens, &Job::default()).unwrap();
         let mut changes = three_features(case);
         // The last one is open-ended, so that generated tokens are changed too.
@@ -115,12 +115,9 @@ fn alternatives_of_a_batch_do_not_see_each_other() {
             let together = original.intervene(&alternatives, &mode, &Job::default()).unwrap();
             for (i, outcome) in together.iter().enumerate() {
                 let alone = original.intervene(&alternatives[i..=i], &mode, &Job::default()).unwrap().remove(0);
-                for (a, b) in outcome.logits.iter().zip(&alone.logits) {
-                    close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, &format!("{name}: {mode}, alternative {i}"));
-                }
-                for (a, b) in outcome.pre_activations.iter().zip(&alone.pre_activations) {
-                    close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, &format!("{name}: {mode}, alternative {i}"));
-                }
+                let at = format!("{name}: {mode}, alternative {i}");
+                close_all(&outcome.logits, &alone.logits, 1e-4, 1e-4, &at);
+                close_all(&outcome.pre_activations, &alone.pre_activations, 1e-4, 1e-4, &at);
             }
         }
     });
@@ -132,9 +129,7 @@ fn no_change_changes_nothing_in_any_mode() {
         let unchanged = Intervention { change: Change::Scale(1.0), positions: Positions::All, ..changes[0] };
         for mode in all_modes(original) {
             for outcome in original.intervene(&[vec![], vec![unchanged]], &mode, &Job::default()).unwrap() {
-                for (a, b) in outcome.logits.iter().zip(&original.logits) {
-                    close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, &format!("{name}: {mode}"));
-                }
+                close_all(&outcome.logits, &original.logits, 1e-4, 1e-4, &format!("{name}: {mode}"));
             }
         }
     });
@@ -154,12 +149,8 @@ fn later_changes_replace_earlier_ones_at_the_same_place() {
         }
         both.push(changes[0]);
         let expected = original.intervene(&[both], &Mode::Free, &Job::default()).unwrap().remove(0);
-        for (a, b) in outcomes[0].logits.iter().zip(&expected.logits) {
-            close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, name);
-        }
-        for (a, b) in outcomes[1].logits.iter().zip(&outcomes[2].logits) {
-            close(f64::from(*a), f64::from(*b), 1e-4, 1e-4, name);
-        }
+        close_all(&outcomes[0].logits, &expected.logits, 1e-4, 1e-4, name);
+        close_all(&outcomes[1].logits, &outcomes[2].logits, 1e-4, 1e-4, name);
     });
 }
 
@@ -210,13 +201,6 @@ fn sampling_repeats_with_its_seed_and_is_greedy_at_temperature_zero() {
     assert_eq!(generate(Some(5.0), Some(0.9), 3), generate(Some(5.0), Some(0.9), 3));
     assert!((0..8).any(|seed| generate(Some(5.0), None, seed) != generate(None, None, 0)));
     assert_eq!(generate(Some(0.0), None, 1), generate(None, None, 2));
-}
-
-/// The small trained model that is part of the program.
-fn atlas() -> Replacement {
-    let host = HostFiles::open(fixture("atlas/model").to_str().unwrap()).unwrap();
-    let transcoders = Folder::open(fixture("atlas/transcoders").to_str().unwrap()).unwrap();
-    Replacement::open(host, &transcoders, &device()).unwrap()
 }
 
 /// `[[layer, position, feature, value], ..]`

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::command_line::{PROMPT, circuitscope, refused_with, stdout};
+use crate::support::{PROMPT, circuitscope, fixture, refused_with, stdout};
 
 /// Texas off, California on, at Dallas.
 const SWAP: [&str; 16] = [
@@ -210,7 +210,7 @@ fn verify_fails_graphs_whose_rows_or_edges_are_wrong() {
 fn graphs_of_another_model_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let graph = traced(folder.path());
-    let case = crate::support::fixture("reference/llama_relu");
+    let case = fixture("reference/llama_relu");
     if case.join("model").is_dir() {
         let (model, transcoders) = (case.join("model"), case.join("transcoders"));
         let args = ["--model", model.to_str().unwrap(), "--transcoders", transcoders.to_str().unwrap()];

@@ -16,6 +16,8 @@ mod kernels;
 mod layouts;
 mod model;
 mod ops;
+mod oracle;
+mod package;
 mod prune;
 mod reference;
 mod rooms;

@@ -9,8 +9,8 @@ use circuitscope::job::{CancelToken, Job};
 use circuitscope::model::{Activations, ForwardOptions, HookPoint, Hooks, KvCache, Linear, Mlp, Model, Norm, NormKind};
 use circuitscope::weights::HostFiles;
 
-use crate::reference::{Case, cases, close};
-use crate::support::{device, fixture};
+use crate::reference::{Case, cases};
+use crate::support::{close, device, fixture};
 
 fn open(folder: &std::path::Path) -> Model {
     let files = HostFiles::open(folder.to_str().unwrap()).unwrap();
@@ -20,7 +20,7 @@ fn open(folder: &std::path::Path) -> Model {
 /// One model of each folder of reference cases.
 fn models() -> Vec<(String, Model)> {
     let all = cases();
-    let folders: BTreeSet<_> = all.iter().filter(|case| case.has_model()).map(Case::root).collect();
+    let folders: BTreeSet<_> = all.iter().map(Case::root).collect();
     let models: Vec<_> = folders.iter().map(|root| (root.display().to_string(), open(&root.join("model")))).collect();
     assert!(models.len() >= 6, "the repository holds models of six kinds: {}", models.len());
     models
@@ -48,7 +48,7 @@ fn tokens(model: &Model, seed: usize, n: usize) -> Vec<u32> {
 #[test]
 fn the_model_alone_gives_the_reference_logits() {
     let mut n_checked = 0;
-    for case in cases().iter().filter(|case| case.has_model()) {
+    for case in cases().iter() {
         let model = open(&case.root().join("model"));
         let tokens: Vec<u32> = case.i64s("input_tokens").iter().map(|&t| t as u32).collect();
         let pass = model.forward(&[tokens], &mut (), ForwardOptions::default()).unwrap();

@@ -6,7 +6,8 @@ use circuitscope::prune::{PruneSettings, Pruned, nodes_within, prune, prune_link
 use proptest::prelude::*;
 
 use crate::graph::any_graph;
-use crate::reference::{cases, close};
+use crate::reference::cases;
+use crate::support::close;
 
 /// Float32 sums decide which scores in the last part of the total circuit-tracer still counts at threshold 1.
 const TAIL: f64 = 1e-6;
@@ -36,6 +37,8 @@ fn masks_and_cumulative_influence_equal_the_reference() {
             assert_eq!(pruned.node_mask, case.bools(&format!("prune_{name}.node_mask")), "{what}");
             assert_eq!(edge_mask(&pruned), case.bools(&format!("prune_{name}.edge_mask")), "{what}");
             let cumulative = case.f32s(&format!("prune_{name}.cumulative_influence"));
+            assert_eq!(pruned.cumulative_influence.len(), cumulative.len(), "{what}");
+            assert!(pruned.node_mask[..graph.layout().targets().start].contains(&true), "{what}: nothing is kept");
             for ((index, &actual), expected) in pruned.cumulative_influence.iter().enumerate().zip(cumulative) {
                 if pruned.node_mask[index] && index < graph.layout().targets().start {
                     close(actual, f64::from(expected), 2e-6, 0.0, &format!("{what} node {index}"));

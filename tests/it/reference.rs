@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use circuitscope::attribution::{AttributionOptions, TargetRequest};
 use circuitscope::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings};
 use circuitscope::replacement::Replacement;
-use circuitscope::weights::{Folder, HostFiles};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use crate::support::device;
+use crate::support::{fixture, open_replacement, shared_root};
 
 /// One prompt of one case.
 pub struct Case {
@@ -21,29 +20,52 @@ pub struct Case {
     tensors: Vec<u8>,
 }
 
-/// All cases of the shared folder and of `fixtures/reference`; the latter alone where there is no shared folder.
+/// The families of models and transcoders that `fixtures/reference` holds, one folder each.
+pub const FAMILIES: [&str; 8] = [
+    "gemma2_jumprelu",
+    "gemma3_jumprelu_skip",
+    "gpt2_relu",
+    "gpt_oss_relu",
+    "llama3_topk_skip",
+    "llama_clt",
+    "llama_relu",
+    "qwen3_relu",
+];
+
+/// Cases with a whole graph.
 pub fn cases() -> Vec<Case> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut cases = cases_below(&root.join("fixtures/reference"));
-    assert!(!cases.is_empty(), "fixtures/reference holds cases");
-    cases.extend(cases_in(&root.join("fixtures/atlas")));
-    let shared = std::env::var_os("CIRCUITSCOPE_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from);
+    prompts().into_iter().filter(|case| case.has("adjacency")).collect()
+}
+
+/// Cases with interventions; of some, `fixtures/reference` holds these alone.
+pub fn cases_with_interventions() -> Vec<Case> {
+    prompts().into_iter().filter(|case| case.json["interventions"].is_array()).collect()
+}
+
+/// All prompts of `fixtures/reference` and of `atlas`, then those of the larger test data, where that is at hand.
+fn prompts() -> Vec<Case> {
+    let mut cases = prompts_of_the_repository();
+    let shared = shared_root();
     if shared.join("reference").is_dir() {
-        cases.extend(cases_below(&shared.join("reference")));
-        cases.extend(cases_in(&shared.join("atlas")));
-    } else {
-        println!("skipped: no reference cases at {}", shared.display());
+        cases.extend(prompts_below(&shared.join("reference")));
+        cases.extend(prompts_in(&shared.join("atlas")));
     }
     cases
 }
 
-fn cases_below(folder: &Path) -> Vec<Case> {
-    let mut models: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
-    models.sort();
-    models.iter().filter(|model| model.is_dir()).flat_map(|model| cases_in(model)).collect()
+fn prompts_of_the_repository() -> Vec<Case> {
+    let mut cases = prompts_below(&fixture("reference"));
+    cases.extend(prompts_in(&fixture("atlas")));
+    cases
 }
 
-fn cases_in(model: &Path) -> Vec<Case> {
+fn prompts_below(folder: &Path) -> Vec<Case> {
+    let mut models: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    models.sort();
+    models.iter().filter(|model| model.is_dir()).flat_map(|model| prompts_in(model)).collect()
+}
+
+fn prompts_in(model: &Path) -> Vec<Case> {
     let folder = model.join("expected");
     let json: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let case_of = |json: &Value| {
@@ -57,6 +79,19 @@ fn cases_in(model: &Path) -> Vec<Case> {
         })
     };
     json["cases"].as_array().unwrap().iter().filter_map(case_of).collect()
+}
+
+#[test]
+fn the_repository_alone_holds_a_graph_and_interventions_of_every_family() {
+    let prompts = prompts_of_the_repository();
+    for family in FAMILIES {
+        let mut of_family = prompts.iter().filter(|case| case.name.starts_with(&format!("{family}/")));
+        assert!(of_family.clone().any(|case| case.has("adjacency")), "{family}: no graph");
+        let has_interventions = |case: &Case| case.json["interventions"].as_array().is_some_and(|all| all.len() >= 3);
+        assert!(of_family.any(has_interventions), "{family}: no interventions");
+    }
+    assert!(prompts.iter().any(|case| case.json["generation"].is_array()), "no continuation");
+    assert!(prompts.iter().any(|case| !case.json["parameters"]["max_feature_nodes"].is_null()), "no capped graph");
 }
 
 impl Case {
@@ -86,16 +121,22 @@ impl Case {
         self.folder.parent().unwrap()
     }
 
-    /// Whether the model and its transcoders are at hand; fixtures may hold the expected values only.
-    pub fn has_model(&self) -> bool {
-        self.root().join("model").is_dir()
+    /// The name of the folder: a family, or `atlas`.
+    pub fn family(&self) -> &str {
+        self.name.split('/').next().unwrap()
     }
 
-    /// The host model with its transcoders.
+    pub fn has(&self, tensor: &str) -> bool {
+        SafeTensors::deserialize(&self.tensors).unwrap().tensor(tensor).is_ok()
+    }
+
+    pub fn prompt(&self) -> &str {
+        self.json["prompt"].as_str().unwrap()
+    }
+
+    /// The base model with its transcoders.
     pub fn replacement(&self) -> Replacement {
-        let host = HostFiles::open(self.root().join("model").to_str().unwrap()).unwrap();
-        let transcoders = Folder::open(self.root().join("transcoders").to_str().unwrap()).unwrap();
-        Replacement::open(host, &transcoders, &device()).unwrap()
+        open_replacement(&self.root().join("model"), &self.root().join("transcoders"))
     }
 
     /// The options that the reference was computed with.
@@ -157,7 +198,7 @@ impl Case {
             logits: self.f32s("logits"),
             meta: GraphMeta {
                 format_version: circuitscope::graph::RAW_FORMAT_VERSION,
-                prompt: self.json["prompt"].as_str().unwrap().to_owned(),
+                prompt: self.prompt().to_owned(),
                 prompt_tokens: prompt_tokens.iter().map(|t| t.as_str().unwrap().to_owned()).collect(),
                 target_labels: targets.iter().map(|t| t["token"].as_str().unwrap().to_owned()).collect(),
                 target_positions: vec![n_pos as u32 - 1; n_targets],
@@ -173,11 +214,4 @@ impl Case {
         })
         .unwrap()
     }
-}
-
-/// Asserts `|actual - expected| <= atol + rtol·|expected|`.
-#[track_caller]
-pub fn close(actual: f64, expected: f64, atol: f64, rtol: f64, name: &str) {
-    let difference = (actual - expected).abs();
-    assert!(difference <= atol + rtol * expected.abs(), "{name}: {actual} is not {expected}, off by {difference:e}");
 }

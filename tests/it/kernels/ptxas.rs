@@ -45,7 +45,7 @@ fn nvcc() -> Option<String> {
     if Command::new(&nvcc).arg("--version").output().is_ok_and(|output| output.status.success()) {
         return Some(nvcc);
     }
-    println!("skipped: no nvcc (set NVCC)");
+    crate::support::absent("nvcc (set NVCC)");
     None
 }
 

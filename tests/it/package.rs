@@ -1,0 +1,36 @@
+//! What `cargo package` would put into the crate.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::support::root;
+
+/// crates.io takes no larger packages; this counts files as they are, the package is compressed.
+const MAX_BYTES: u64 = 10_000_000;
+
+#[test]
+fn the_package_holds_the_embedded_model_but_no_large_test_data_and_fits_crates_io() {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(["package", "--list", "--allow-dirty", "--offline"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let files: Vec<PathBuf> = String::from_utf8(output.stdout).unwrap().lines().map(PathBuf::from).collect();
+    let has = |name: &str| files.iter().any(|file| *file == PathBuf::from(name));
+    for name in
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    {
+        assert!(has(&format!("fixtures/atlas/model/{name}")), "{name} is embedded, but not packaged");
+    }
+    for name in ["config.yaml", "feature_labels.json", "layer_0.safetensors", "layer_3.safetensors"] {
+        assert!(has(&format!("fixtures/atlas/transcoders/{name}")), "{name} is embedded, but not packaged");
+    }
+    assert!(has("src/lib.rs") && has("build.rs") && has("README.md"));
+    assert!(!files.iter().any(|file| file.starts_with("fixtures/reference")), "test data is packaged");
+    // Cargo.toml.orig and the like are made by cargo.
+    let sizes = files.iter().filter_map(|file| root().join(file).metadata().ok()).map(|file| file.len());
+    let n_bytes: u64 = sizes.sum();
+    assert!(n_bytes > 1_000_000, "{n_bytes} bytes are too few to hold the embedded model");
+    assert!(n_bytes < MAX_BYTES, "the package has {n_bytes} bytes, more than {MAX_BYTES}");
+}
