@@ -6,7 +6,7 @@ use petgraph::Direction;
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 
-use crate::graph::{Circuit, NodeKind};
+use crate::graph::{Circuit, NodeKind, propagate};
 
 /// A region of a circuit. The default is everything.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -115,21 +115,19 @@ fn is_end(circuit: &Circuit, node: NodeIndex) -> bool {
 /// What the paths within a set carry from tokens and errors to the targets, in the targets' weight.
 fn carried_by(circuit: &Circuit, is_in: impl Fn(NodeIndex) -> bool) -> f64 {
     let graph = circuit.graph();
-    let mut passed = vec![0.0f64; graph.node_count()];
-    for target in circuit.targets() {
-        passed[target.index()] = circuit.node(target).probability.map_or(1.0, f64::from);
-    }
+    let mut influence = circuit.target_weights();
     let mut carried = 0.0;
-    for &node in circuit.order().iter().rev() {
-        if !is_in(node) || passed[node.index()] == 0.0 {
-            continue;
+    let rows = circuit.rows_downwards().filter(|&(_, node)| is_in(node));
+    propagate(&mut influence, rows, |node, passed, influence| {
+        if passed == 0.0 {
+            return;
         }
         if matches!(circuit.node(node).id.kind(), NodeKind::Token | NodeKind::Error) {
-            carried += passed[node.index()];
+            carried += passed;
         }
         for edge in graph.edges_directed(node, Direction::Incoming) {
-            passed[edge.source().index()] += passed[node.index()] * edge.weight().share;
+            influence[edge.source().index()] += passed * edge.weight().share;
         }
-    }
+    });
     carried
 }

@@ -8,7 +8,7 @@ use petgraph::visit::EdgeRef;
 
 use crate::Result;
 use crate::graph::influence::ROW_SUM_CLAMP;
-use crate::graph::{Circuit, Link, NodeId, Scores};
+use crate::graph::{Circuit, Link, NodeId, Scores, propagate};
 
 /// The circuit of `nodes` (ascending, distinct) and the edges between them.
 ///
@@ -47,27 +47,23 @@ pub fn circuit_scores(circuit: &Circuit) -> Scores {
 /// O(edges · log positions and layers) time, memory for the merged errors of one node.
 pub fn pinned_scores(circuit: &Circuit, pinned: impl Fn(NodeIndex) -> bool) -> Scores {
     let graph = circuit.graph();
-    let mut influence = vec![0.0f64; graph.node_count()];
-    for target in circuit.targets() {
-        influence[target.index()] = circuit.node(target).probability.map_or(1.0, f64::from);
-    }
+    let mut influence = circuit.target_weights();
     let (mut from_tokens, mut from_errors, mut explained, mut total) = (0.0, 0.0, 0.0, 0.0);
-    for &node in circuit.order().iter().rev() {
-        let passed = influence[node.index()];
+    propagate(&mut influence, circuit.rows_downwards(), |node, passed, influence| {
         let is_row = match circuit.node(node).id {
             NodeId::Token { .. } => {
                 from_tokens += passed;
                 false
             }
             // Summed where they are met, merged with the features that are left out.
-            NodeId::Error { .. } => continue,
+            NodeId::Error { .. } => return,
             NodeId::Feature { .. } => pinned(node),
             NodeId::Target { .. } => true,
         };
         total += passed;
         if !is_row {
             explained += passed;
-            continue;
+            return;
         }
         let mut errors: BTreeMap<(u32, u32), f64> = BTreeMap::new();
         let mut kept_sum = 0.0;
@@ -95,7 +91,7 @@ pub fn pinned_scores(circuit: &Circuit, pinned: impl Fn(NodeIndex) -> bool) -> S
         }
         from_errors += passed * error_sum / sum;
         explained += passed * (1.0 - error_sum / sum);
-    }
+    });
     // Error nodes have empty rows, which count as explained.
     explained += from_errors;
     total += from_errors;

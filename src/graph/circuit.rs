@@ -7,7 +7,8 @@ use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, EdgeIndex, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-use super::{GraphSettings, NodeId};
+use super::sweep::propagate;
+use super::{GraphSettings, NodeId, NodeKind};
 use crate::{Error, Result};
 
 /// A node of a circuit and what is shown of it.
@@ -159,7 +160,7 @@ impl Circuit {
 
     /// The targets, in their own order.
     pub fn targets(&self) -> Vec<NodeIndex> {
-        let is_target = |index: &NodeIndex| matches!(self.graph[*index].id, NodeId::Target { .. });
+        let is_target = |index: &NodeIndex| self.graph[*index].id.kind() == NodeKind::Target;
         let mut targets: Vec<NodeIndex> = self.graph.node_indices().filter(is_target).collect();
         targets.sort_by_key(|&index| self.graph[index].id);
         targets
@@ -167,7 +168,7 @@ impl Circuit {
 
     /// The tokens, by position.
     pub fn tokens(&self) -> Vec<NodeIndex> {
-        let is_token = |index: &NodeIndex| matches!(self.graph[*index].id, NodeId::Token { .. });
+        let is_token = |index: &NodeIndex| self.graph[*index].id.kind() == NodeKind::Token;
         let mut tokens: Vec<NodeIndex> = self.graph.node_indices().filter(is_token).collect();
         tokens.sort_by_key(|&index| self.graph[index].id);
         tokens
@@ -207,6 +208,20 @@ impl Circuit {
         neighbors
     }
 
+    /// The weights of the targets: their probabilities, or 1; zero for other nodes. By `NodeIndex`. [n_nodes].
+    pub fn target_weights(&self) -> Vec<f64> {
+        let weight = |node: &Node| match node.id.kind() {
+            NodeKind::Target => node.probability.map_or(1.0, f64::from),
+            _ => 0.0,
+        };
+        self.graph.node_weights().map(weight).collect()
+    }
+
+    /// All nodes as rows for [`propagate`]: whatever a node feeds comes before it.
+    pub fn rows_downwards(&self) -> impl Iterator<Item = (usize, NodeIndex)> {
+        self.order.iter().rev().map(|&index| (index.index(), index))
+    }
+
     /// The part of the targets' weight that passes through every node along the edges of this circuit:
     /// definitions 6 with the circuit's own shares, targets included. By `NodeIndex`. [n_nodes].
     ///
@@ -215,16 +230,12 @@ impl Circuit {
     /// # Cost
     /// Linear in nodes and edges.
     pub fn node_influence(&self) -> Vec<f64> {
-        let mut influence = vec![0.0f64; self.graph.node_count()];
-        for target in self.targets() {
-            influence[target.index()] = self.graph[target].probability.map_or(1.0, f64::from);
-        }
-        for &index in self.order.iter().rev() {
-            let passed_on = influence[index.index()];
+        let mut influence = self.target_weights();
+        propagate(&mut influence, self.rows_downwards(), |index, passed, influence| {
             for edge in self.graph.edges_directed(index, Direction::Incoming) {
-                influence[edge.source().index()] += passed_on * edge.weight().share;
+                influence[edge.source().index()] += passed * edge.weight().share;
             }
-        }
+        });
         influence
     }
 

@@ -1,11 +1,9 @@
-//! Influence of every node on the targets (definitions 6), in one sweep.
-//!
-//! `N[t,s] = |A[t,s]| / max(Σ_s' |A[t,s']|, clamp)` and `influence = w·N + w·N² + …`. The graph is acyclic: when the rows
-//! are visited from the targets down through the layers, the influence of a row's node is complete before the row is
-//! used, so one visit of every row is the whole series.
+//! Influence of every node on the targets (definitions 6): `N[t,s] = |A[t,s]| / max(Σ_s' |A[t,s']|, clamp)` and
+//! `influence = w·N + w·N² + …`, over edge rows that are all there and over rows that are still being computed.
 
 use rayon::prelude::*;
 
+use super::sweep::{propagate, propagate_steps};
 use super::{EdgeRows, NodeLayout};
 
 /// The smallest denominator of a normalised row.
@@ -13,10 +11,6 @@ pub const ROW_SUM_CLAMP: f64 = 1e-10;
 
 /// The smallest denominator while rows are still being computed (definitions 6, order of work).
 pub const PARTIAL_ROW_SUM_CLAMP: f64 = 1e-8;
-
-/// Rows that one task adds up by itself. The sums of these blocks are added in order, so that the result is the same
-/// for any number of threads.
-const BLOCK_ROWS: usize = 64;
 
 /// What one sweep over the edge rows yields.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,98 +31,78 @@ pub struct Influence {
 /// One pass over the edges that can be other than zero, in f64, in parallel within a layer; memory for some rows of
 /// f64, no copy of the edges. The summation order does not depend on the number of threads.
 pub fn influence(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32]) -> Influence {
-    let all = |_: usize| true;
-    sweep(edge_rows, layout, weights, all, None)
+    masked_influence(edge_rows, layout, weights, |_| true, None)
 }
 
-/// The sweep behind [`influence`]; pruning leaves out the rows that `keep_row` refuses and the columns whose `mask` is zero.
-pub(crate) fn sweep(
+/// As [`influence`]; pruning leaves out the rows that `keep_row` refuses and the columns whose `mask` is zero.
+pub(crate) fn masked_influence(
     edge_rows: &EdgeRows,
     layout: &NodeLayout,
     weights: &[f32],
     keep_row: impl Fn(usize) -> bool + Sync,
     mask: Option<&[f32]>,
 ) -> Influence {
-    let mut swept = Influence {
-        nodes: vec![0.0; layout.n_nodes()],
-        row_abs_sums: vec![0.0; layout.n_rows()],
-        error_abs_sums: vec![0.0; layout.n_rows()],
-    };
-    let targets = layout.n_features()..layout.n_rows();
-    let target_weights: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
+    let mut nodes = vec![0.0; layout.n_nodes()];
+    let mut row_abs_sums = vec![0.0; layout.n_rows()];
+    let mut error_abs_sums = vec![0.0; layout.n_rows()];
+    nodes[layout.targets()].iter_mut().zip(weights).for_each(|(node, &weight)| *node = f64::from(weight));
     let rows_of_layers = (0..layout.n_layers()).rev().map(|layer| layout.features_of_layer(layer));
-    for rows in std::iter::once(targets.clone()).chain(rows_of_layers) {
-        let rows: Vec<usize> = rows.filter(|&row| keep_row(row)).collect();
-        let blocks: Vec<BlockSums> = rows
-            .par_chunks(BLOCK_ROWS)
-            .map(|block| {
-                let influence_of = |row: usize| match row.checked_sub(targets.start) {
-                    Some(target) => target_weights[target],
-                    None => swept.nodes[row],
-                };
-                add_block(edge_rows, layout, block, mask, influence_of)
-            })
-            .collect();
-        for (block, sums) in rows.chunks(BLOCK_ROWS).zip(blocks) {
-            for (total, sum) in swept.nodes.iter_mut().zip(&sums.nodes) {
-                *total += sum;
-            }
-            for (&row, (abs_sum, error_abs_sum)) in block.iter().zip(sums.rows) {
-                swept.row_abs_sums[row] = abs_sum;
-                swept.error_abs_sums[row] = error_abs_sum;
-            }
-        }
-    }
-    swept
+    let steps = std::iter::once(layout.target_rows()).chain(rows_of_layers).map(|rows| {
+        let rows = rows.filter(|&row| keep_row(row));
+        rows.map(|row| (layout.node_at_row(row), row)).collect()
+    });
+    let masked_row = || vec![0.0f32; if mask.is_some() { layout.n_nodes() } else { 0 }];
+    let pass_on = |row: usize, passed: f64, nodes: &mut [f64], masked: &mut Vec<f32>| {
+        let effects = match mask {
+            Some(mask) => masked_effects(edge_rows.row(row), mask, layout, row, masked),
+            None => edge_rows.row(row),
+        };
+        pass_on_row(effects, layout, row, passed, nodes)
+    };
+    propagate_steps(&mut nodes, steps, masked_row, pass_on, |row, (abs_sum, error_abs_sum)| {
+        row_abs_sums[row] = abs_sum;
+        error_abs_sums[row] = error_abs_sum;
+    });
+    nodes[layout.targets()].fill(0.0);
+    Influence { nodes, row_abs_sums, error_abs_sums }
 }
 
-/// What a block of rows adds.
-struct BlockSums {
-    /// To the influence of every node that the block's rows can see. [<= n_nodes].
-    nodes: Vec<f64>,
-    /// Absolute sums of each row: all of it, and its errors. [block].
-    rows: Vec<(f64, f64)>,
-}
-
-fn add_block(
-    edge_rows: &EdgeRows,
+/// What `mask` leaves of a row, in `masked`. [n_nodes].
+fn masked_effects<'a>(
+    effects: &[f32],
+    mask: &[f32],
     layout: &NodeLayout,
-    block: &[usize],
-    mask: Option<&[f32]>,
-    influence_of: impl Fn(usize) -> f64,
-) -> BlockSums {
-    let errors = layout.errors();
-    let mut sums = BlockSums { nodes: vec![0.0; layout.targets().start], rows: Vec::with_capacity(block.len()) };
-    let mut masked = vec![0.0f32; if mask.is_some() { layout.n_nodes() } else { 0 }];
-    for &row in block {
-        let mut effects = edge_rows.row(row);
-        if let Some(mask) = mask {
-            for range in layout.source_ranges(row) {
-                let (kept, effects) = (&mut masked[range.clone()], &effects[range.clone()]);
-                for ((kept, &effect), &m) in kept.iter_mut().zip(effects).zip(&mask[range]) {
-                    *kept = effect * m;
-                }
-            }
-            effects = &masked;
-        }
-        let (mut abs_sum, mut error_abs_sum) = (0.0, 0.0);
-        for range in layout.source_ranges(row) {
-            let sum = sum_of_abs(&effects[range.clone()]);
-            abs_sum += sum;
-            if errors.contains(&range.start) {
-                error_abs_sum += sum;
-            }
-        }
-        sums.rows.push((abs_sum, error_abs_sum));
-        let share = influence_of(row) / abs_sum.max(ROW_SUM_CLAMP);
-        if share != 0.0 {
-            // The row is still in the cache: reading it twice costs one pass over memory.
-            for range in layout.source_ranges(row) {
-                add_abs_scaled(&mut sums.nodes[range.clone()], &effects[range], share);
-            }
+    row: usize,
+    masked: &'a mut [f32],
+) -> &'a [f32] {
+    for range in layout.source_ranges(row) {
+        let (kept, effects) = (&mut masked[range.clone()], &effects[range.clone()]);
+        for ((kept, &effect), &m) in kept.iter_mut().zip(effects).zip(&mask[range]) {
+            *kept = effect * m;
         }
     }
-    sums
+    masked
+}
+
+/// Hands on what passes through the node of `row`; the absolute sums of the row: all of it, and its errors.
+fn pass_on_row(effects: &[f32], layout: &NodeLayout, row: usize, passed: f64, nodes: &mut [f64]) -> (f64, f64) {
+    let errors = layout.errors();
+    let (mut abs_sum, mut error_abs_sum) = (0.0, 0.0);
+    for range in layout.source_ranges(row) {
+        let sum = sum_of_abs(&effects[range.clone()]);
+        abs_sum += sum;
+        if errors.contains(&range.start) {
+            error_abs_sum += sum;
+        }
+    }
+    let share = passed / abs_sum.max(ROW_SUM_CLAMP);
+    if share != 0.0 {
+        // The row is still in the cache: reading it twice costs one pass over memory.
+        for range in layout.source_ranges(row) {
+            add_abs_scaled(&mut nodes[range.clone()], &effects[range], share);
+        }
+    }
+    (abs_sum, error_abs_sum)
 }
 
 /// Rows computed so far, while it is still open which features will be selected.
@@ -157,28 +131,30 @@ pub struct PartialRows<'a> {
 /// One pass over the rows of targets and of visited features with influence.
 pub fn partial_influence(rows: &PartialRows<'_>) -> Vec<f64> {
     let n_targets = rows.weights.len();
-    let mut influence = vec![0.0f64; rows.n_active];
     let row = |index: usize| &rows.values[index * rows.stride..index * rows.stride + rows.n_columns];
-    let share = |weight: f64, row: &[f32]| weight / sum_of_abs(row).max(PARTIAL_ROW_SUM_CLAMP);
-
-    let target_sums: Vec<f64> =
-        (0..n_targets).into_par_iter().map(|k| share(f64::from(rows.weights[k]), row(k))).collect();
-    for (k, &share) in target_sums.iter().enumerate() {
-        add_abs_scaled(&mut influence, &row(k)[..rows.n_active], share);
-    }
-
+    // The targets are nodes after the features, so that their weights are where the sweep looks for influence.
+    let mut influence = vec![0.0f64; rows.n_active];
+    influence.extend(rows.weights.iter().map(|&weight| f64::from(weight)));
+    let target_sums: Vec<f64> = (0..n_targets).into_par_iter().map(|k| sum_of_abs(row(k))).collect();
+    let targets = (0..n_targets).map(|k| (rows.n_active + k, k));
     // Active features are sorted by layer, so descending columns are descending layers.
-    let mut order: Vec<usize> = (0..rows.visited.len()).collect();
-    order.sort_unstable_by_key(|&visit| std::cmp::Reverse(rows.visited[visit]));
-    for visit in order {
-        let column = rows.visited[visit];
-        if influence[column] != 0.0 {
-            let row = row(n_targets + visit);
-            let share = share(influence[column], row);
-            // A feature sees only features before it.
-            add_abs_scaled(&mut influence[..column], &row[..column], share);
+    let mut visits: Vec<(usize, usize)> =
+        rows.visited.iter().enumerate().map(|(visit, &column)| (column, n_targets + visit)).collect();
+    visits.sort_unstable_by_key(|&(column, _)| std::cmp::Reverse(column));
+    propagate(&mut influence, targets.chain(visits), |index, passed, influence| {
+        if passed == 0.0 {
+            return;
         }
-    }
+        let effects = row(index);
+        let (sum, n_sources) = match target_sums.get(index) {
+            Some(&sum) => (sum, rows.n_active),
+            // A feature sees only features before it.
+            None => (sum_of_abs(effects), rows.visited[index - n_targets]),
+        };
+        let share = passed / sum.max(PARTIAL_ROW_SUM_CLAMP);
+        add_abs_scaled(&mut influence[..n_sources], &effects[..n_sources], share);
+    });
+    influence.truncate(rows.n_active);
     influence
 }
 

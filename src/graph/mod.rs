@@ -12,6 +12,7 @@ pub mod influence;
 mod layout;
 mod paths;
 mod scores;
+mod sweep;
 
 pub use attribution_graph::{
     AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION, ROW_IDENTITY_FLOOR,
@@ -23,3 +24,4 @@ pub use influence::{Influence, PARTIAL_ROW_SUM_CLAMP, PartialRows, influence, ne
 pub use layout::{FeatureId, NodeId, NodeKind, NodeLayout};
 pub use paths::{MAX_PATHS, Path, StrongestPaths, strongest_paths};
 pub use scores::{Scores, scores, subgraph_scores};
+pub use sweep::propagate;

@@ -1,6 +1,7 @@
 //! How much of the model a graph explains (definitions 8).
 
 use super::influence::{ROW_SUM_CLAMP, sum_of_abs};
+use super::sweep::propagate;
 use super::{EdgeRows, Influence, NodeLayout};
 
 /// The two scores of a graph or of a subgraph, both in 0..=1, higher is better.
@@ -45,15 +46,15 @@ pub fn scores(layout: &NodeLayout, influence: &Influence, weights: &[f32]) -> Sc
 /// One pass over the rows of targets and pinned features; memory for one row in f64.
 pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32], pinned: &[bool]) -> Scores {
     let errors = layout.errors();
-    let mut swept = Influence {
-        nodes: vec![0.0; layout.n_nodes()],
-        row_abs_sums: vec![0.0; layout.n_rows()],
-        error_abs_sums: vec![0.0; layout.n_rows()],
-    };
+    let mut nodes = vec![0.0; layout.n_nodes()];
+    let mut row_abs_sums = vec![0.0; layout.n_rows()];
+    let mut error_abs_sums = vec![0.0; layout.n_rows()];
+    nodes[layout.targets()].iter_mut().zip(weights).for_each(|(node, &weight)| *node = f64::from(weight));
     let mut merged_errors = vec![0.0f64; errors.len()];
-    // Targets first, then features downwards: whatever a row adds to is visited after it.
+    // Targets first, then features downwards.
     let rows = layout.target_rows().chain(layout.features().rev().filter(|&row| pinned[row]));
-    for row in rows {
+    let rows = rows.map(|row| (layout.node_at_row(row), row));
+    propagate(&mut nodes, rows, |row, passed, nodes| {
         let effects = edge_rows.row(row);
         for (merged, &effect) in merged_errors.iter_mut().zip(&effects[errors.clone()]) {
             *merged = f64::from(effect);
@@ -63,27 +64,24 @@ pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32
             if pinned[source] {
                 pinned_abs_sum += f64::from(effects[source].abs());
             } else {
-                merged_errors[layout.error_cell(feature.layer as usize, feature.pos as usize)] +=
-                    f64::from(effects[source]);
+                let cell = layout.error_cell(feature.layer as usize, feature.pos as usize);
+                merged_errors[cell] += f64::from(effects[source]);
             }
         }
         let error_abs_sum: f64 = merged_errors.iter().map(|e| e.abs()).sum();
         let abs_sum = pinned_abs_sum + error_abs_sum + sum_of_abs(&effects[layout.tokens()]);
-        swept.row_abs_sums[row] = abs_sum;
-        swept.error_abs_sums[row] = error_abs_sum;
-
-        let row_influence = match layout.target_of_row(row) {
-            Some(target) => f64::from(weights[target]),
-            None => swept.nodes[row],
-        };
-        let share = row_influence / abs_sum.max(ROW_SUM_CLAMP);
+        row_abs_sums[row] = abs_sum;
+        error_abs_sums[row] = error_abs_sum;
+        let share = passed / abs_sum.max(ROW_SUM_CLAMP);
         for source in layout.features().filter(|&source| pinned[source]).chain(layout.tokens()) {
-            swept.nodes[source] += share * f64::from(effects[source].abs());
+            nodes[source] += share * f64::from(effects[source].abs());
         }
         for (node, merged) in errors.clone().zip(&merged_errors) {
-            swept.nodes[node] += share * merged.abs();
+            nodes[node] += share * merged.abs();
         }
-    }
+    });
+    nodes[layout.targets()].fill(0.0);
+    let swept = Influence { nodes, row_abs_sums, error_abs_sums };
     scores(layout, &swept, weights)
 }
 

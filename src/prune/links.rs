@@ -3,13 +3,13 @@
 use super::dead_ends::on_paths;
 use super::threshold::{largest_kept_share, smallest_kept};
 use crate::graph::influence::ROW_SUM_CLAMP;
-use crate::graph::{CompactLink, Node, NodeId, NodeKind};
+use crate::graph::{CompactLink, Node, NodeKind, propagate};
 use crate::{Error, Result};
 
 /// Keeps of `links` those whose scores make up the share `threshold`, then drops what leads nowhere (definitions 7.2 to
 /// 7.4, over the links that there are). Returns which nodes stay.
 ///
-/// Targets without a probability weigh 1. Links must lead upwards ([`NodeId::height`]) between nodes that exist.
+/// Targets without a probability weigh 1. Links must lead upwards ([`NodeId::height`](crate::graph::NodeId::height)) between nodes that exist.
 ///
 /// # Errors
 /// A threshold outside 0..=1.
@@ -25,21 +25,22 @@ pub fn prune_links(nodes: &[Node], links: &mut Vec<CompactLink>, threshold: f64)
     links.sort_unstable_by_key(|link| (std::cmp::Reverse(height(link)), link.target, link.source));
     let mut influence: Vec<f64> = nodes
         .iter()
-        .map(|node| match node.id {
-            NodeId::Target { .. } => node.probability.map_or(1.0, f64::from),
+        .map(|node| match node.id.kind() {
+            NodeKind::Target => node.probability.map_or(1.0, f64::from),
             _ => 0.0,
         })
         .collect();
     let mut scores: Vec<f64> = Vec::with_capacity(links.len());
-    for inputs in links.chunk_by(|a, b| a.target == b.target) {
+    let rows = links.chunk_by(|a, b| a.target == b.target).map(|inputs| (inputs[0].target as usize, inputs));
+    propagate(&mut influence, rows, |inputs, passed, influence| {
         let sum: f64 = inputs.iter().map(|link| f64::from(link.weight.abs())).sum();
-        let scale = influence[inputs[0].target as usize] / sum.max(ROW_SUM_CLAMP);
+        let scale = passed / sum.max(ROW_SUM_CLAMP);
         for link in inputs {
             let score = scale * f64::from(link.weight.abs());
             influence[link.source as usize] += score;
             scores.push(score);
         }
-    }
+    });
     let smallest = smallest_kept(&scores, threshold);
     let mut score = scores.into_iter();
     links.retain(|_| score.next().is_some_and(|score| score > 0.0 && score >= smallest));

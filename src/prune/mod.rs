@@ -9,7 +9,7 @@ mod threshold;
 
 use rayon::prelude::*;
 
-use crate::graph::influence::{ROW_SUM_CLAMP, sweep};
+use crate::graph::influence::{ROW_SUM_CLAMP, masked_influence};
 use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeLayout};
 use crate::{Error, Result};
 use dead_ends::on_paths;
@@ -89,7 +89,7 @@ fn strongest_edges(graph: &AttributionGraph, node_mask: &[bool], threshold: f64)
     let column_mask: Vec<f32> = node_mask.iter().map(|&kept| f32::from(kept)).collect();
     let keep_row = |row: usize| node_mask[layout.node_at_row(row)];
     let weights = &graph.target_probabilities;
-    let kept = sweep(&graph.edge_rows, layout, weights, keep_row, Some(&column_mask));
+    let kept = masked_influence(&graph.edge_rows, layout, weights, keep_row, Some(&column_mask));
     let rows: Vec<usize> = (0..layout.n_rows()).filter(|&row| keep_row(row)).collect();
 
     // Edge score N'[t,s]·(influence' + w)[t] = |A[t,s]| · scale of the row.
