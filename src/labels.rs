@@ -51,10 +51,20 @@ impl Labels {
         Ok(Labels { by_feature })
     }
 
+    /// These labels, and for features without one those of `other`.
+    pub fn or(mut self, other: Labels) -> Labels {
+        for (feature, label) in other.by_feature {
+            self.by_feature.entry(feature).or_insert(label);
+        }
+        self
+    }
+
+    /// Whether no feature has a label.
     pub fn is_empty(&self) -> bool {
         self.by_feature.is_empty()
     }
 
+    /// The label of a feature.
     pub fn get(&self, layer: u32, feature: u32) -> Option<&str> {
         self.by_feature.get(&format!("{layer}_{feature}")).map(String::as_str)
     }

@@ -1,27 +1,108 @@
 //! circuitscope: attribution graphs of language models, on one machine, in one binary.
 //!
-//! `ARCHITECTURE.md` has the rooms and the way of the data. In code, with the model that is part of the program:
+//! The front door is the [`Tracer`]; `ARCHITECTURE.md` has the rooms behind it and the way of the data. With the model
+//! that is part of the program:
 //!
 //! ```
-//! use candle_core::Device;
-//! use circuitscope::attribution::{AttributionOptions, attribute};
-//! use circuitscope::job::Job;
-//! use circuitscope::prune::{PruneSettings, prune};
-//! use circuitscope::replacement::Replacement;
-//! use circuitscope::weights::{atlas_model, atlas_transcoders};
+//! use circuitscope::{AttributionOptions, FeatureSpec, PruneSettings, RunOptions, Setup, Tracer};
 //!
 //! # fn main() -> circuitscope::Result<()> {
-//! let replacement = Replacement::open(atlas_model()?, &atlas_transcoders(), &Device::Cpu)?;
+//! let tracer = Tracer::open(Setup::atlas())?;
 //! let prompt = "The capital of the state containing Dallas is";
-//! let job = Job::default();
-//! let linear = replacement.linearize(&replacement.tokenizer.encode_prompt(prompt)?, &job)?;
-//! let found = attribute(&replacement, &linear, prompt, &AttributionOptions::default(), &job)?;
-//! assert!(found.graph.meta.row_identity_error < 1e-5);
-//! let circuit = prune(&found.graph, &found.influence, &PruneSettings::default())?.circuit(&found.graph)?;
-//! assert_eq!(circuit.graph().node_count(), 24);
+//! let graph = tracer.trace(prompt, &AttributionOptions::default())?;
+//! let circuit = graph.prune(&PruneSettings::default())?;
+//! for (index, share) in circuit.strongest_nodes(5) {
+//!     let node = circuit.node(index);
+//!     println!("{:5.1} %  {:?}  {}", 100.0 * share, node.id, node.label.as_deref().unwrap_or(""));
+//! }
+//! let texas: FeatureSpec = "0_39_7".parse()?;
+//! let run = tracer.intervene(prompt, &[texas.ablated()], &RunOptions::default())?;
+//! println!("{:?} {:.3} -> {:.3}", run.target.text, run.target.probability_before, run.target.probability_after);
+//! # assert_eq!(circuit.graph().node_count(), 24);
+//! # assert!(run.target.probability_after < run.target.probability_before);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Prune and query
+//!
+//! A [`Circuit`](graph::Circuit) is a [`petgraph`] `DiGraph` with an index of its nodes, so petgraph's algorithms work
+//! on it; [`circuits`] chooses parts, groups and summarises.
+//!
+//! ```
+//! use circuitscope::graph::NodeId;
+//! use circuitscope::{AttributionOptions, PruneSettings, Setup, Tracer};
+//!
+//! # fn main() -> circuitscope::Result<()> {
+//! # let tracer = Tracer::open(Setup::atlas())?;
+//! let graph = tracer.trace("The capital of the state containing Dallas is", &AttributionOptions::default())?;
+//! // Only what carries half of the influence.
+//! let circuit = graph.prune(&PruneSettings { node_threshold: 0.5, ..PruneSettings::default() })?;
+//! let texas = circuit.find(NodeId::Feature { layer: 0, pos: 7, feature: 39 }).expect("it is the strongest of its layer");
+//! for output in circuit.outputs(texas) {
+//!     println!("{:+.3} to {:?}", output.edge.weight, circuit.node(output.node).id);
+//! }
+//! assert!(circuit.graph().edge_count() < graph.prune(&PruneSettings::default())?.graph().edge_count());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # A target of one's own
+//!
+//! Anything that the unembedding reads can be explained: a direction of `d_model` values, used as it is.
+//!
+//! ```
+//! use circuitscope::attribution::TargetRequest;
+//! use circuitscope::{AttributionOptions, Setup, Tracer};
+//!
+//! # fn main() -> circuitscope::Result<()> {
+//! # let tracer = Tracer::open(Setup::atlas())?;
+//! let tokens = [tracer.token(" Austin")?, tracer.token(" Sacramento")?];
+//! let rows = tracer.replacement().model.unembedding_rows(&tokens)?.to_vec2::<f32>()?;
+//! let vec = rows[0].iter().zip(&rows[1]).map(|(austin, sacramento)| austin - sacramento).collect();
+//! let target = TargetRequest::Direction { vec, label: "Austin over Sacramento".into() };
+//! let options = AttributionOptions { targets: vec![target], ..Default::default() };
+//! let graph = tracer.trace("The capital of the state containing Dallas is", &options)?;
+//! assert_eq!(graph.graph().meta.target_labels, ["Austin over Sacramento"]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Files
+//!
+//! ```
+//! use circuitscope::{AttributionOptions, PruneSettings, Setup, TracedGraph, Tracer};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("dallas.safetensors");
+//! let tracer = Tracer::open(Setup::atlas())?;
+//! tracer.trace("The capital of the state containing Dallas is", &AttributionOptions::default())?.save(&path)?;
+//! // No model from here on.
+//! let graph = TracedGraph::read(&path)?;
+//! assert_eq!(graph.prompt(), "The capital of the state containing Dallas is");
+//! assert!(graph.graph().meta.row_identity_error < 1e-5);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Progress and cancelling
+//!
+//! ```
+//! use circuitscope::{AttributionOptions, CancelToken, Error, Job, Setup, Tracer};
+//!
+//! # fn main() -> circuitscope::Result<()> {
+//! # let tracer = Tracer::open(Setup::atlas())?;
+//! let cancel = CancelToken::default();
+//! let job = Job::default().with_cancel(cancel.clone());
+//! cancel.cancel(); // from any thread, at any time
+//! let stopped = tracer.trace_with("The capital of Texas is", &AttributionOptions::default(), &job);
+//! assert!(matches!(stopped, Err(Error::Cancelled)));
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
 
 pub mod attribution;
 pub mod circuits;
@@ -38,7 +119,15 @@ pub mod picture;
 pub mod prune;
 pub mod replacement;
 pub mod text;
+pub mod tracer;
 pub mod transcoder;
 pub mod weights;
 
-pub use error::{Error, Result};
+pub use attribution::AttributionOptions;
+pub use candle_core as candle;
+pub use error::{Error, ErrorKind, Result};
+pub use intervene::{FeatureSpec, Intervention};
+pub use job::{CancelToken, Job, Progress};
+pub use petgraph;
+pub use prune::PruneSettings;
+pub use tracer::{DeviceChoice, Prompt, RunOptions, Setup, TracedGraph, Tracer};

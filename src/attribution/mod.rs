@@ -70,6 +70,9 @@ impl AttributionOptions {
     }
 }
 
+/// The phase in which [`attribute`] looks for its targets, as [`Job`] hears of it: the first after the forward pass.
+pub const TARGETS_PHASE: &str = "targets";
+
 /// Times of the phases of [`attribute`], in seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PhaseSecs {
@@ -105,6 +108,7 @@ pub fn attribute(
     job: &Job,
 ) -> Result<Attribution> {
     options.check()?;
+    job.report(TARGETS_PHASE, 0, 1);
     let start = Instant::now();
     let chosen = choose_targets(replacement, linear, options)?;
     let targets_secs = start.elapsed().as_secs_f64();

@@ -19,6 +19,7 @@ use crate::intervene::{
 use crate::job::Job;
 use crate::picture::{sweep_csv, sweep_svg};
 use crate::replacement::Replacement;
+use crate::tracer::{Prompt, RunOptions, Swept, Tracer};
 use crate::{Error, Result};
 
 use super::intervene_text::{comparison_text, sweep_text};
@@ -111,41 +112,6 @@ enum InterveneFormat {
     Csv,
 }
 
-/// One changed run, as it is printed.
-#[derive(Debug, Serialize)]
-pub(super) struct InterveneReport {
-    pub prompt: String,
-    pub prompt_tokens: Vec<String>,
-    pub interventions: Vec<String>,
-    pub mode: String,
-    #[serde(flatten)]
-    pub comparison: Comparison,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub continuation: Option<Continuation>,
-}
-
-/// What the model goes on with.
-#[derive(Debug, Serialize)]
-pub(super) struct Continuation {
-    pub original: String,
-    pub changed: String,
-    pub original_tokens: Vec<u32>,
-    pub changed_tokens: Vec<u32>,
-    pub is_held: bool,
-}
-
-/// Many alternatives, as they are printed.
-#[derive(Debug, Serialize)]
-pub(super) struct SweepReport {
-    pub prompt: String,
-    pub prompt_tokens: Vec<String>,
-    /// In every alternative.
-    pub interventions: Vec<String>,
-    pub mode: String,
-    #[serde(flatten)]
-    pub result: SweepResult,
-}
-
 /// Runs a prompt with and without changes and prints the comparison.
 ///
 /// # Errors
@@ -157,46 +123,33 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     let sweep: Option<Sweep> = args.sweep.as_deref().map(|text| parse(text, "--sweep")).transpose()?;
     let flags = changes(args)?;
 
-    let replacement = args.setup.open()?;
+    let tracer = args.setup.open(None)?;
+    let replacement = tracer.replacement();
     mode.check(replacement.model.config.n_layers)?;
     let (features, supernodes) = match &args.graph {
-        Some(path) => graph_features(path, &replacement)?,
+        Some(path) => graph_features(path, replacement)?,
         None => (None, Supernodes::new()),
     };
     let mut plan = read_plan(args.plan.as_deref(), &supernodes)?;
     plan.interventions.extend(flags);
-    let target = target(args, &replacement)?;
-    let compare = CompareOptions { target, top: args.top, features };
+    let compare = CompareOptions { target: target(args, &tracer)?, top: args.top, features };
     check_question(args, &plan)?;
+    let options = RunOptions { mode, compare, generate };
 
-    let (tokens, prompt) = prompt(args, &replacement)?;
-    let prompt_tokens = tokens.iter().map(|&t| replacement.tokenizer.token(t)).collect();
-    let job = Job::default();
-    let original = Original::run(&replacement, &tokens, &job)?;
-    let shown = |interventions: &[Intervention]| interventions.iter().map(ToString::to_string).collect();
+    let prompt = prompt(args)?;
     let alternatives = alternatives(&plan, sweep.as_ref());
     if !alternatives.is_empty() {
-        let result = original.sweep(&alternatives, &mode, &compare, &job)?;
-        let interventions = shown(&plan.interventions);
-        let report = SweepReport { prompt, prompt_tokens, interventions, mode: mode.to_string(), result };
-        return print_sweep(args, &report);
+        let swept = tracer.sweep_with(prompt, &plan.interventions, &alternatives, &options, &Job::default())?;
+        return print_sweep(args, &swept);
     }
-    let outcome = original.intervene(std::slice::from_ref(&plan.interventions), &mode, &job)?.remove(0);
-    let comparison = original.compare(&outcome, &compare)?;
-    let continuation = match &generate {
-        Some(options) => Some(continuation(&original, &plan.interventions, &mode, options)?),
-        None => None,
-    };
-    let interventions = shown(&plan.interventions);
-    let report =
-        InterveneReport { prompt, prompt_tokens, interventions, mode: mode.to_string(), comparison, continuation };
+    let run = tracer.intervene(prompt, &plan.interventions, &options)?;
     match args.format {
-        InterveneFormat::Text | InterveneFormat::Csv => print_data(&comparison_text(&report)),
-        InterveneFormat::Json => print_json(&report),
+        InterveneFormat::Text | InterveneFormat::Csv => print_data(&comparison_text(&run)),
+        InterveneFormat::Json => print_json(&run),
     }
 }
 
-fn print_sweep(args: &InterveneArgs, report: &SweepReport) -> Result<()> {
+fn print_sweep(args: &InterveneArgs, report: &Swept) -> Result<()> {
     match args.format {
         InterveneFormat::Text => print_data(&sweep_text(report))?,
         InterveneFormat::Json => print_json(report)?,
@@ -243,25 +196,6 @@ fn alternatives(plan: &Plan, sweep: Option<&Sweep>) -> Vec<Alternative> {
         ..alternative.clone()
     };
     plan.alternatives.iter().map(with_base).collect()
-}
-
-fn continuation(
-    original: &Original,
-    interventions: &[Intervention],
-    mode: &Mode,
-    options: &GenerateOptions,
-) -> Result<Continuation> {
-    let job = Job::default();
-    let original_tokens = original.generate(&[], &Mode::Free, options, &job)?;
-    let changed_tokens = original.generate(interventions, mode, options, &job)?;
-    let tokenizer = &original.replacement.tokenizer;
-    Ok(Continuation {
-        original: tokenizer.decode(&original_tokens),
-        changed: tokenizer.decode(&changed_tokens),
-        original_tokens,
-        changed_tokens,
-        is_held: options.keep_frozen,
-    })
 }
 
 fn parse<T: std::str::FromStr<Err = Error>>(text: &str, option: &str) -> Result<T> {
@@ -337,26 +271,23 @@ fn read_plan(path: Option<&Path>, supernodes: &Supernodes) -> Result<Plan> {
     Plan::parse(&json, &path.display().to_string(), supernodes)
 }
 
-fn target(args: &InterveneArgs, replacement: &Replacement) -> Result<Option<u32>> {
+fn target(args: &InterveneArgs, tracer: &Tracer) -> Result<Option<u32>> {
     match (&args.target, args.target_id) {
         (Some(text), _) => {
-            let token = replacement.tokenizer.single_token(text).doing(|| format!("cannot use `--target {text:?}`"));
+            let token = tracer.token(text).doing(|| format!("cannot use `--target {text:?}`"));
             token.map(Some)
         }
         (None, id) => Ok(id),
     }
 }
 
-/// The prompt's tokens, and its text.
-fn prompt(args: &InterveneArgs, replacement: &Replacement) -> Result<(Vec<u32>, String)> {
-    let (tokens, text) = match (&args.tokens, &args.prompt) {
-        (Some(tokens), _) => (tokens.clone(), None),
-        (None, Some(prompt)) => (replacement.tokenizer.encode_prompt(prompt)?, Some(prompt.clone())),
-        (None, None) => return Err(Error::EmptyPrompt),
-    };
-    replacement.model.check_tokens(&tokens)?;
-    let text = text.unwrap_or_else(|| replacement.tokenizer.decode(&tokens));
-    Ok((tokens, text))
+/// The prompt, as it was given.
+fn prompt(args: &InterveneArgs) -> Result<Prompt> {
+    match (&args.tokens, &args.prompt) {
+        (Some(tokens), _) => Ok(Prompt::from(tokens.clone())),
+        (None, Some(prompt)) => Ok(Prompt::from(prompt)),
+        (None, None) => Err(Error::EmptyPrompt),
+    }
 }
 
 /// The features of a graph file, and its supernodes.

@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use crate::text::{quoted, terminal};
 
-use super::intervene::{InterveneReport, SweepReport};
 use super::summary::{Align, cut, write_table};
+use crate::tracer::{Intervened, Swept};
 
 /// A changed run beside the original.
-pub(super) fn comparison_text(report: &InterveneReport) -> String {
+pub(super) fn comparison_text(report: &Intervened) -> String {
     let mut text = head(&report.prompt, &report.interventions, &report.mode);
     let comparison = &report.comparison;
     let target = &comparison.target;
@@ -66,7 +66,7 @@ pub(super) fn comparison_text(report: &InterveneReport) -> String {
 }
 
 /// Alternatives, one a row.
-pub(super) fn sweep_text(report: &SweepReport) -> String {
+pub(super) fn sweep_text(report: &Swept) -> String {
     let mut text = head(&report.prompt, &report.interventions, &report.mode);
     let result = &report.result;
     line(

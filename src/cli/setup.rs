@@ -1,12 +1,12 @@
 //! What commands that run a model share: which model and transcoders, which device, how many threads.
 
-use candle_core::Device;
+use std::path::Path;
+
 use clap::Args;
 
-use crate::ops::{built_with_cuda, device_name, open_cuda};
-use crate::replacement::Replacement;
-use crate::weights::{ATLAS, Folder, HostFiles, atlas_model, atlas_transcoders};
-use crate::{Error, Result};
+use crate::Result;
+use crate::tracer::{Setup, Tracer};
+use crate::weights::ATLAS;
 
 /// More than any machine has cores; each takes memory of its own, and systems refuse some thousands.
 const MAX_THREADS: i64 = 512;
@@ -32,43 +32,21 @@ pub struct SetupArgs {
 }
 
 impl SetupArgs {
-    /// Opens the model and its transcoders.
+    /// Opens the model and its transcoders; names of features from `labels` go before those beside the transcoders.
     ///
     /// # Errors
-    /// [`Error::NeedsTranscoders`], [`Error::Device`], and those of opening files.
-    pub fn open(&self) -> Result<Replacement> {
-        let device = self.device()?;
-        let (host, transcoders) = match (self.model.as_str(), &self.transcoders) {
-            (ATLAS, None) => (atlas_model()?, atlas_transcoders()),
-            (ATLAS, Some(folder)) => (atlas_model()?, Folder::open(folder)?),
-            (model, Some(folder)) => (HostFiles::open(model)?, Folder::open(folder)?),
-            (model, None) => return Err(Error::NeedsTranscoders { model: model.into() }),
-        };
-        Replacement::open(host, &transcoders, &device)
-    }
-
-    /// The device that `--device` names; with `auto` the first GPU, where it works.
-    fn device(&self) -> Result<Device> {
-        let name = self.device.as_str();
-        let gpu =
-            |ordinal: usize| open_cuda(ordinal).map_err(|e| Error::Device { name: name.into(), reason: e.to_string() });
-        let device = match (name, name.strip_prefix("cuda:").map(str::parse)) {
-            ("cpu", _) => Device::Cpu,
-            ("auto", _) if !built_with_cuda() => Device::Cpu,
-            ("auto", _) => gpu(0).unwrap_or_else(|error| {
-                self.note(&error.to_string());
-                Device::Cpu
-            }),
-            ("cuda", _) => gpu(0)?,
-            (_, Some(Ok(ordinal))) => gpu(ordinal)?,
-            _ => {
-                return Err(Error::Device { name: name.into(), reason: "expected auto, cpu, cuda or cuda:N".into() });
-            }
-        };
-        if built_with_cuda() {
-            self.note(&format!("computing on {}", device_name(&device)?));
+    /// [`Error::NeedsTranscoders`](crate::Error::NeedsTranscoders), [`Error::Device`](crate::Error::Device), and those
+    /// of opening files.
+    pub fn open(&self, labels: Option<&Path>) -> Result<Tracer> {
+        let mut setup = Setup::from_names(&self.model, self.transcoders.as_deref())?.device(self.device.parse()?);
+        if let Some(file) = labels {
+            setup = setup.labels(file);
         }
-        Ok(device)
+        let tracer = Tracer::open(setup)?;
+        if let Some(note) = tracer.device_note() {
+            self.note(note);
+        }
+        Ok(tracer)
     }
 
     fn note(&self, text: &str) {

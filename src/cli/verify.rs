@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::Result;
 use crate::circuits::{open_raw, prune_raw};
-use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions, verify};
+use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions};
 use crate::job::Job;
 use crate::text::quoted;
 
@@ -48,9 +48,9 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;
     let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
-    let replacement = args.setup.open()?;
+    let tracer = args.setup.open(None)?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
-    let found = verify(&replacement, &graph, &options, &Job::default())?;
+    let found = tracer.verify(&graph, &options, &Job::default())?;
     match args.format {
         Format::Text => print_data(&verification_text(&found))?,
         Format::Json => print_json(&found)?,

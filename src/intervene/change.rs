@@ -165,6 +165,11 @@ pub struct FeatureSpec {
 }
 
 impl FeatureSpec {
+    /// This feature, switched off.
+    pub fn ablated(self) -> Intervention {
+        self.changed(Change::Set(0.0))
+    }
+
     /// This feature, changed.
     pub fn changed(self, change: Change) -> Intervention {
         Intervention { layer: self.layer, feature: self.feature, positions: self.positions, change }

@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use super::TokenizedPrompt;
 use crate::error::Result;
-use crate::intervene::{CompareOptions, Comparison, GenerateOptions, Intervention, Mode, Original};
+use crate::intervene::{
+    Alternative, CompareOptions, Comparison, GenerateOptions, Intervention, Mode, Original, SweepResult,
+};
 use crate::job::Job;
 use crate::replacement::Replacement;
 
@@ -46,6 +48,22 @@ impl std::ops::Deref for Intervened {
     }
 }
 
+/// What many alternatives of one intervention did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Swept {
+    /// The prompt's text.
+    pub prompt: String,
+    /// The text of every token. `[n_pos]`
+    pub prompt_tokens: Vec<String>,
+    /// What was changed in every alternative.
+    pub interventions: Vec<String>,
+    /// What was held to the original run.
+    pub mode: String,
+    /// One point an alternative.
+    #[serde(flatten)]
+    pub result: SweepResult,
+}
+
 /// What the model goes on with.
 #[derive(Clone, Debug, Serialize)]
 pub struct Continuation {
@@ -83,6 +101,26 @@ pub(super) fn run(
         mode: options.mode.to_string(),
         comparison,
         continuation,
+    })
+}
+
+/// Runs a prompt once for each of `alternatives`, which have `interventions` among theirs.
+pub(super) fn sweep(
+    replacement: &Replacement,
+    prompt: TokenizedPrompt,
+    interventions: &[Intervention],
+    alternatives: &[Alternative],
+    options: &RunOptions,
+    job: &Job,
+) -> Result<Swept> {
+    let original = Original::run(replacement, &prompt.tokens, job)?;
+    let result = original.sweep(alternatives, &options.mode, &options.compare, job)?;
+    Ok(Swept {
+        prompt_tokens: prompt.tokens.iter().map(|&token| replacement.tokenizer.token(token)).collect(),
+        prompt: prompt.text,
+        interventions: interventions.iter().map(ToString::to_string).collect(),
+        mode: options.mode.to_string(),
+        result,
     })
 }
 

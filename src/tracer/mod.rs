@@ -9,14 +9,14 @@ mod intervention;
 mod setup;
 mod traced_graph;
 
-pub use intervention::{Intervened, RunOptions};
+pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use setup::{DeviceChoice, Setup};
-pub use traced_graph::TracedGraph;
+pub use traced_graph::{TraceWork, TracedGraph};
 
 use crate::attribution::{Attribution, AttributionOptions, attribute};
 use crate::error::Result;
 use crate::graph::AttributionGraph;
-use crate::intervene::{Verification, VerifyOptions, verify};
+use crate::intervene::{Alternative, Intervention, Verification, VerifyOptions, verify};
 use crate::job::Job;
 use crate::labels::Labels;
 use crate::replacement::Replacement;
@@ -36,6 +36,14 @@ pub enum Prompt {
     Text(String),
     /// Token ids, special tokens included.
     Tokens(Vec<u32>),
+    /// What [`Tracer::tokenize`] gave.
+    Tokenized(TokenizedPrompt),
+}
+
+impl From<TokenizedPrompt> for Prompt {
+    fn from(prompt: TokenizedPrompt) -> Self {
+        Prompt::Tokenized(prompt)
+    }
 }
 
 impl From<&str> for Prompt {
@@ -87,7 +95,8 @@ impl Tracer {
         let (model, transcoders) = setup.open_files()?;
         let mut replacement = Replacement::open(model, &transcoders, &device)?;
         if let Some(file) = setup.label_file() {
-            replacement.transcoders.labels = Labels::read(file)?;
+            let beside = std::mem::take(&mut replacement.transcoders.labels);
+            replacement.transcoders.labels = Labels::read(file)?.or(beside);
         }
         Ok(Self { replacement, device_note })
     }
@@ -113,7 +122,7 @@ impl Tracer {
         options.check()?;
         let prompt = self.tokenize(prompt)?;
         let linear = self.replacement.linearize(&prompt.tokens, job)?;
-        let found: Attribution = attribute(&linear, &prompt.text, options, job)?;
+        let found: Attribution = attribute(&self.replacement, &linear, &prompt.text, options, job)?;
         Ok(TracedGraph::from(found))
     }
 
@@ -124,7 +133,7 @@ impl Tracer {
     pub fn intervene(
         &self,
         prompt: impl Into<Prompt>,
-        interventions: &[crate::intervene::Intervention],
+        interventions: &[Intervention],
         options: &RunOptions,
     ) -> Result<Intervened> {
         self.intervene_with(prompt, interventions, options, &Job::default())
@@ -137,12 +146,29 @@ impl Tracer {
     pub fn intervene_with(
         &self,
         prompt: impl Into<Prompt>,
-        interventions: &[crate::intervene::Intervention],
+        interventions: &[Intervention],
         options: &RunOptions,
         job: &Job,
     ) -> Result<Intervened> {
         let prompt = self.tokenize(prompt)?;
         intervention::run(&self.replacement, prompt, interventions, options, job)
+    }
+
+    /// Runs a prompt once for each of `alternatives` and compares each with the original. `interventions` are what all of
+    /// them have in common; [`RunOptions::generate`] is not used.
+    ///
+    /// # Errors
+    /// As [`Tracer::intervene`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    pub fn sweep_with(
+        &self,
+        prompt: impl Into<Prompt>,
+        interventions: &[Intervention],
+        alternatives: &[Alternative],
+        options: &RunOptions,
+        job: &Job,
+    ) -> Result<Swept> {
+        let prompt = self.tokenize(prompt)?;
+        intervention::sweep(&self.replacement, prompt, interventions, alternatives, options, job)
     }
 
     /// Checks a graph against the model: do its rows add up, are its edges measured effects, do its predictions come
@@ -159,19 +185,18 @@ impl Tracer {
     /// # Errors
     /// An empty prompt, one longer than the model's context, ids outside the vocabulary.
     pub fn tokenize(&self, prompt: impl Into<Prompt>) -> Result<TokenizedPrompt> {
-        let tokenizer = &self.replacement.tokenizer;
-        let (text, tokens) = match prompt.into() {
-            Prompt::Text(text) => {
-                let tokens = tokenizer.encode_prompt(&text)?;
-                (text, tokens)
-            }
+        let (model, tokenizer) = (&self.replacement.model, &self.replacement.tokenizer);
+        let prompt = match prompt.into() {
+            Prompt::Tokenized(prompt) => prompt,
+            Prompt::Text(text) => TokenizedPrompt { tokens: tokenizer.encode_prompt(&text)?, text },
             Prompt::Tokens(tokens) => {
-                self.replacement.check_tokens(&tokens)?;
-                (tokenizer.decode(&tokens), tokens)
+                // Ids of no token have no text either.
+                model.check_tokens(&tokens)?;
+                TokenizedPrompt { text: tokenizer.decode(&tokens), tokens }
             }
         };
-        self.replacement.check_tokens(&tokens)?;
-        Ok(TokenizedPrompt { text, tokens })
+        model.check_tokens(&prompt.tokens)?;
+        Ok(prompt)
     }
 
     /// The id of the token whose text is exactly `text`, leading space included.

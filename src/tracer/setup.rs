@@ -115,7 +115,7 @@ impl DeviceChoice {
                 Err(error) => (Device::Cpu, Some(error)),
             },
         };
-        let chosen = format!("computing on {}", device_name(&device));
+        let chosen = format!("computing on {}", device_name(&device)?);
         Ok((device, Some(why.map_or(chosen.clone(), |why| format!("{why}\n{chosen}")))))
     }
 }

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::attribution::Attribution;
-use crate::error::{Doing, Result};
-use crate::export::{read_raw, write_raw};
+use crate::circuits::open_raw;
+use crate::error::Result;
+use crate::export::write_raw;
 use crate::graph::{AttributionGraph, Circuit, Influence, influence};
 use crate::prune::{PruneSettings, prune};
 
@@ -13,18 +14,35 @@ use crate::prune::{PruneSettings, prune};
 pub struct TracedGraph {
     graph: AttributionGraph,
     influence: Influence,
+    work: Option<TraceWork>,
+}
+
+/// What tracing took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TraceWork {
+    /// Rows computed: targets and selected features.
+    pub n_rows: usize,
+    /// Seconds that the rows took.
+    pub rows_secs: f64,
+    /// Whether the device had no room for the rows so far, so that the host chose the features: the same ones, slower.
+    pub short_of_device_memory: bool,
 }
 
 impl From<Attribution> for TracedGraph {
     fn from(found: Attribution) -> Self {
-        Self { graph: found.graph, influence: found.influence }
+        let work = TraceWork {
+            n_rows: found.n_rows,
+            rows_secs: found.elapsed_secs.rows,
+            short_of_device_memory: found.short_of_device_memory,
+        };
+        Self { graph: found.graph, influence: found.influence, work: Some(work) }
     }
 }
 
 impl From<AttributionGraph> for TracedGraph {
     fn from(graph: AttributionGraph) -> Self {
         let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-        Self { graph, influence }
+        Self { graph, influence, work: None }
     }
 }
 
@@ -34,9 +52,7 @@ impl TracedGraph {
     /// # Errors
     /// A file that cannot be read, that is no raw graph or damaged.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let graph = read_raw(path).doing(|| format!("cannot load the graph `{}`", path.display()))?;
-        Ok(Self::from(graph))
+        Ok(Self::from(open_raw(path.as_ref())?))
     }
 
     /// Writes the raw graph: safetensors, all of it or nothing.
@@ -53,6 +69,11 @@ impl TracedGraph {
     /// Thresholds outside 0..=1; a graph with numbers that are not finite.
     pub fn prune(&self, settings: &PruneSettings) -> Result<Circuit> {
         prune(&self.graph, &self.influence, settings)?.circuit(&self.graph)
+    }
+
+    /// What tracing took; nothing where the graph was read from a file.
+    pub fn work(&self) -> Option<TraceWork> {
+        self.work
     }
 
     /// The prompt that was traced.

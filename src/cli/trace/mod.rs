@@ -1,31 +1,28 @@
 //! `circuitscope trace`: a prompt to a raw graph and a pruned one.
 
-use std::io::IsTerminal;
+mod phases;
+mod progress;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::attribution::{AttributionOptions, TargetRequest, attribute};
+use crate::attribution::{AttributionOptions, TargetRequest};
 use crate::circuits::{Summary, SummarySettings, summarize};
 use crate::error::Doing;
-use crate::export::{WireGraph, check_writable, write_raw, write_wire};
+use crate::export::{WireGraph, check_writable, write_wire};
 use crate::job::Job;
-use crate::prune::prune;
-use crate::replacement::Replacement;
 use crate::text::{slug, terminal};
+use crate::tracer::{Prompt, Tracer};
 use crate::{Error, Result};
 
-use super::graph_args::{Thresholds, relabel_from};
-use super::memory::MemorySampler;
+use super::graph_args::Thresholds;
 use super::setup::SetupArgs;
 use super::{Format, note, print_data, print_json, summary_text};
-
-/// Work that takes less than this shows no progress bar.
-const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+use phases::{Phase, Phases};
+use progress::TraceProgress;
 
 #[derive(Debug, Args)]
 pub struct TraceArgs {
@@ -108,16 +105,6 @@ fn parse_max_features(text: &str) -> Result<MaxFeatures, String> {
     }
 }
 
-/// What one phase took.
-#[derive(Clone, Debug, Serialize)]
-struct Phase {
-    name: &'static str,
-    elapsed_secs: f64,
-    /// Peak anonymous memory, where the system tells.
-    peak_bytes: Option<u64>,
-    note: String,
-}
-
 /// What `--format json` prints.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
@@ -127,90 +114,57 @@ struct Report<'a> {
     files: &'a [PathBuf],
 }
 
-/// Times phases and their memory.
-struct Phases {
-    all: Vec<Phase>,
-    start: Instant,
-    memory: MemorySampler,
-}
-
-impl Phases {
-    fn new() -> Self {
-        Self { all: Vec::new(), start: Instant::now(), memory: MemorySampler::start() }
-    }
-
-    fn end(&mut self, name: &'static str, note: String) {
-        let elapsed_secs = self.start.elapsed().as_secs_f64();
-        self.all.push(Phase { name, elapsed_secs, peak_bytes: self.memory.take_peak_bytes(), note });
-        self.start = Instant::now();
-    }
-
-    /// One line a phase.
-    fn text(&self) -> String {
-        let line = |phase: &Phase| {
-            let memory = phase.peak_bytes.map_or(String::new(), |bytes| format!("{:>8.0} MB", bytes as f64 / 1e6));
-            format!("{:<12}{:>8.2} s{memory}  {}\n", phase.name, phase.elapsed_secs, phase.note)
-        };
-        let total: f64 = self.all.iter().map(|p| p.elapsed_secs).sum();
-        let peak_bytes = self.all.iter().filter_map(|p| p.peak_bytes).max();
-        let total = Phase { name: "in all", elapsed_secs: total, peak_bytes, note: String::new() };
-        self.all.iter().chain([&total]).map(line).collect()
-    }
-}
-
 /// Traces a prompt, prints the summary, writes the files.
 ///
 /// # Errors
 /// Options out of range, files that cannot be read or written, prompts and targets that do not fit the model.
 pub(super) fn run(args: &TraceArgs) -> Result<()> {
     args.setup.start_threads();
-    let mut phases = Phases::new();
+    let phases = Arc::new(Mutex::new(Phases::new()));
+    let end_phase = |name: &'static str, note: String| {
+        phases.lock().unwrap_or_else(PoisonError::into_inner).end(name, note);
+    };
     let settings = args.thresholds.settings()?;
     check_writable(&args.out_dir)?;
 
-    let replacement = args.setup.open()?;
-    let (tokens, prompt) = prompt(args, &replacement)?;
-    let options = options(args, &replacement)?;
+    let tracer = args.setup.open(args.labels.as_deref())?;
+    let prompt = tracer.tokenize(prompt(args)?)?;
+    let options = options(args, &tracer)?;
     options.check()?;
-    phases.end("open", terminal(&format!("{} with {}", replacement.source, replacement.transcoders.scan)));
+    end_phase("open", terminal(&format!("{} with {}", tracer.model_name(), tracer.transcoder_name())));
 
-    let spinner = spinner(args.setup.quiet, "running the model");
-    let linear = replacement.linearize(&tokens, &Job::default())?;
-    spinner.finish_and_clear();
-    let n_active = linear.features.len();
-    phases.end("forward", format!("{} positions, {n_active} active features", tokens.len()));
+    let progress = TraceProgress::new(args.setup.quiet, phases.clone());
+    let shown = progress.clone();
+    let job = Job::default().with_progress(move |progress| shown.show(progress));
+    let graph = tracer.trace_with(prompt, &options, &job)?;
+    progress.finish();
+    let (n_pos, n_active) = (graph.graph().input_tokens.len(), graph.graph().active_features.len());
+    let work = graph.work().unwrap_or_default();
+    let rows_per_sec = work.n_rows as f64 / work.rows_secs.max(1e-9);
+    let short = if work.short_of_device_memory { "; too little GPU memory to choose features there" } else { "" };
+    end_phase("attribute", format!("{} rows, {rows_per_sec:.0} rows/s{short}", work.n_rows));
 
-    let bar = Arc::new(RowBar::new(args.setup.quiet));
-    let told = bar.clone();
-    let job = Job::default().with_progress(move |progress| told.set(progress.done, progress.total));
-    let found = attribute(&replacement, &linear, &prompt, &options, &job)?;
-    bar.finish();
-    drop(linear);
-    let rows_per_sec = found.n_rows as f64 / found.elapsed_secs.rows.max(1e-9);
-    let short = if found.short_of_device_memory { "; too little GPU memory to choose features there" } else { "" };
-    phases.end("attribute", format!("{} rows, {rows_per_sec:.0} rows/s{short}", found.n_rows));
+    let circuit = graph.prune(&settings)?;
+    end_phase("prune", String::new());
 
-    let graph = found.graph;
-    let mut circuit = prune(&graph, &found.influence, &settings)?.circuit(&graph)?;
-    relabel_from(&mut circuit, args.labels.as_ref())?;
-    phases.end("prune", String::new());
-
-    let slug = args.slug.clone().unwrap_or_else(|| slug(&prompt));
+    let slug = args.slug.clone().unwrap_or_else(|| slug(graph.prompt()));
     let mut files = Vec::new();
     if !args.no_raw {
         files.push(args.out_dir.join(format!("{slug}.safetensors")));
-        write_raw(&graph, &files[files.len() - 1])?;
+        graph.save(&files[files.len() - 1])?;
     }
     if !args.no_json {
         files.push(args.out_dir.join(format!("{slug}.json")));
         write_wire(&WireGraph::new(&circuit, &slug)?, &files[files.len() - 1])?;
     }
-    phases.end("write", String::new());
+    end_phase("write", String::new());
 
+    let mut phases = phases.lock().unwrap_or_else(PoisonError::into_inner);
+    phases.note("forward", format!("{n_pos} positions, {n_active} active features"));
     let summary = summarize(&circuit, &SummarySettings { top: args.top, paths: args.paths, node: None })?;
     match args.format {
         Format::Text => print_data(&summary_text(&summary))?,
-        Format::Json => print_json(&Report { summary: &summary, phases: &phases.all, files: &files })?,
+        Format::Json => print_json(&Report { summary: &summary, phases: phases.all(), files: &files })?,
     }
     if !args.setup.quiet {
         eprint!("\n{}", phases.text());
@@ -219,20 +173,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     Ok(())
 }
 
-/// The prompt's tokens, and its text as it goes into the graph.
-fn prompt(args: &TraceArgs, replacement: &Replacement) -> Result<(Vec<u32>, String)> {
-    if let Some(tokens) = &args.tokens {
-        replacement.model.check_tokens(tokens)?;
-        return Ok((tokens.clone(), replacement.tokenizer.decode(tokens)));
+/// The prompt, as it was given.
+fn prompt(args: &TraceArgs) -> Result<Prompt> {
+    match (&args.tokens, &args.prompt, &args.prompt_file) {
+        (Some(tokens), _, _) => Ok(Prompt::from(tokens.clone())),
+        (None, Some(prompt), _) => Ok(Prompt::from(prompt)),
+        (None, None, Some(path)) => Ok(Prompt::from(read_prompt(path)?)),
+        (None, None, None) => Err(Error::EmptyPrompt),
     }
-    let text = match (&args.prompt, &args.prompt_file) {
-        (Some(prompt), _) => prompt.clone(),
-        (None, Some(path)) => read_prompt(path)?,
-        (None, None) => return Err(Error::EmptyPrompt),
-    };
-    let tokens = replacement.tokenizer.encode_prompt(&text)?;
-    replacement.model.check_tokens(&tokens)?;
-    Ok((tokens, text))
 }
 
 fn read_prompt(path: &Path) -> Result<String> {
@@ -245,8 +193,8 @@ fn read_prompt(path: &Path) -> Result<String> {
     Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
 
-fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOptions> {
-    let token = |text: &String| replacement.tokenizer.single_token(text);
+fn options(args: &TraceArgs, tracer: &Tracer) -> Result<AttributionOptions> {
+    let token = |text: &String| tracer.token(text);
     let mut targets = Vec::new();
     for text in &args.target {
         targets.push(TargetRequest::Token(token(text).doing(|| format!("cannot use `--target {text:?}`"))?));
@@ -275,46 +223,4 @@ fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOpt
         batch_size: args.batch_size,
         keep_decoders: !(args.no_decoders || args.no_raw),
     })
-}
-
-fn spinner(quiet: bool, message: &'static str) -> ProgressBar {
-    if quiet || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let spinner = ProgressBar::new_spinner().with_message(message);
-    spinner.enable_steady_tick(Duration::from_millis(200));
-    spinner
-}
-
-/// A bar that appears once the rows have taken a while.
-struct RowBar {
-    quiet: bool,
-    start: Instant,
-    bar: OnceLock<ProgressBar>,
-}
-
-impl RowBar {
-    fn new(quiet: bool) -> Self {
-        Self { quiet: quiet || !std::io::stderr().is_terminal(), start: Instant::now(), bar: OnceLock::new() }
-    }
-
-    fn set(&self, done: usize, all: usize) {
-        if self.quiet || self.start.elapsed() < PROGRESS_AFTER {
-            return;
-        }
-        let bar = self.bar.get_or_init(|| {
-            let bar = ProgressBar::new(all as u64);
-            match ProgressStyle::with_template("rows {bar:40} {pos}/{len} {per_sec} {eta} left") {
-                Ok(style) => bar.with_style(style),
-                Err(_) => bar,
-            }
-        });
-        bar.set_position(done as u64);
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = self.bar.get() {
-            bar.finish_and_clear();
-        }
-    }
 }
