@@ -227,7 +227,7 @@ pub enum Error {
     #[error("`--{option}` is {text:?}, expected {expected}")]
     OptionForm { option: &'static str, text: String, expected: &'static str },
 
-    /// A host model without transcoders for it.
+    /// A base model without transcoders for it.
     #[error("`--model {model}` needs `--transcoders`")]
     NeedsTranscoders { model: String },
 

@@ -91,7 +91,7 @@ impl Case {
         self.root().join("model").is_dir()
     }
 
-    /// The host model with its transcoders.
+    /// The base model with its transcoders.
     pub fn replacement(&self) -> Replacement {
         let host = HostFiles::open(self.root().join("model").to_str().unwrap()).unwrap();
         let transcoders = Folder::open(self.root().join("transcoders").to_str().unwrap()).unwrap();
