@@ -109,7 +109,8 @@ impl Replacement {
     /// Runs the model on a prompt and makes it linear: one forward pass, then encoders, active decoder rows, errors.
     ///
     /// # Errors
-    /// Those of [`crate::model::Model::check_tokens`], of reading, and of the tensor operations; [`crate::Error::Cancelled`].
+    /// Those of [`crate::model::Model::check_tokens`], of reading, and of the tensor operations;
+    /// [`crate::Error::Cancelled`].
     pub fn linearize(&self, tokens: &[u32], job: &Job) -> Result<LinearModel> {
         let (run, weights) = self.run_with_weights(tokens, job)?;
         self.linearize_run(tokens, run, weights, job)
