@@ -6,15 +6,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 
 use crate::circuits::{Opening, open_graph};
 use crate::error::Doing;
 use crate::export::replace_file;
 use crate::graph::FeatureId;
 use crate::intervene::{
-    Alternative, Change, CompareOptions, Comparison, FeatureSpec, GenerateOptions, Intervention, Mode, Original, Plan,
-    Positions, Supernodes, Sweep, SweepResult,
+    Alternative, Change, CompareOptions, FeatureSpec, GenerateOptions, Intervention, Mode, Plan, Positions, Supernodes,
+    Sweep,
 };
 use crate::job::Job;
 use crate::picture::{sweep_csv, sweep_svg};

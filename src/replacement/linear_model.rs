@@ -109,7 +109,8 @@ impl Replacement {
     /// Runs the model on a prompt and makes it linear: one forward pass, then encoders, active decoder rows, errors.
     ///
     /// # Errors
-    /// Those of [`crate::model::Model::check_tokens`], of reading, and of the tensor operations; [`Error::Cancelled`].
+    /// Those of [`crate::model::Model::check_tokens`], of reading, and of the tensor operations;
+    /// [`crate::Error::Cancelled`].
     pub fn linearize(&self, tokens: &[u32], job: &Job) -> Result<LinearModel> {
         let (run, weights) = self.run_with_weights(tokens, job)?;
         self.linearize_run(tokens, run, weights, job)
@@ -118,7 +119,7 @@ impl Replacement {
     /// As [`Replacement::linearize`], from a run of the same tokens.
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations; [`Error::Cancelled`].
+    /// Those of reading and of the tensor operations; [`crate::Error::Cancelled`].
     pub fn linearize_run(
         &self,
         tokens: &[u32],
@@ -163,7 +164,7 @@ impl Replacement {
     /// Encodes what a run of one prompt kept at the input hooks.
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations; [`Error::Cancelled`].
+    /// Those of reading and of the tensor operations; [`crate::Error::Cancelled`].
     pub fn active_features(&self, kept: &Activations, n_excluded: usize, job: &Job) -> Result<ActiveFeatures> {
         let n_layers = self.model.config.n_layers;
         let mut features = ActiveFeatures { layer_starts: vec![0], ..Default::default() };

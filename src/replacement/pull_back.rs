@@ -1,6 +1,7 @@
-//! The pull-back: gradients of a batch of targets, from where they are put to every source below (definitions 4).
+//! The pull-back, a vector-Jacobian product (VJP) of the frozen model: gradients of a batch of targets, from where they
+//! are put to every source below (definitions 4).
 //!
-//! The frozen model is linear, so this is its transpose, written out layer by layer:
+//! The frozen model is linear, so its Jacobian is the model itself, and this is its transpose, layer by layer:
 //! `grad_pre = grad_mid + W_Vᵀ · patternᵀ · W_Oᵀ · grad_mid`, where weights and pattern have the norms around attention
 //! folded in ([`FrozenLayer`]), and for skip transcoders `grad_mid = grad_post + hookᵀ(W_skipᵀ · outᵀ(grad_post))`.
 
@@ -36,8 +37,9 @@ pub struct TargetBatch {
 pub type Read<'a> = &'a mut dyn FnMut(&Sources, &Tensor, &RaggedBatch) -> Result<()>;
 
 impl LinearModel {
-    /// Pulls a batch back through the frozen layers. On the way, `read` gets every place's sources with the gradient
-    /// there; layers from the top down, then the embedding. [`Sources::effects`] are their products.
+    /// Pulls a batch back through the frozen layers: the VJP of each target's gradient. On the way, `read` gets every
+    /// place's sources with the gradient there; layers from the top down, then the embedding. [`Sources::effects`] are
+    /// their products.
     ///
     /// Layers at or above the targets and positions behind them are never touched.
     ///

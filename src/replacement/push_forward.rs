@@ -1,4 +1,5 @@
-//! The push-forward: the frozen linear model applied forwards, to a change that is added at one place.
+//! The push-forward, a Jacobian-vector product (JVP) of the frozen model: the model applied forwards, to a change that is
+//! added at one place.
 //!
 //! It is the map whose transpose [`LinearModel::pull_back`] is, written with plain tensor operations and without a
 //! thought for speed: the yardstick of the pull-back, and the way to follow one vector upwards. Biases are no part of
@@ -29,7 +30,7 @@ pub struct PushedForward {
 }
 
 impl LinearModel {
-    /// Pushes a change upwards through the frozen layers.
+    /// Pushes a change upwards through the frozen layers: its JVP.
     ///
     /// # Shapes
     /// `change` `[batch, n_pos, d_model]`.

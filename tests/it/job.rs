@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use circuitscope::attribution::{AttributionOptions, attribute};
-use circuitscope::intervene::{Alternative, GenerateOptions, Mode, Original, VerifyOptions, verify};
+use circuitscope::intervene::{
+    Alternative, Change, FeatureSpec, GenerateOptions, Mode, Original, VerifyOptions, verify,
+};
 use circuitscope::job::{CancelToken, Job, Progress};
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{atlas_model, atlas_transcoders};
@@ -82,8 +84,8 @@ fn interventions_generation_and_verification_are_cancelled() {
     let options = AttributionOptions::default();
     let graph = attribute(&replacement, &linear, PROMPT, &options, &Job::default()).unwrap().graph;
 
-    let change = vec!["0_39_7".parse::<circuitscope::intervene::FeatureSpec>().unwrap()];
-    let change: Vec<_> = change.iter().map(|c| c.changed(circuitscope::intervene::Change::Set(0.0))).collect();
+    let texas: FeatureSpec = "0_39_7".parse().unwrap();
+    let change = vec![texas.changed(Change::Set(0.0))];
     let (job, _) = cancelled_in("layers");
     assert_cancelled(Original::run(&replacement, &tokens, &job));
     let (job, _) = cancelled_in("layers");
