@@ -21,19 +21,16 @@ use crate::replacement::Replacement;
 use crate::{Error, Result};
 
 use super::intervene_text::{comparison_text, sweep_text};
+use super::prompt::PromptArgs;
 use super::setup::SetupArgs;
 use super::{note, print_data, print_json};
 
 #[derive(Debug, Args)]
 pub struct InterveneArgs {
-    /// The prompt; a leading BOS token is added
-    #[arg(required_unless_present = "tokens")]
-    prompt: Option<String>,
+    #[command(flatten)]
+    prompt: PromptArgs,
     #[command(flatten)]
     setup: SetupArgs,
-    /// The prompt as token ids, used as they are
-    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', conflicts_with = "prompt")]
-    tokens: Option<Vec<u32>>,
     /// Set a feature to a value; repeatable. Positions: 4, 4..7 (7 not included), 4.. (open-ended: generated tokens
     /// too), * (all but BOS, generated tokens too). At the same place, --set replaces what a plan says, --scale replaces
     /// --set, and --ablate replaces both
@@ -168,7 +165,7 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     let compare = CompareOptions { target, top: args.top, features };
     check_question(args, &plan)?;
 
-    let (tokens, prompt) = prompt(args, &replacement)?;
+    let (tokens, prompt) = args.prompt.read(&replacement)?;
     let prompt_tokens = tokens.iter().map(|&t| replacement.tokenizer.token(t)).collect();
     let original = Original::run(&replacement, &tokens)?;
     let shown = |interventions: &[Intervention]| interventions.iter().map(ToString::to_string).collect();
@@ -342,18 +339,6 @@ fn target(args: &InterveneArgs, replacement: &Replacement) -> Result<Option<u32>
         }
         (None, id) => Ok(id),
     }
-}
-
-/// The prompt's tokens, and its text.
-fn prompt(args: &InterveneArgs, replacement: &Replacement) -> Result<(Vec<u32>, String)> {
-    let (tokens, text) = match (&args.tokens, &args.prompt) {
-        (Some(tokens), _) => (tokens.clone(), None),
-        (None, Some(prompt)) => (replacement.tokenizer.encode_prompt(prompt)?, Some(prompt.clone())),
-        (None, None) => return Err(Error::EmptyPrompt),
-    };
-    replacement.check_tokens(&tokens)?;
-    let text = text.unwrap_or_else(|| replacement.tokenizer.decode(&tokens));
-    Ok((tokens, text))
 }
 
 /// The features of a graph file, and its supernodes.

@@ -6,10 +6,14 @@ mod inspect;
 mod intervene;
 mod intervene_text;
 mod memory;
+mod phases;
+mod progress;
+mod prompt;
 mod prune;
 mod setup;
 mod summary;
 mod trace;
+mod trace_args;
 mod verify;
 
 use std::io::Write;
@@ -25,7 +29,7 @@ pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use prune::PruneArgs;
 pub use summary::summary_text;
-pub use trace::TraceArgs;
+pub use trace_args::TraceArgs;
 pub use verify::VerifyArgs;
 
 /// Exit code of a command whose answer is no.

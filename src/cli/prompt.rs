@@ -1,0 +1,53 @@
+//! The prompt, as arguments of the commands that run a model on one.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::replacement::Replacement;
+use crate::{Error, Result};
+
+/// A prompt: text, a file with text, or token ids.
+#[derive(Debug, Args)]
+pub(super) struct PromptArgs {
+    /// The prompt; a leading BOS token is added
+    #[arg(required_unless_present_any = ["tokens", "prompt_file"])]
+    prompt: Option<String>,
+    /// The prompt as token ids, used as they are
+    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', conflicts_with_all = ["prompt", "prompt_file"])]
+    tokens: Option<Vec<u32>>,
+    /// Read the prompt from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+}
+
+impl PromptArgs {
+    /// The prompt's tokens, [n_pos], and its text.
+    ///
+    /// # Errors
+    /// A file that cannot be read, tokens that the model does not have, more or fewer than it can run on.
+    pub(super) fn read(&self, replacement: &Replacement) -> Result<(Vec<u32>, String)> {
+        if let Some(tokens) = &self.tokens {
+            replacement.check_tokens(tokens)?;
+            return Ok((tokens.clone(), replacement.tokenizer.decode(tokens)));
+        }
+        let text = match (&self.prompt, &self.prompt_file) {
+            (Some(prompt), _) => prompt.clone(),
+            (None, Some(path)) => read_prompt(path)?,
+            (None, None) => return Err(Error::EmptyPrompt),
+        };
+        let tokens = replacement.tokenizer.encode_prompt(&text)?;
+        replacement.check_tokens(&tokens)?;
+        Ok((tokens, text))
+    }
+}
+
+fn read_prompt(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+        doing: "cannot read",
+        path: path.to_owned(),
+        source,
+    })?;
+    // Editors end files with a newline that is not meant.
+    Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+}
