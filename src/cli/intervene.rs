@@ -18,23 +18,20 @@ use crate::intervene::{
 use crate::job::Job;
 use crate::picture::{sweep_csv, sweep_svg};
 use crate::replacement::Replacement;
-use crate::tracer::{Prompt, RunOptions, Swept, Tracer};
+use crate::tracer::{RunOptions, Swept, Tracer};
 use crate::{Error, Result};
 
 use super::intervene_text::{comparison_text, sweep_text};
+use super::prompt::PromptArgs;
 use super::setup::SetupArgs;
 use super::{note, print_data, print_json};
 
 #[derive(Debug, Args)]
 pub struct InterveneArgs {
-    /// The prompt; a leading BOS token is added
-    #[arg(required_unless_present = "tokens")]
-    prompt: Option<String>,
+    #[command(flatten)]
+    prompt: PromptArgs,
     #[command(flatten)]
     setup: SetupArgs,
-    /// The prompt as token ids, used as they are
-    #[arg(long, value_name = "ID,ID,..", value_delimiter = ',', conflicts_with = "prompt")]
-    tokens: Option<Vec<u32>>,
     /// Set a feature to a value; repeatable. Positions: 4, 4..7 (7 not included), 4.. (open-ended: generated tokens
     /// too), * (all but BOS, generated tokens too). At the same place, --set replaces what a plan says, --scale replaces
     /// --set, and --ablate replaces both
@@ -135,7 +132,7 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     check_question(args, &plan)?;
     let options = RunOptions { mode, compare, generate };
 
-    let prompt = prompt(args)?;
+    let prompt = args.prompt.read()?;
     let alternatives = alternatives(&plan, sweep.as_ref());
     if !alternatives.is_empty() {
         let swept = tracer.sweep_with(prompt, &plan.interventions, &alternatives, &options, &Job::default())?;
@@ -277,15 +274,6 @@ fn target(args: &InterveneArgs, tracer: &Tracer) -> Result<Option<u32>> {
             token.map(Some)
         }
         (None, id) => Ok(id),
-    }
-}
-
-/// The prompt, as it was given.
-fn prompt(args: &InterveneArgs) -> Result<Prompt> {
-    match (&args.tokens, &args.prompt) {
-        (Some(tokens), _) => Ok(Prompt::from(tokens.clone())),
-        (None, Some(prompt)) => Ok(Prompt::from(prompt)),
-        (None, None) => Err(Error::EmptyPrompt),
     }
 }
 

@@ -7,6 +7,7 @@ mod inspect;
 mod intervene;
 mod intervene_text;
 mod memory;
+mod prompt;
 mod prune;
 mod setup;
 mod shortened;

@@ -84,6 +84,8 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     let meta = GraphMeta { format_version: RAW_FORMAT_VERSION, ..graph.meta.clone() };
     let as_io = |e: serde_json::Error| Error::Io { doing: "cannot write", path: path.to_owned(), source: e.into() };
     let meta = HashMap::from([(META_KEY.to_owned(), serde_json::to_string(&meta).map_err(as_io)?)]);
+    // The header is the crate's own `Metadata`. The crate's writers want every tensor as bytes in memory, and the rows of a
+    // graph can be most of it: so the length before the header and the data after it are streamed here.
     let header = Metadata::new(Some(meta), infos).map_err(|e| damaged(path, e))?;
     let mut header = serde_json::to_vec(&header).map_err(as_io)?;
     header.resize(header.len().next_multiple_of(align_of::<i64>()), b' ');

@@ -5,10 +5,10 @@ use std::io::Write;
 
 use circuitscope::Error;
 use circuitscope::circuits::{
-    ClusterSettings, Selection, Supernode, carrying_paths, circuit_scores, collapse, common, diff, find_supernodes,
-    induced, neighborhood, pinned_scores,
+    ClusterSettings, GroupRequest, Opening, Part, Selection, Supernode, carrying_paths, circuit_scores, collapse,
+    common, diff, find_supernodes, induced, neighborhood, open_graph, pinned_scores, save,
 };
-use circuitscope::export::{WireGraph, stream_wire, wire};
+use circuitscope::export::{WireGraph, stream_wire, wire, write_raw};
 use circuitscope::graph::{
     AttributionGraph, Circuit, CircuitMeta, Link, Node, NodeId, influence, scores, strongest_paths, subgraph_scores,
 };
@@ -602,4 +602,29 @@ fn labels_stay_within_their_boxes_and_the_picture() {
             );
         }
     }
+}
+
+#[test]
+fn graph_files_of_both_kinds_open_to_the_same_circuit() {
+    let case = &crate::reference::cases()[0];
+    let graph = case.graph();
+    let folder = tempfile::tempdir().unwrap();
+    // Names say nothing: the content does.
+    let (raw, json) = (folder.path().join("raw.json"), folder.path().join("json.safetensors"));
+    write_raw(&graph, &raw).unwrap();
+    let opening = Opening::new(Some(0.6), Some(0.9)).unwrap();
+    let from_raw = open_graph(&raw, &opening).unwrap();
+    assert!(from_raw.raw.is_some() && from_raw.json.is_none());
+    let groups = GroupRequest { ignore_stored: true, ..GroupRequest::default() }.supernodes(&from_raw).unwrap();
+    save(&from_raw, None, &groups, &json).unwrap();
+    let from_json = open_graph(&json, &Opening::default()).unwrap();
+    assert!(from_json.raw.is_none() && from_json.json.is_some());
+    let nodes = |circuit: &Circuit| circuit.graph().node_weights().map(|node| node.id).collect::<Vec<_>>();
+    assert!(nodes(&from_raw.circuit).len() > 3);
+    assert_eq!(nodes(&from_raw.circuit), nodes(&from_json.circuit));
+    assert_eq!(from_raw.circuit.graph().edge_count(), from_json.circuit.graph().edge_count());
+    assert!(matches!(Opening::new(Some(1.5), None), Err(Error::Threshold { .. })));
+    let nobody = Part { ids: vec!["99_9_9".into()], ..Part::default() };
+    assert!(matches!(nobody.nodes(&from_json.circuit), Err(Error::UnknownNode { .. })));
+    assert_eq!(Part::default().nodes(&from_json.circuit).unwrap(), None);
 }

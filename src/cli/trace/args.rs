@@ -1,0 +1,130 @@
+//! The arguments of `circuitscope trace`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::attribution::{AttributionOptions, TargetRequest};
+use crate::circuits::SummarySettings;
+use crate::error::Doing;
+use crate::tracer::Tracer;
+use crate::{Error, Result};
+
+use super::super::Format;
+use super::super::graph_args::Thresholds;
+use super::super::prompt::PromptArgs;
+use super::super::setup::SetupArgs;
+
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    #[command(flatten)]
+    pub(super) prompt: PromptArgs,
+    #[command(flatten)]
+    pub(super) setup: SetupArgs,
+    /// Explain the logit of this token (exact text, leading space included); repeatable [default: the likeliest tokens]
+    #[arg(long, value_name = "TOKEN")]
+    target: Vec<String>,
+    /// As --target, by vocabulary id
+    #[arg(long, value_name = "ID")]
+    target_id: Vec<u32>,
+    /// Explain the difference of two tokens' logits
+    #[arg(long, num_args = 2, value_names = ["TOKEN", "TOKEN"])]
+    target_diff: Vec<String>,
+    /// Explain the pre-activation of a feature: layer_feature_position
+    #[arg(long, value_name = "L_F_P")]
+    target_feature: Vec<String>,
+    /// Position of logit targets [default: the last]
+    #[arg(long, value_name = "P")]
+    position: Option<usize>,
+    /// At most this many of the likeliest tokens are explained
+    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().max_logits)]
+    max_logits: usize,
+    /// No more tokens once their probabilities add up to this
+    #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob)]
+    logit_prob: f64,
+    /// At most this many features become nodes, the most influential ones; or `all`
+    #[arg(long, value_name = "N", default_value = "7500", value_parser = parse_max_features)]
+    max_features: MaxFeatures,
+    /// With --max-features: a quarter of the features chosen between two looks at the influence
+    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size)]
+    batch_size: usize,
+    #[command(flatten)]
+    pub(super) thresholds: Thresholds,
+    /// Where the files go
+    #[arg(long, value_name = "FOLDER", default_value = "graphs")]
+    pub(super) out_dir: PathBuf,
+    /// Name of the files and of the graph [default: from the prompt]
+    #[arg(long, value_name = "NAME")]
+    pub(super) slug: Option<String>,
+    /// Do not write the pruned graph
+    #[arg(long)]
+    pub(super) no_json: bool,
+    /// Do not write the raw graph
+    #[arg(long)]
+    pub(super) no_raw: bool,
+    /// Leave the features' decoder directions out of the raw graph; `inspect --auto-group` uses them
+    #[arg(long)]
+    no_decoders: bool,
+    /// A feature_labels.json to name features from [default: the one beside the transcoders]
+    #[arg(long, value_name = "FILE")]
+    pub(super) labels: Option<PathBuf>,
+    /// How many of the strongest paths to show
+    #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths)]
+    pub(super) paths: usize,
+    /// How many nodes to show
+    #[arg(long, value_name = "N", default_value_t = SummarySettings::default().top)]
+    pub(super) top: usize,
+    /// How to print the summary
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct MaxFeatures(Option<usize>);
+
+fn parse_max_features(text: &str) -> Result<MaxFeatures, String> {
+    match text {
+        "all" => Ok(MaxFeatures(None)),
+        _ => text.parse().map(|n| MaxFeatures(Some(n))).map_err(|_| "expected a number or `all`".into()),
+    }
+}
+
+impl TraceArgs {
+    /// How to attribute, with the targets looked up.
+    ///
+    /// # Errors
+    /// Targets that are no token or no feature, options out of range.
+    pub(super) fn options(&self, tracer: &Tracer) -> Result<AttributionOptions> {
+        let token = |text: &String| tracer.token(text);
+        let mut targets = Vec::new();
+        for text in &self.target {
+            targets.push(TargetRequest::Token(token(text).doing(|| format!("cannot use `--target {text:?}`"))?));
+        }
+        targets.extend(self.target_id.iter().map(|&id| TargetRequest::Token(id)));
+        for pair in self.target_diff.chunks_exact(2) {
+            let [first, second] = [&pair[0], &pair[1]]
+                .map(|text| token(text).doing(|| format!("cannot use `--target-diff {:?} {:?}`", pair[0], pair[1])));
+            targets.push(TargetRequest::TokenDiff(first?, second?));
+        }
+        for text in &self.target_feature {
+            let numbers: Option<Vec<usize>> = text.split('_').map(|part| part.parse().ok()).collect();
+            let Some(&[layer, feature, pos]) = numbers.as_deref() else {
+                let expected = "layer_feature_position, such as 3_41_7";
+                return Err(Error::Spec { text: text.clone(), expected })
+                    .doing(|| format!("cannot use `--target-feature {text}`"));
+            };
+            targets.push(TargetRequest::Feature { layer, feature, pos });
+        }
+        let options = AttributionOptions {
+            targets,
+            position: self.position,
+            max_logits: self.max_logits,
+            logit_prob: self.logit_prob,
+            max_features: self.max_features.0,
+            batch_size: self.batch_size,
+            keep_decoders: !(self.no_decoders || self.no_raw),
+        };
+        options.check()?;
+        Ok(options)
+    }
+}
