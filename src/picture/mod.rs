@@ -5,6 +5,10 @@
 //! logits above, as in the figures of Ameisen et al. 2025 and Lindsey et al. 2025.
 
 mod arrange;
+#[cfg(feature = "png")]
+mod png;
+#[cfg(not(feature = "png"))]
+#[path = "without_png.rs"]
 mod png;
 mod route;
 mod svg;

@@ -7,6 +7,7 @@ mod circuits;
 mod command_line;
 mod export;
 mod graph;
+mod hub;
 mod intervene;
 mod intervene_commands;
 mod kernels;
