@@ -267,7 +267,8 @@ fn the_token_goes_to_the_hub_and_to_no_other_host() {
 #[test]
 fn refusals_say_what_to_do_and_leave_no_file() {
     let gated = [("X-Error-Code", "GatedRepo"), ("X-Error-Message", "Access to model org/model is restricted")];
-    let cases: [(u16, &[(&'static str, &str)], &[&str]); 6] = [
+    type Headers<'a> = &'a [(&'static str, &'a str)];
+    let cases: [(u16, Headers, &[&str]); 6] = [
         (401, &[("X-Error-Code", "RepoNotFound")], &["401", "no such repository, or no access", "HF_TOKEN"]),
         (403, &gated, &["403", "must be asked for", "Access to model org/model is restricted"]),
         (404, &[("X-Error-Code", "RepoNotFound")], &["404", "no such repository"]),
