@@ -17,7 +17,9 @@ fn main() {
         .and_then(|ptx| ptx.write(out_dir.join("ptx.rs")));
     if let Err(error) = built {
         eprintln!("cannot compile the CUDA kernels: {error}");
-        eprintln!("the feature `cuda` needs nvcc 12 or newer: put it on PATH, or set NVCC or CUDA_HOME (see README)");
+        eprintln!(
+            "the feature `cuda` needs nvcc 12 or newer: put it on PATH, or set NVCC or CUDA_HOME (see docs/gpu.md)"
+        );
         std::process::exit(1);
     }
 }

@@ -234,6 +234,10 @@ pub enum Error {
     Device { name: String, reason: String },
 
     // intervene
+    /// The model's logits leave no choice of a next token.
+    #[error("the model's logits are not finite, so no next token can be chosen")]
+    LogitsNotFinite,
+
     /// A layer that the model does not have.
     #[error("layer {layer} does not exist: the model has layers 0..={}", n_layers - 1)]
     NoSuchLayer { layer: usize, n_layers: usize },
@@ -355,6 +359,7 @@ impl Error {
             | Error::Shape { .. }
             | Error::Dtype { .. }
             | Error::NotFinite { .. }
+            | Error::LogitsNotFinite
             | Error::OutOfRange { .. }
             | Error::Metadata { .. }
             | Error::Architecture { .. }

@@ -106,6 +106,7 @@
 
 pub mod attribution;
 pub mod circuits;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod error;
 pub mod export;

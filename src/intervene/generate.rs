@@ -1,11 +1,9 @@
 //! Continuations under intervention, token by token with a cache of keys and values.
 
-use candle_core::{Device, Tensor};
-use candle_transformers::generation::LogitsProcessor;
-
 use super::change::{Intervention, Mode};
 use super::edit::{Constraint, InterventionEdit};
 use super::original::{Original, hold, last_logits};
+use super::sample::Sampler;
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::model::{Activations, ForwardOptions, Hold, KvCache};
@@ -60,7 +58,7 @@ impl Original<'_> {
         let config = &self.replacement.model.config;
         mode.check(config.n_layers)?;
         let resolved = self.resolve(&[interventions.to_vec()])?;
-        let mut processor = LogitsProcessor::new(options.seed, options.temperature, options.top_p);
+        let mut sampler = Sampler::new(options.seed, options.temperature, options.top_p);
         let mut generated = Vec::new();
         if options.n_tokens == 0 {
             return Ok(generated);
@@ -81,8 +79,7 @@ impl Original<'_> {
         }
         loop {
             let logits = last_logits(self.replacement, &pass)?.remove(0);
-            let n_logits = logits.len();
-            let next = processor.sample(&Tensor::from_vec(logits, n_logits, &Device::Cpu)?)?;
+            let next = sampler.choose(&logits)?;
             generated.push(next);
             job.report("tokens", generated.len(), options.n_tokens);
             let n_past = cache.n_past();

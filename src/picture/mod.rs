@@ -8,6 +8,10 @@
 mod arrange;
 mod node_text;
 mod plot;
+#[cfg(feature = "png")]
+mod png;
+#[cfg(not(feature = "png"))]
+#[path = "without_png.rs"]
 mod png;
 mod route;
 mod svg;

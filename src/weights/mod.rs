@@ -14,6 +14,8 @@ mod gguf_header;
 mod gguf_tokenizer;
 mod host;
 mod hub;
+#[cfg(feature = "hub")]
+mod hub_client;
 mod npz;
 mod safetensors_file;
 mod source;
@@ -25,5 +27,5 @@ pub use atlas::{ATLAS, atlas_model, atlas_transcoders};
 pub use checkpoint::Checkpoint;
 pub use folder::Folder;
 pub use host::HostFiles;
-pub use hub::Hub;
+pub use hub::{Hub, Token};
 pub use tokenizer::{SpecialIds, Tokenizer};

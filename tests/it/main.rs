@@ -9,6 +9,7 @@ mod docs;
 mod export;
 mod graph;
 mod hostile;
+mod hub;
 mod intervene;
 mod intervene_commands;
 mod job;

@@ -294,7 +294,7 @@ fn a_hub_model_is_read_from_the_cache_on_disk() {
     host_folder(&repo.join("snapshots").join(commit));
     std::fs::create_dir_all(repo.join("refs")).unwrap();
     std::fs::write(repo.join("refs/main"), commit).unwrap();
-    let hub = Hub { cache: cache.path().to_path_buf(), offline: true };
+    let hub = Hub { cache: cache.path().to_path_buf(), offline: true, ..Hub::from_env() };
     for spec in ["org/tiny.model", "org/tiny.model@main", &format!("org/tiny.model@{commit}")] {
         let host = HostFiles::from_folder(&Folder::open_with(spec, hub.clone()).unwrap()).unwrap();
         assert_eq!((host.source.as_str(), host.checkpoint.names().count()), (spec, 2));
