@@ -13,7 +13,7 @@ use circuitscope::intervene::{Alternative, Change, FeatureSpec, GenerateOptions,
 use circuitscope::job::Job;
 use circuitscope::model::ForwardOptions;
 use circuitscope::replacement::Replacement;
-use circuitscope::weights::{Folder, HostFiles};
+use circuitscope::weights::{Folder, ModelFiles};
 
 const PROMPT: &str = "The capital of France is";
 const N_RUNS: usize = 15;
@@ -33,7 +33,7 @@ fn median_secs(mut run: impl FnMut() -> Result<()>) -> Result<f64> {
 }
 
 fn bench(model: &str, transcoders: &str) -> Result<()> {
-    let replacement = Replacement::open(HostFiles::open(model)?, &Folder::open(transcoders)?, &Device::Cpu)?;
+    let replacement = Replacement::open(ModelFiles::open(model)?, &Folder::open(transcoders)?, &Device::Cpu)?;
     let tokens = replacement.tokenizer.encode_prompt(PROMPT)?;
     println!("{PROMPT:?}, {} positions, median of {N_RUNS}; weights in memory", tokens.len());
     replacement.model.keep_layers()?;

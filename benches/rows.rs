@@ -17,7 +17,7 @@ use circuitscope::attribution::{AttributionOptions, attribute};
 use circuitscope::job::Job;
 use circuitscope::ops::open_cuda;
 use circuitscope::replacement::{LinearModel, Replacement};
-use circuitscope::weights::{Folder, HostFiles};
+use circuitscope::weights::{Folder, ModelFiles};
 use synthetic::{Shape, write_model, write_transcoders};
 
 /// Measurements of one setting, of which the best counts: others on the machine only ever slow it down.
@@ -66,7 +66,7 @@ fn device() -> candle_core::Result<Device> {
 }
 
 fn open(model: &str, transcoders: &str) -> Result<Replacement, Box<dyn Error>> {
-    Ok(Replacement::open(HostFiles::open(model)?, &Folder::open(transcoders)?, &device()?)?)
+    Ok(Replacement::open(ModelFiles::open(model)?, &Folder::open(transcoders)?, &device()?)?)
 }
 
 /// Prints one line: row phase and gemm, measured in turn.

@@ -1,4 +1,4 @@
-//! Writes a host model as a Hugging Face folder in f32, whatever it was read from: shows that a GGUF file and a folder
+//! Writes a base model as a Hugging Face folder in f32, whatever it was read from: shows that a GGUF file and a folder
 //! are the same model, and gives other programs the exact weights that circuitscope computes with.
 //!
 //!     cargo run --release --example dequantize_gguf -- model.gguf folder
@@ -7,14 +7,14 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::Tensor;
-use circuitscope::weights::HostFiles;
+use circuitscope::weights::ModelFiles;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [source, folder] = &arguments[..] else {
         return Err("usage: dequantize_gguf <folder, .gguf file or Hub id> <output folder>".into());
     };
-    let host = HostFiles::open(source)?;
+    let host = ModelFiles::open(source)?;
     let folder = Path::new(folder);
     std::fs::create_dir_all(folder)?;
 

@@ -421,13 +421,13 @@ impl Error {
 }
 
 /// Adds what was being done to an error, on its way up.
-pub trait Doing<T> {
+pub trait ErrorContext<T> {
     /// Wraps the error in [`Error::Context`]; `doing` is evaluated only when there is one.
-    fn doing(self, doing: impl FnOnce() -> String) -> Result<T>;
+    fn context(self, doing: impl FnOnce() -> String) -> Result<T>;
 }
 
-impl<T, E: Into<Error>> Doing<T> for std::result::Result<T, E> {
-    fn doing(self, doing: impl FnOnce() -> String) -> Result<T> {
+impl<T, E: Into<Error>> ErrorContext<T> for std::result::Result<T, E> {
+    fn context(self, doing: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|e| Error::Context { doing: doing(), source: Box::new(e.into()) })
     }
 }

@@ -16,7 +16,7 @@ use circuitscope::picture::{PictureSettings, arrange, svg};
 use circuitscope::prune::{PruneSettings, prune};
 use circuitscope::replacement::Replacement;
 use circuitscope::transcoder::open as open_transcoders;
-use circuitscope::weights::{Checkpoint, Folder, HostFiles, Tokenizer, atlas_model, atlas_transcoders};
+use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_model, atlas_transcoders};
 use serde_json::Value;
 
 use crate::mutate::Form;
@@ -200,7 +200,7 @@ pub fn all() -> Vec<Target> {
     let (path, write) = in_folder("a.gguf");
     let read = move |input: &[u8]| {
         write(input);
-        let Ok(host) = HostFiles::open(&path.to_string_lossy()) else { return false };
+        let Ok(host) = ModelFiles::open(&path.to_string_lossy()) else { return false };
         let _ = host.tokenizer.encode_prompt("a b ab");
         let model = Model::open(&host.config, host.checkpoint.clone(), &Device::Cpu);
         model.is_ok_and(|model| model.layer(0).is_ok())
@@ -211,7 +211,7 @@ pub fn all() -> Vec<Target> {
     let checkpoints: Vec<Checkpoint> = families
         .iter()
         .map(|family| Folder::open(&fixture(&format!("{family}/model")).to_string_lossy()).expect("a folder"))
-        .map(|folder| HostFiles::from_folder(&folder).expect("a model").checkpoint)
+        .map(|folder| ModelFiles::from_folder(&folder).expect("a model").checkpoint)
         .collect();
     let read = move |input: &[u8]| {
         let Ok(config) = serde_json::from_slice::<Value>(input) else { return false };

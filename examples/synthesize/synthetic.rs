@@ -200,7 +200,7 @@ fn write_tensors(path: &Path, tensors: &[(String, Vec<usize>, Fill)], seed: u64)
     writer.flush()
 }
 
-/// Writes a host model in Hugging Face layout.
+/// Writes a base model in Hugging Face layout.
 pub fn write_model(shape: &Shape, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("config.json"), shape.config().to_string())?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use petgraph::graph::NodeIndex;
 
 use super::group::{NamedGroup, split_name};
-use crate::error::Doing;
+use crate::error::ErrorContext;
 use crate::export::{StreamedGraph, raw, read_raw, stream_wire};
 use crate::graph::{AttributionGraph, Circuit, influence};
 use crate::prune::{PruneSettings, nodes_within, prune, prune_links};
@@ -86,9 +86,9 @@ pub fn open_graph(path: &Path, opening: &Opening) -> Result<OpenedGraph> {
     let json = open_json(path, opening.json.as_ref())?;
     let doing = || format!("cannot load the graph `{}`", path.display());
     if json.links.len() > MAX_LINKS {
-        return Err(Error::TooManyLinks { n_links: json.links.len(), limit: MAX_LINKS }).doing(doing);
+        return Err(Error::TooManyLinks { n_links: json.links.len(), limit: MAX_LINKS }).context(doing);
     }
-    let circuit = json.circuit().doing(doing)?;
+    let circuit = json.circuit().context(doing)?;
     Ok(OpenedGraph { circuit, raw: None, json: Some(json) })
 }
 
@@ -105,7 +105,7 @@ pub fn open_circuit(path: &Path, opening: &Opening) -> Result<Circuit> {
 /// # Errors
 /// As [`read_raw`].
 pub fn open_raw(path: &Path) -> Result<AttributionGraph> {
-    read_raw(path).doing(|| format!("cannot load the graph `{}`", path.display()))
+    read_raw(path).context(|| format!("cannot load the graph `{}`", path.display()))
 }
 
 /// The circuit in a raw graph.
@@ -130,5 +130,5 @@ pub fn open_json(path: &Path, settings: Option<&PruneSettings>) -> Result<Stream
         graph.keep_nodes(&is_kept);
         Ok(graph)
     };
-    open().doing(|| format!("cannot load the graph `{}`", path.display()))
+    open().context(|| format!("cannot load the graph `{}`", path.display()))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::circuits::{Opening, open_graph};
-use crate::error::Doing;
+use crate::error::ErrorContext;
 use crate::export::replace_file;
 use crate::graph::FeatureId;
 use crate::intervene::{
@@ -195,7 +195,7 @@ fn alternatives(plan: &Plan, sweep: Option<&Sweep>) -> Vec<Alternative> {
 }
 
 fn parse<T: std::str::FromStr<Err = Error>>(text: &str, option: &str) -> Result<T> {
-    text.parse().doing(|| format!("cannot use `{option} {text}`"))
+    text.parse().context(|| format!("cannot use `{option} {text}`"))
 }
 
 /// `--set`, `--scale` and `--ablate`.
@@ -209,11 +209,11 @@ fn changes(args: &InterveneArgs) -> Result<Vec<Intervention>> {
     };
     let mut all = Vec::new();
     for text in &args.set {
-        let (feature, value) = with_value(text, "--set").doing(|| format!("cannot use `--set {text}`"))?;
+        let (feature, value) = with_value(text, "--set").context(|| format!("cannot use `--set {text}`"))?;
         all.push(feature.changed(Change::Set(value)));
     }
     for text in &args.scale {
-        let (feature, factor) = with_value(text, "--scale").doing(|| format!("cannot use `--scale {text}`"))?;
+        let (feature, factor) = with_value(text, "--scale").context(|| format!("cannot use `--scale {text}`"))?;
         all.push(feature.changed(Change::Scale(factor)));
     }
     for text in &args.ablate {
@@ -270,7 +270,7 @@ fn read_plan(path: Option<&Path>, supernodes: &Supernodes) -> Result<Plan> {
 fn target(args: &InterveneArgs, tracer: &Tracer) -> Result<Option<u32>> {
     match (&args.target, args.target_id) {
         (Some(text), _) => {
-            let token = tracer.token(text).doing(|| format!("cannot use `--target {text:?}`"));
+            let token = tracer.token(text).context(|| format!("cannot use `--target {text:?}`"));
             token.map(Some)
         }
         (None, id) => Ok(id),
@@ -293,7 +293,7 @@ fn graph_features(path: &Path, replacement: &Replacement) -> Result<(Option<BTre
     }
     for f in &features {
         let known = replacement.transcoders.check_feature(f.layer as usize, f.feature as usize);
-        known.doing(|| format!("`{}` is a graph of another model", path.display()))?;
+        known.context(|| format!("`{}` is a graph of another model", path.display()))?;
     }
     // Nodes that are no features have nothing to change.
     let features_of = |ids: Vec<String>| {

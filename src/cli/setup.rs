@@ -14,7 +14,7 @@ const MAX_THREADS: i64 = 512;
 /// The model and where it runs.
 #[derive(Debug, Args)]
 pub struct SetupArgs {
-    /// Host model: a folder in Hugging Face layout, a .gguf file, a Hub id org/name[@revision], or `atlas`
+    /// base model: a folder in Hugging Face layout, a .gguf file, a Hub id org/name[@revision], or `atlas`
     #[arg(long, value_name = "MODEL", default_value = ATLAS)]
     pub model: String,
     /// Transcoders: a folder with a config.yaml, or a Hub id [default: those of `atlas`]

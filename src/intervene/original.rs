@@ -103,7 +103,7 @@ impl<'a> Original<'a> {
         last_logits(self.replacement, &self.changed_run(alternatives, mode, false, job)?.pass)
     }
 
-    /// The pass behind [`Original::intervene`].
+    /// The pass of [`Original::intervene`].
     pub(super) fn changed_run(
         &self,
         alternatives: &[Vec<Intervention>],

@@ -39,7 +39,7 @@ pub struct Pass {
     pub resid_final: Tensor,
     /// The output of the final norm: what the unembedding reads. `[batch, n_pos, d_model]`
     pub final_normed: Tensor,
-    /// New positions of each sequence; what lies behind them is padding and means nothing. `[batch]`
+    /// New positions of each sequence; what follows them is padding and means nothing. `[batch]`
     pub lengths: Vec<usize>,
 }
 

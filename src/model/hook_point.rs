@@ -33,7 +33,7 @@ pub enum HookPoint {
     AttnZ(usize),
     /// What the norm after attention divides by, where there is one. `[batch, n_pos, 1]`
     Ln1PostScale(usize),
-    /// What attention adds to the residual stream: after the norm behind it, where there is one.
+    /// What attention adds to the residual stream: after its post-norm, where there is one.
     AttnOut(usize),
     /// The residual stream between attention and MLP.
     ResidMid(usize),
@@ -43,11 +43,11 @@ pub enum HookPoint {
     Ln2Normalized(usize),
     /// The MLP's input: that norm, gain and bias included.
     MlpIn(usize),
-    /// The MLP's output, before any norm behind it.
+    /// The MLP's output, before any post-norm.
     MlpOut(usize),
     /// What the norm after the MLP divides by, where there is one. `[batch, n_pos, 1]`
     Ln2PostScale(usize),
-    /// What the MLP adds to the residual stream: after the norm behind it, where there is one.
+    /// What the MLP adds to the residual stream: after its post-norm, where there is one.
     HookMlpOut(usize),
     /// The residual stream after a layer.
     ResidPost(usize),

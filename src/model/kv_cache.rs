@@ -99,7 +99,7 @@ impl KvCache {
     }
 }
 
-/// Every sequence's new entries right behind its past ones, padded with zeros to the longest.
+/// Every sequence's new entries right after its past ones, padded with zeros to the longest.
 fn joined(past: &Tensor, new: Tensor, places: &Places) -> Result<Tensor> {
     if let Some(start) = places.common_start() {
         return Ok(Tensor::cat(&[past.narrow(2, 0, start)?, new], 2)?);

@@ -32,7 +32,7 @@ pub use linear::Linear;
 pub use mlp::{Experts, Mlp};
 pub use norm::Norm;
 
-use crate::error::{Doing, Error, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::weights::Checkpoint;
 
 /// A base model: its description and its checkpoint. Weights are read when they are used.
@@ -68,7 +68,7 @@ impl Model {
     /// # Errors
     /// Those of [`ModelConfig::from_json`]; [`Error::MissingTensor`] when the checkpoint has no embedding.
     pub fn open(config: &serde_json::Value, checkpoint: Checkpoint, device: &Device) -> Result<Self> {
-        let config = ModelConfig::from_json(config).doing(|| "cannot use the base model's config".into())?;
+        let config = ModelConfig::from_json(config).context(|| "cannot use the base model's config".into())?;
         let (embedding, prefix) = match config.naming {
             Naming::Llama => ("embed_tokens.weight", "model."),
             Naming::Gpt2 => ("wte.weight", "transformer."),
@@ -98,7 +98,7 @@ impl Model {
         match kept {
             Some(kept) => Ok(kept),
             None => {
-                Ok(Arc::new(self.read_layer(layer).doing(|| format!("cannot load layer {layer} of the base model"))?))
+                Ok(Arc::new(self.read_layer(layer).context(|| format!("cannot load layer {layer} of the base model"))?))
             }
         }
     }

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use super::Replacement;
 use super::run::{LinearWeights, Run};
 use super::sources::{Origin, Sources, SourcesBuilder};
-use crate::error::{Doing, Result};
+use crate::error::{ErrorContext, Result};
 use crate::job::Job;
 use crate::model::{Activations, HookPoint, Norm, NormKind, split_heads};
 use crate::ops::NormFactors;
@@ -64,7 +64,7 @@ pub(super) struct FrozenLayer {
     pub w_o: Tensor,
     /// From the input hook down to `resid_mid`; `None` where they are the same.
     pub input_norm: Option<NormFactors>,
-    /// What the MLP's norm adds at the input hook, if that is behind it. `[d_model]`
+    /// What the MLP's norm adds at the input hook, if the hook comes after it. `[d_model]`
     pub input_bias: Option<Tensor>,
     /// From the residual stream down to the output hook; `None` where they are the same.
     pub output_norm: Option<NormFactors>,
@@ -173,7 +173,7 @@ impl Replacement {
             let transcoder = &self.transcoders.layers[layer];
             let input = kept.need(self.input_point(layer))?.squeeze(0)?;
             let encoded = transcoder.encode(&input, n_excluded);
-            let EncodedLayer { active, encoder_vecs } = encoded.doing(|| format!("cannot encode layer {layer}"))?;
+            let EncodedLayer { active, encoder_vecs } = encoded.context(|| format!("cannot encode layer {layer}"))?;
             for (pos, candidates) in active.iter().enumerate() {
                 features.all.extend(candidates.iter().map(|c| ActiveFeature {
                     layer,
@@ -257,7 +257,7 @@ impl Replacement {
             job.check()?;
             let wanted: Vec<usize> = features.of_layer(layer).map(|(_, f)| f.feature).collect();
             let rows = self.transcoders.layers[layer].decoder_vecs(&wanted, &cpu);
-            decoders.push(to_vec(&rows.doing(|| format!("cannot read the decoder of layer {layer}"))?)?);
+            decoders.push(to_vec(&rows.context(|| format!("cannot read the decoder of layer {layer}"))?)?);
             let mlp_bias = weights[layer].mlp_norm.bias.as_ref();
             all.push(self.sources_of_layer(layer, features, &decoders, kept, mlp_bias, n_excluded)?);
             if self.transcoders.n_written(layer) == 1 {

@@ -16,10 +16,10 @@ pub use sources::{Origin, Sources};
 
 use candle_core::Device;
 
-use crate::error::{Doing, Result};
+use crate::error::{ErrorContext, Result};
 use crate::model::{HookPoint, Model};
 use crate::transcoder::{InputHook, OutputHook, TranscoderSet};
-use crate::weights::{Folder, HostFiles, Tokenizer};
+use crate::weights::{Folder, ModelFiles, Tokenizer};
 
 /// First tokens of a chat prompt of the gemma-3-it models; all of them are excluded (definitions 3).
 const GEMMA3_IT_START: [u32; 4] = [2, 105, 2364, 107];
@@ -41,13 +41,13 @@ impl Replacement {
     ///
     /// # Errors
     /// Those of [`Model::open`] and [`crate::transcoder::open`].
-    pub fn open(host: HostFiles, transcoders: &Folder, device: &Device) -> Result<Self> {
-        let end_tokens = host.end_tokens();
-        let model = Model::open(&host.config, host.checkpoint, device)?;
+    pub fn open(files: ModelFiles, transcoders: &Folder, device: &Device) -> Result<Self> {
+        let end_tokens = files.end_tokens();
+        let model = Model::open(&files.config, files.checkpoint, device)?;
         let (n_layers, d_model) = (model.config.n_layers, model.config.d_model);
         let transcoders = crate::transcoder::open(transcoders, n_layers, d_model, device)
-            .doing(|| format!("cannot use the transcoders in `{}`", transcoders.spec()))?;
-        Ok(Self { model, transcoders, tokenizer: host.tokenizer, end_tokens, source: host.source })
+            .context(|| format!("cannot use the transcoders in `{}`", transcoders.spec()))?;
+        Ok(Self { model, transcoders, tokenizer: files.tokenizer, end_tokens, source: files.source })
     }
 
     /// How many positions at the start have no features and no errors: the BOS token, or of a gemma-3-it chat its

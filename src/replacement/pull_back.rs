@@ -41,7 +41,7 @@ impl LinearModel {
     /// place's sources with the gradient there; layers from the top down, then the embedding. [`Sources::effects`] are
     /// their products.
     ///
-    /// Layers at or above the targets and positions behind them are never touched.
+    /// Layers at or above the targets and positions after them are never touched.
     ///
     /// # Cost
     /// For a target at position c, per layer below it: `2 (c + 1)` times the sizes of `W_O` and `W_V`.
@@ -62,7 +62,7 @@ impl LinearModel {
             0,
         )?;
 
-        // `grad` is the gradient of the residual stream above layer `top`; `at_output` is that behind the norm which
+        // `grad` is the gradient of the residual stream above layer `top`; `at_output` is that after the norm which
         // the layer's MLP writes through, where there is one.
         let (mut grad, mut at_output, top) = match batch.site {
             TargetSite::FinalNorm => {

@@ -8,7 +8,7 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 use crate::ops::{built_with_cuda, device_name, open_cuda};
-use crate::weights::{ATLAS, Folder, HostFiles, atlas_model, atlas_transcoders};
+use crate::weights::{ATLAS, Folder, ModelFiles, atlas_model, atlas_transcoders};
 
 /// A base model, transcoders for it, and where to compute.
 ///
@@ -61,8 +61,8 @@ impl Setup {
     }
 
     /// Opens the files of the model and of its transcoders; reads no large tensor yet.
-    pub(super) fn open_files(&self) -> Result<(HostFiles, Folder)> {
-        let model = if self.model == ATLAS { atlas_model()? } else { HostFiles::open(&self.model)? };
+    pub(super) fn open_files(&self) -> Result<(ModelFiles, Folder)> {
+        let model = if self.model == ATLAS { atlas_model()? } else { ModelFiles::open(&self.model)? };
         let transcoders = match &self.transcoders {
             Some(transcoders) => Folder::open(transcoders)?,
             None => atlas_transcoders(),

@@ -1,5 +1,5 @@
 //! `transcoder`: sparse, readable features in place of an MLP (definitions 2; Dunefsky et al. 2024). It knows
-//! nothing of the host model beyond its sizes.
+//! nothing of the base model beyond its sizes.
 //!
 //! In: a folder of transcoders. Out: the active features of a tensor of inputs ([`Transcoder::encode`]) and the
 //! decoder rows of chosen features.
@@ -85,7 +85,7 @@ pub enum Kind {
     CrossLayer,
 }
 
-/// Transcoders for every layer of one host model.
+/// Transcoders for every layer of one base model.
 #[derive(Debug)]
 pub struct TranscoderSet {
     pub kind: Kind,

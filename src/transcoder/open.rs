@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::activation::ActivationFunction;
 use super::layer::{Decoder, Encoder, Transcoder};
 use super::{InputHook, Kind, OutputHook, TranscoderSet};
-use crate::error::{Doing, Error, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::labels::Labels;
 use crate::weights::{Checkpoint, Folder};
 
@@ -44,7 +44,7 @@ struct Expected<'a> {
     device: &'a Device,
 }
 
-/// Opens the transcoders of a host model with `n_layers` layers and width `d_model`.
+/// Opens the transcoders of a base model with `n_layers` layers and width `d_model`.
 ///
 /// Encoders and decoders are mapped and checked for shape; their values are checked when they are read.
 ///
@@ -106,7 +106,7 @@ fn per_layer(folder: &Folder, expected: &Expected) -> Result<Vec<Transcoder>> {
         folder
             .checkpoint(name)
             .and_then(|checkpoint| one_per_layer(&checkpoint, expected))
-            .doing(|| format!("cannot load the transcoder of layer {layer}"))
+            .context(|| format!("cannot load the transcoder of layer {layer}"))
     };
     names.iter().enumerate().map(open).collect()
 }
@@ -168,7 +168,7 @@ fn cross_layer(folder: &Folder, expected: &Expected) -> Result<Vec<Transcoder>> 
             decoder: Decoder { checkpoint: decoder, name: named("W_dec") },
         })
     };
-    (0..n_layers).map(|layer| open(layer).doing(|| format!("cannot load the transcoder of layer {layer}"))).collect()
+    (0..n_layers).map(|layer| open(layer).context(|| format!("cannot load the transcoder of layer {layer}"))).collect()
 }
 
 fn check_shape(checkpoint: &Checkpoint, name: &str, expected: Vec<usize>) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `atlas`, the small model with transcoders that is part of the program: the default when no model is named.
 
-use super::{Folder, HostFiles};
+use super::{Folder, ModelFiles};
 use crate::error::Result;
 
 macro_rules! files {
@@ -19,12 +19,12 @@ static TRANSCODERS: &[(&str, &[u8])] = files!(
     "layer_2.safetensors", "layer_3.safetensors",
 );
 
-/// The host model that is part of the program.
+/// The base model that is part of the program.
 ///
 /// # Errors
 /// None that a built program should give.
-pub fn atlas_model() -> Result<HostFiles> {
-    HostFiles::from_folder(&Folder::from_static(ATLAS, MODEL))
+pub fn atlas_model() -> Result<ModelFiles> {
+    ModelFiles::from_folder(&Folder::from_static(ATLAS, MODEL))
 }
 
 /// The transcoders that are part of the program.

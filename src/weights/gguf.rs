@@ -1,4 +1,4 @@
-//! Host models in GGUF files, under Hugging Face's names and in its layouts.
+//! base models in GGUF files, under Hugging Face's names and in its layouts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::checkpoint::Checkpoint;
 use super::foreign::guarded;
 use super::gguf_header::{Header, TensorInfo};
-use super::host::HostFiles;
+use super::host::ModelFiles;
 use super::source::Source;
 use super::stored::{Layout, Part, Stored};
 use super::{gguf_config, gguf_tokenizer};
@@ -59,7 +59,7 @@ impl Architecture {
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Damaged`], [`Error::Architecture`], [`Error::Metadata`], [`Error::Tokenizer`].
-pub(super) fn open(path: &Path) -> Result<HostFiles> {
+pub(super) fn open(path: &Path) -> Result<ModelFiles> {
     let source = Source::map(path)?;
     let header = Header::parse(&source.name, source.bytes()?)?;
     let architecture = Architecture::of(&header)?;
@@ -67,7 +67,7 @@ pub(super) fn open(path: &Path) -> Result<HostFiles> {
     let config = gguf_config::config(&header, architecture, &checkpoint, &source)?;
     let failed = |reason| Error::Tokenizer { file: source.name.clone(), reason };
     let tokenizer = guarded(|| gguf_tokenizer::tokenizer(&header)).map_err(failed)??;
-    HostFiles::from_parts(source.name.clone(), config, None, checkpoint, tokenizer)
+    ModelFiles::from_parts(source.name.clone(), config, None, checkpoint, tokenizer)
 }
 
 fn part(source: &Arc<Source>, info: &TensorInfo) -> Part {

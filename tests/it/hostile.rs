@@ -12,7 +12,7 @@ use circuitscope::export::read_raw;
 use circuitscope::graph::{Circuit, CircuitMeta, Link, MAX_PATHS, Node, NodeId, strongest_paths};
 use circuitscope::model::ModelConfig;
 use circuitscope::picture::png;
-use circuitscope::weights::{HostFiles, Tokenizer};
+use circuitscope::weights::{ModelFiles, Tokenizer};
 use petgraph::graph::NodeIndex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -326,6 +326,6 @@ fn a_gguf_file_that_claims_layers_which_it_has_not_is_refused() {
     ];
     let path = folder.path().join("model.gguf");
     std::fs::File::create(&path).unwrap().write_all(&gguf(&values)).unwrap();
-    let message = HostFiles::open(path.to_str().unwrap()).map(|_| ()).unwrap_err().to_string();
+    let message = ModelFiles::open(path.to_str().unwrap()).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("llama.block_count") && message.contains("1000000000"), "{message}");
 }

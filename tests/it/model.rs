@@ -7,13 +7,13 @@ use candle_core::Tensor;
 use circuitscope::Error;
 use circuitscope::job::{CancelToken, Job};
 use circuitscope::model::{Activations, ForwardOptions, HookPoint, Hooks, KvCache, Linear, Mlp, Model, Norm, NormKind};
-use circuitscope::weights::HostFiles;
+use circuitscope::weights::ModelFiles;
 
 use crate::reference::{Case, cases};
 use crate::support::{close, device, fixture};
 
 fn open(folder: &std::path::Path) -> Model {
-    let files = HostFiles::open(folder.to_str().unwrap()).unwrap();
+    let files = ModelFiles::open(folder.to_str().unwrap()).unwrap();
     Model::open(&files.config, files.checkpoint, &device()).unwrap()
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use circuitscope::weights::{Checkpoint, Folder, HostFiles, Hub, Tokenizer};
+use circuitscope::weights::{Checkpoint, Folder, Hub, ModelFiles, Tokenizer};
 use circuitscope::{Error, Result};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -234,17 +234,17 @@ fn a_host_folder_opens_with_all_its_shards() {
     let folder = TempDir::new().unwrap();
     host_folder(folder.path());
     let spec = folder.path().display().to_string();
-    let host = HostFiles::open(&spec).unwrap();
+    let host = ModelFiles::open(&spec).unwrap();
     assert_eq!(host.config["model_type"], "llama");
     assert!(host.generation_config.is_none());
     assert_eq!(host.checkpoint.names().count(), 2);
     assert_eq!(host.tokenizer.bos(), Some(2));
 
     std::fs::remove_file(folder.path().join("2.safetensors")).unwrap();
-    assert!(matches!(refused(HostFiles::open(&spec)), Error::MissingFile { file, .. } if file == "2.safetensors"));
+    assert!(matches!(refused(ModelFiles::open(&spec)), Error::MissingFile { file, .. } if file == "2.safetensors"));
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
-    assert!(matches!(refused(HostFiles::open(&spec)), Error::MissingFile { file, .. } if file == "config.json"));
-    assert!(matches!(refused(HostFiles::open("no/such/folder")), Error::UnknownSource { .. }));
+    assert!(matches!(refused(ModelFiles::open(&spec)), Error::MissingFile { file, .. } if file == "config.json"));
+    assert!(matches!(refused(ModelFiles::open("no/such/folder")), Error::UnknownSource { .. }));
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn names_of_base_models_and_text_parts_become_those_of_language_models() {
         ),
     ] {
         written(&folder, "model.safetensors", &safetensors(&from));
-        let host = HostFiles::open(&spec).unwrap();
+        let host = ModelFiles::open(&spec).unwrap();
         for name in to {
             assert!(host.checkpoint.contains(name), "{name}");
         }
@@ -282,7 +282,7 @@ fn names_of_base_models_and_text_parts_become_those_of_language_models() {
         r#"{"eos_token_id": 5, "text_config": {"model_type": "gemma3_text"}}"#,
     )
     .unwrap();
-    let config = HostFiles::open(&spec).unwrap().config;
+    let config = ModelFiles::open(&spec).unwrap().config;
     assert_eq!((&config["model_type"], &config["eos_token_id"]), (&json!("gemma3_text"), &json!(5)));
 }
 
@@ -296,7 +296,7 @@ fn a_hub_model_is_read_from_the_cache_on_disk() {
     std::fs::write(repo.join("refs/main"), commit).unwrap();
     let hub = Hub { cache: cache.path().to_path_buf(), offline: true, ..Hub::from_env() };
     for spec in ["org/tiny.model", "org/tiny.model@main", &format!("org/tiny.model@{commit}")] {
-        let host = HostFiles::from_folder(&Folder::open_with(spec, hub.clone()).unwrap()).unwrap();
+        let host = ModelFiles::from_folder(&Folder::open_with(spec, hub.clone()).unwrap()).unwrap();
         assert_eq!((host.source.as_str(), host.checkpoint.names().count()), (spec, 2));
     }
     let other = Folder::open_with("org/tiny.model", hub.clone()).unwrap();
@@ -421,7 +421,7 @@ fn prompts_and_targets_of_the_reference_cases_are_tokenised_the_same() {
 
 /// `cases.json` of a case: prompts with names, targets with ids. Returns how many prompts were compared; a fixture
 /// folder may hold some only.
-pub fn check_cases(host: &HostFiles, expected: &Path) -> usize {
+pub fn check_cases(host: &ModelFiles, expected: &Path) -> usize {
     let cases: Value = serde_json::from_slice(&std::fs::read(expected.join("cases.json")).unwrap()).unwrap();
     let cases = cases.get("cases").unwrap_or(&cases).as_array().unwrap().clone();
     let mut n_checked = 0;
@@ -445,7 +445,7 @@ fn every_reference_model_opens_and_tokenises_as_recorded() {
     let mut folders: Vec<_> = FAMILIES.map(|family| fixture("reference").join(family)).into();
     folders.push(fixture("atlas"));
     for folder in folders {
-        let host = HostFiles::open(&folder.join("model").display().to_string()).unwrap();
+        let host = ModelFiles::open(&folder.join("model").display().to_string()).unwrap();
         assert!(check_cases(&host, &folder.join("expected")) > 0, "{}: no prompt", folder.display());
         assert!(host.checkpoint.names().count() > 0);
         for name in host.checkpoint.names() {
@@ -564,7 +564,7 @@ fn tokens_that_end_a_text_come_from_the_generation_config_too() {
     }
     let ends = |text: &str| {
         std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
-        HostFiles::open(folder.path().to_str().unwrap()).unwrap().end_tokens()
+        ModelFiles::open(folder.path().to_str().unwrap()).unwrap().end_tokens()
     };
     assert_eq!(ends("{}"), [1]);
     assert_eq!(ends(r#"{"eos_token_id": 7}"#), [1, 7]);
@@ -584,7 +584,7 @@ fn checkpoints_of_the_base_model_alone_are_opened() {
         tensors.tensors().into_iter().map(|(name, view)| (name.trim_start_matches("model.").to_owned(), view));
     std::fs::write(folder.path().join("model.safetensors"), safetensors::serialize(renamed, None).unwrap()).unwrap();
     let names = |folder: &Path| -> Vec<String> {
-        let host = HostFiles::open(folder.to_str().unwrap()).unwrap();
+        let host = ModelFiles::open(folder.to_str().unwrap()).unwrap();
         let mut names: Vec<String> = host.checkpoint.names().map(str::to_owned).collect();
         names.sort();
         names

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use circuitscope::weights::{HostFiles, Tokenizer};
+use circuitscope::weights::{ModelFiles, Tokenizer};
 use circuitscope::{Error, Result};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -242,10 +242,10 @@ fn open(
     folder: &TempDir,
     metadata: &BTreeMap<String, Meta>,
     tensors: &BTreeMap<String, RawTensor>,
-) -> Result<HostFiles> {
+) -> Result<ModelFiles> {
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, gguf(metadata, tensors)).unwrap();
-    HostFiles::open(&path.display().to_string())
+    ModelFiles::open(&path.display().to_string())
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -454,7 +454,7 @@ fn truncated_gguf_is_refused_at_every_length() {
     // The last tensor's padding may be missing.
     for len in (0..bytes.len() - 32).step_by(37) {
         std::fs::write(&path, &bytes[..len]).unwrap();
-        let e = HostFiles::open(&path.display().to_string()).unwrap_err();
+        let e = ModelFiles::open(&path.display().to_string()).unwrap_err();
         assert!(matches!(e, Error::Damaged { .. }), "{len} of {}: {e}", bytes.len());
     }
 }
@@ -463,7 +463,7 @@ fn truncated_gguf_is_refused_at_every_length() {
 #[ignore = "needs CIRCUITSCOPE_SMOLLM2_GGUF (SmolLM2-135M-Instruct-Q8_0.gguf) and CIRCUITSCOPE_SHARED (smollm2/): cargo test --release --test it -- --ignored smollm2"]
 fn smollm2_opens_and_tokenises_as_recorded() {
     let (path, expected) = (file_named_by("CIRCUITSCOPE_SMOLLM2_GGUF"), shared("smollm2/expected"));
-    let host = HostFiles::open(&path.display().to_string()).unwrap();
+    let host = ModelFiles::open(&path.display().to_string()).unwrap();
     assert!(check_cases(&host, &expected) > 0);
     assert_eq!(
         host.tokenizer.decode(&host.tokenizer.encode_plain("In 1984, it's  two\n").unwrap()),
@@ -486,7 +486,7 @@ fn smollm2_opens_and_tokenises_as_recorded() {
 #[ignore = "needs CIRCUITSCOPE_GEMMA3_GGUF (a Gemma 3 GGUF file): cargo test --release --test it -- --ignored gemma_3"]
 fn gemma_3_opens_and_tokenises() {
     let path = file_named_by("CIRCUITSCOPE_GEMMA3_GGUF");
-    let host = HostFiles::open(&path.display().to_string()).unwrap();
+    let host = ModelFiles::open(&path.display().to_string()).unwrap();
     // The ids of the published tokenizer.
     let ids = host.tokenizer.encode_prompt("The capital of France is").unwrap();
     assert_eq!(ids, [2, 818, 5279, 529, 7001, 563]);
@@ -510,7 +510,7 @@ proptest! {
         let bytes = damage(damage(gguf(&metadata("llama"), &both_forms("llama").1), &header, 0), &anywhere, cut);
         let path = folder.path().join("x.gguf");
         std::fs::write(&path, bytes).unwrap();
-        if let Ok(host) = HostFiles::open(&path.display().to_string()) {
+        if let Ok(host) = ModelFiles::open(&path.display().to_string()) {
             let _ = host.tokenizer.encode_prompt("ab a");
             crate::weights::read_all(Ok(host.checkpoint));
         }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::attribution::{AttributionOptions, TargetRequest};
 use crate::circuits::SummarySettings;
-use crate::error::Doing;
+use crate::error::ErrorContext;
 use crate::tracer::Tracer;
 use crate::{Error, Result};
 
@@ -98,12 +98,12 @@ impl TraceArgs {
         let token = |text: &String| tracer.token(text);
         let mut targets = Vec::new();
         for text in &self.target {
-            targets.push(TargetRequest::Token(token(text).doing(|| format!("cannot use `--target {text:?}`"))?));
+            targets.push(TargetRequest::Token(token(text).context(|| format!("cannot use `--target {text:?}`"))?));
         }
         targets.extend(self.target_id.iter().map(|&id| TargetRequest::Token(id)));
         for pair in self.target_diff.chunks_exact(2) {
             let [first, second] = [&pair[0], &pair[1]]
-                .map(|text| token(text).doing(|| format!("cannot use `--target-diff {:?} {:?}`", pair[0], pair[1])));
+                .map(|text| token(text).context(|| format!("cannot use `--target-diff {:?} {:?}`", pair[0], pair[1])));
             targets.push(TargetRequest::TokenDiff(first?, second?));
         }
         for text in &self.target_feature {
@@ -111,7 +111,7 @@ impl TraceArgs {
             let Some(&[layer, feature, pos]) = numbers.as_deref() else {
                 let expected = "layer_feature_position, such as 3_41_7";
                 return Err(Error::Spec { text: text.clone(), expected })
-                    .doing(|| format!("cannot use `--target-feature {text}`"));
+                    .context(|| format!("cannot use `--target-feature {text}`"));
             };
             targets.push(TargetRequest::Feature { layer, feature, pos });
         }

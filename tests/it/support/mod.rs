@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use circuitscope::ops::open_cuda;
 use circuitscope::replacement::Replacement;
-use circuitscope::weights::{Folder, HostFiles};
+use circuitscope::weights::{Folder, ModelFiles};
 
 /// The device that tests compute on: the CPU, or what CIRCUITSCOPE_DEVICE names (`cuda`).
 pub fn device() -> Device {
@@ -67,7 +67,7 @@ pub fn absent(what: &str) {
 
 /// A model with its transcoders, both by path.
 pub fn open_replacement(model: &Path, transcoders: &Path) -> Replacement {
-    let model = HostFiles::open(model.to_str().unwrap()).unwrap();
+    let model = ModelFiles::open(model.to_str().unwrap()).unwrap();
     let transcoders = Folder::open(transcoders.to_str().unwrap()).unwrap();
     Replacement::open(model, &transcoders, &device()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! A host model's files, whatever they came from.
+//! A base model's files, whatever they came from.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,9 +10,9 @@ use super::folder::Folder;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
-/// What the `model` room needs of a host model, in Hugging Face's names and layouts whatever the source was.
+/// What the `model` room needs of a base model, in Hugging Face's names and layouts whatever the source was.
 #[derive(Clone, Debug)]
-pub struct HostFiles {
+pub struct ModelFiles {
     /// How the model was named: path, Hub id, or `atlas`.
     pub source: String,
     /// As `config.json`; of a model for text and images, the text part.
@@ -23,7 +23,7 @@ pub struct HostFiles {
     pub tokenizer: Tokenizer,
 }
 
-impl HostFiles {
+impl ModelFiles {
     /// Opens a folder in Hugging Face layout, a `.gguf` file, or a Hub id `org/name[@revision]`.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl HostFiles {
     /// Reads the files of a folder in Hugging Face layout.
     ///
     /// # Errors
-    /// As [`HostFiles::open`].
+    /// As [`ModelFiles::open`].
     pub fn from_folder(folder: &Folder) -> Result<Self> {
         let config = folder.read_json("config.json")?.ok_or_else(|| folder.missing("config.json"))?;
         let generation_config = folder.read_json("generation_config.json")?;
