@@ -114,7 +114,7 @@ impl Model {
             self.kept.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(layer);
         }
         if self.kept_unembedding.get().is_none() {
-            let blocks = self.unembedding_blocks().collect::<Result<Vec<Tensor>>>()?;
+            let blocks = self.unembedding_chunks().collect::<Result<Vec<Tensor>>>()?;
             // Another thread may have kept the same.
             let _ = self.kept_unembedding.set(blocks);
         }

@@ -1,4 +1,4 @@
-//! The two vocabulary matrices: read in blocks of rows, never whole, since they are the largest tensors of most
+//! The two vocabulary matrices: read in chunks of rows, never whole, since they are the largest tensors of most
 //! models.
 
 use candle_core::{D, Tensor};
@@ -8,7 +8,7 @@ use super::config::Naming;
 use crate::error::{Error, Result};
 
 /// f32 values held at once while a vocabulary matrix is streamed: 32 MiB.
-const BLOCK_VALUES: usize = 8 << 20;
+const CHUNK_VALUES: usize = 8 << 20;
 
 impl Model {
     fn embedding_name(&self) -> String {
@@ -52,9 +52,9 @@ impl Model {
         Ok(Some(rows.to_device(&self.device)?))
     }
 
-    pub(super) fn unembedding_blocks(&self) -> impl Iterator<Item = Result<Tensor>> {
+    pub(super) fn unembedding_chunks(&self) -> impl Iterator<Item = Result<Tensor>> {
         let name = self.unembedding_name();
-        let (d_vocab, step) = (self.config.d_vocab, (BLOCK_VALUES / self.config.d_model).max(1));
+        let (d_vocab, step) = (self.config.d_vocab, (CHUNK_VALUES / self.config.d_model).max(1));
         let kept = self.kept_unembedding.get();
         (0..d_vocab).step_by(step).enumerate().map(move |(at, start)| {
             if let Some(block) = kept.and_then(|kept| kept.get(at)) {
@@ -71,7 +71,7 @@ impl Model {
     /// Those of reading and of the tensor operations.
     pub fn logits(&self, final_normed: &Tensor) -> Result<Tensor> {
         let blocks: Vec<Tensor> =
-            self.unembedding_blocks().map(|block| Ok(final_normed.matmul(&block?.t()?)?)).collect::<Result<_>>()?;
+            self.unembedding_chunks().map(|block| Ok(final_normed.matmul(&block?.t()?)?)).collect::<Result<_>>()?;
         self.softcap(Tensor::cat(&blocks, D::Minus1)?)
     }
 
@@ -85,7 +85,7 @@ impl Model {
     pub fn logits_and_mean_row(&self, final_normed: &Tensor) -> Result<(Tensor, Tensor)> {
         let mut blocks = Vec::new();
         let mut sum: Option<Tensor> = None;
-        for block in self.unembedding_blocks() {
+        for block in self.unembedding_chunks() {
             let block = block?;
             blocks.push(final_normed.matmul(&block.t()?)?);
             let part = block.sum(0)?;

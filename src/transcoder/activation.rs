@@ -26,18 +26,18 @@ pub struct Candidate {
 }
 
 impl ActivationFunction {
-    /// What decides about the features of one block.
+    /// What decides about the features of one chunk.
     ///
-    /// For TopK these are the block's `k` largest; [`ActivationFunction::finish`] merges the blocks.
-    pub fn activity(&self, block: Range<usize>) -> Activity<'_> {
+    /// For TopK these are the chunk's `k` largest; [`ActivationFunction::finish`] merges the chunks.
+    pub fn activity(&self, chunk: Range<usize>) -> Activity<'_> {
         match self {
             ActivationFunction::Relu => Activity::Relu,
-            ActivationFunction::JumpRelu { threshold } => Activity::JumpRelu { threshold: &threshold[block] },
+            ActivationFunction::JumpRelu { threshold } => Activity::JumpRelu { threshold: &threshold[chunk] },
             &ActivationFunction::TopK { k } => Activity::TopK { k },
         }
     }
 
-    /// Turns the candidates of all blocks of one position into its active features, ascending by feature.
+    /// Turns the candidates of all chunks of one position into its active features, ascending by feature.
     pub fn finish(&self, candidates: &mut Vec<Candidate>) {
         if let &ActivationFunction::TopK { k } = self
             && candidates.len() > k
@@ -58,10 +58,10 @@ mod tests {
     use super::*;
     use crate::ops::encode_active;
 
-    fn active(function: &ActivationFunction, z: &[f32], block: usize) -> Vec<(u32, f32)> {
+    fn active(function: &ActivationFunction, z: &[f32], chunk: usize) -> Vec<(u32, f32)> {
         let mut candidates = Vec::new();
-        for start in (0..z.len()).step_by(block) {
-            let range = start..(start + block).min(z.len());
+        for start in (0..z.len()).step_by(chunk) {
+            let range = start..(start + chunk).min(z.len());
             let products = Tensor::new(&z[range.clone()], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
             let found = encode_active(&products, &vec![0.0; range.len()], function.activity(range)).unwrap();
             let found = found.features.iter().zip(found.values);
@@ -83,10 +83,10 @@ mod tests {
     }
 
     #[test]
-    fn top_k_does_not_depend_on_the_block_size() {
+    fn top_k_does_not_depend_on_the_chunk_size() {
         let z = [3.0, -1.0, 2.0, 5.0, 2.0, -0.5];
-        for block in 1..=6 {
-            assert_eq!(active(&ActivationFunction::TopK { k: 3 }, &z, block), [(0, 3.0), (2, 2.0), (3, 5.0)]);
+        for chunk in 1..=6 {
+            assert_eq!(active(&ActivationFunction::TopK { k: 3 }, &z, chunk), [(0, 3.0), (2, 2.0), (3, 5.0)]);
         }
         // Negative values survive where fewer than k are positive.
         assert_eq!(active(&ActivationFunction::TopK { k: 6 }, &z, 4).len(), 6);

@@ -87,7 +87,7 @@ impl Transcoder {
 
     /// Encodes every position but the first `n_excluded`: `z = x · W_encᵀ + b_enc`, `a = act(z)`.
     ///
-    /// The encoder is streamed in blocks, so that only active rows stay in memory.
+    /// The encoder is streamed in chunks, so that only active rows stay in memory.
     ///
     /// # Shapes
     /// `x` `[n_pos, d_model]`, at the input hook of this layer.
@@ -98,7 +98,7 @@ impl Transcoder {
         let (n_pos, d_model) = x.dims2()?;
         let device = x.device();
         let mut active: Vec<Vec<Candidate>> = vec![Vec::new(); n_pos];
-        // Active rows of every block with their (position, feature); TopK may discard some again.
+        // Active rows of every chunk with their (position, feature); TopK may discard some again.
         let mut kept: Vec<(u32, u32)> = Vec::new();
         let mut kept_rows: Vec<Tensor> = Vec::new();
         let x = x.narrow(0, n_excluded.min(n_pos), n_pos - n_excluded.min(n_pos))?;
@@ -106,8 +106,8 @@ impl Transcoder {
         let starts = if x.dim(0)? == 0 { 0..0 } else { 0..self.n_features() };
         for start in starts.step_by(step) {
             let range = start..(start + step).min(self.n_features());
-            let block = self.encoder_block(range.clone(), device)?;
-            let products = x.matmul(&block.t()?)?;
+            let chunk = self.encoder_chunk(range.clone(), device)?;
+            let products = x.matmul(&chunk.t()?)?;
             let found = encode_active(&products, &self.b_enc[range.clone()], self.activation.activity(range))?;
             if found.features.is_empty() {
                 continue;
@@ -118,14 +118,14 @@ impl Transcoder {
                 active[pos].push(Candidate { feature, value });
             }
             let n = found.features.len();
-            kept_rows.push(block.index_select(&Tensor::from_vec(found.features, n, device)?, 0)?);
+            kept_rows.push(chunk.index_select(&Tensor::from_vec(found.features, n, device)?, 0)?);
         }
         active.iter_mut().for_each(|candidates| self.activation.finish(candidates));
         let encoder_vecs = self.in_order(&active, &kept, &kept_rows, device)?;
         Ok(EncodedLayer { active, encoder_vecs })
     }
 
-    /// Sorts the rows that the blocks left behind by (position, feature), without those discarded since.
+    /// Sorts the rows that the chunks left behind by (position, feature), without those discarded since.
     fn in_order(
         &self,
         active: &[Vec<Candidate>],
@@ -151,10 +151,10 @@ impl Transcoder {
     }
 
     /// Rows of the encoder. `[rows.len(), d_model]`
-    fn encoder_block(&self, rows: std::ops::Range<usize>, device: &Device) -> Result<Tensor> {
+    fn encoder_chunk(&self, rows: std::ops::Range<usize>, device: &Device) -> Result<Tensor> {
         let Encoder { checkpoint, name, transposed } = &self.encoder;
-        let block = if *transposed { checkpoint.columns(name, rows)? } else { checkpoint.rows(name, rows)? };
-        Ok(block.to_device(device)?)
+        let chunk = if *transposed { checkpoint.columns(name, rows)? } else { checkpoint.rows(name, rows)? };
+        Ok(chunk.to_device(device)?)
     }
 
     /// One encoder row. `[d_model]`
@@ -162,7 +162,7 @@ impl Transcoder {
     /// # Errors
     /// Those of reading.
     pub fn encoder_row(&self, feature: usize, device: &Device) -> Result<Tensor> {
-        Ok(self.encoder_block(feature..feature + 1, device)?.squeeze(0)?)
+        Ok(self.encoder_chunk(feature..feature + 1, device)?.squeeze(0)?)
     }
 
     /// Pre-activations of all features. `[n, d_model]` to `[n, d_transcoder]`: for small sets and tests.
@@ -171,15 +171,15 @@ impl Transcoder {
     /// Those of reading and of the tensor operations.
     pub fn pre_activations(&self, x: &Tensor) -> Result<Tensor> {
         let step = (chunk_values(x.device()) / self.d_model).max(1);
-        let blocks = (0..self.n_features())
+        let chunks = (0..self.n_features())
             .step_by(step)
             .map(|start| {
-                let block = self.encoder_block(start..(start + step).min(self.n_features()), x.device())?;
-                Ok(x.matmul(&block.t()?)?)
+                let chunk = self.encoder_chunk(start..(start + step).min(self.n_features()), x.device())?;
+                Ok(x.matmul(&chunk.t()?)?)
             })
             .collect::<Result<Vec<Tensor>>>()?;
         let bias = Tensor::from_slice(&self.b_enc, self.n_features(), x.device())?;
-        Ok(Tensor::cat(&blocks, 1)?.broadcast_add(&bias)?)
+        Ok(Tensor::cat(&chunks, 1)?.broadcast_add(&bias)?)
     }
 
     /// Decoder vectors of chosen features, not scaled by their activations.

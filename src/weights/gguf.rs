@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::checkpoint::Checkpoint;
 use super::foreign::guarded;
 use super::gguf_header::{Header, TensorInfo};
-use super::host::ModelFiles;
+use super::model_files::ModelFiles;
 use super::source::Source;
 use super::stored::{Layout, Part, Stored};
 use super::{gguf_config, gguf_tokenizer};
