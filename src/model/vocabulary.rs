@@ -57,8 +57,8 @@ impl Model {
         let (d_vocab, step) = (self.config.d_vocab, (CHUNK_VALUES / self.config.d_model).max(1));
         let kept = self.kept_unembedding.get();
         (0..d_vocab).step_by(step).enumerate().map(move |(at, start)| {
-            if let Some(block) = kept.and_then(|kept| kept.get(at)) {
-                return Ok(block.clone());
+            if let Some(chunk) = kept.and_then(|kept| kept.get(at)) {
+                return Ok(chunk.clone());
             }
             let rows = self.checkpoint.rows(&name, start..(start + step).min(d_vocab))?;
             Ok(rows.to_device(&self.device)?)
@@ -70,9 +70,9 @@ impl Model {
     /// # Errors
     /// Those of reading and of the tensor operations.
     pub fn logits(&self, final_normed: &Tensor) -> Result<Tensor> {
-        let blocks: Vec<Tensor> =
-            self.unembedding_chunks().map(|block| Ok(final_normed.matmul(&block?.t()?)?)).collect::<Result<_>>()?;
-        self.softcap(Tensor::cat(&blocks, D::Minus1)?)
+        let chunks: Vec<Tensor> =
+            self.unembedding_chunks().map(|chunk| Ok(final_normed.matmul(&chunk?.t()?)?)).collect::<Result<_>>()?;
+        self.softcap(Tensor::cat(&chunks, D::Minus1)?)
     }
 
     /// Logits as [`Model::logits`], and the mean row of the unembedding, in one pass over the vocabulary.
@@ -83,12 +83,12 @@ impl Model {
     /// # Errors
     /// Those of [`Model::logits`].
     pub fn logits_and_mean_row(&self, final_normed: &Tensor) -> Result<(Tensor, Tensor)> {
-        let mut blocks = Vec::new();
+        let mut chunks = Vec::new();
         let mut sum: Option<Tensor> = None;
-        for block in self.unembedding_chunks() {
-            let block = block?;
-            blocks.push(final_normed.matmul(&block.t()?)?);
-            let part = block.sum(0)?;
+        for chunk in self.unembedding_chunks() {
+            let chunk = chunk?;
+            chunks.push(final_normed.matmul(&chunk.t()?)?);
+            let part = chunk.sum(0)?;
             sum = Some(match sum {
                 Some(sum) => (sum + part)?,
                 None => part,
@@ -96,7 +96,7 @@ impl Model {
         }
         let sum = sum.ok_or_else(|| Error::Config { key: "vocab_size".into(), problem: "is 0".into() })?;
         let mean = (sum / self.config.d_vocab as f64)?;
-        Ok((self.softcap(Tensor::cat(&blocks, D::Minus1)?)?, mean))
+        Ok((self.softcap(Tensor::cat(&chunks, D::Minus1)?)?, mean))
     }
 
     /// Rows of the unembedding. `[tokens.len(), d_model]`
