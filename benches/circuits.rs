@@ -79,6 +79,9 @@ fn bench(c: &mut Criterion) {
     group.bench_function("paths_100", |b| {
         b.iter(|| black_box(strongest_paths(&circuit, &circuit.tokens(), &circuit.targets(), 100)));
     });
+    group.bench_function("paths_100000", |b| {
+        b.iter(|| black_box(strongest_paths(&circuit, &circuit.tokens(), &circuit.targets(), 100_000)))
+    });
     group.bench_function("carry", |b| b.iter(|| black_box(carrying_paths(&circuit, 0.5))));
     group.bench_function("around", |b| b.iter(|| black_box(neighborhood(&circuit, &circuit.targets(), 3))));
     group.bench_function("scores", |b| b.iter(|| black_box(circuit_scores(&circuit))));

@@ -123,9 +123,9 @@ fn fuzz(target: &targets::Target, time: Duration, seed: u64) -> usize {
         n += 1;
     }
     println!(
-        "{}: {n} inputs, {n_read} of them read without an error, {n_findings} findings, at most {} MB more memory",
+        "{}: {n} inputs, {n_read} of them read without an error, {n_findings} findings, at most {} KB more memory",
         target.name,
-        most >> 20
+        most >> 10
     );
     n_findings
 }

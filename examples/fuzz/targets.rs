@@ -21,6 +21,9 @@ use serde_json::Value;
 
 use crate::mutate::Form;
 
+/// Reads an input; whether that went without an error.
+type Read = Box<dyn Fn(&[u8]) -> bool>;
+
 /// One reader.
 pub struct Target {
     pub name: &'static str,
@@ -29,7 +32,7 @@ pub struct Target {
     /// Memory is taken on the word of the file by code of others: the input is kept before it is read.
     pub may_end_the_process: bool,
     /// Reads an input; whether it was read without an error.
-    pub read: Box<dyn Fn(&[u8]) -> bool>,
+    pub read: Read,
 }
 
 /// Elements of a tensor that is read whole.
@@ -177,7 +180,7 @@ fn graphs() -> (Vec<u8>, Vec<u8>) {
 pub fn all() -> Vec<Target> {
     let (raw_graph, json_graph) = graphs();
     let mut targets = Vec::new();
-    let mut add = |name, form, seeds: Vec<Vec<u8>>, read: Box<dyn Fn(&[u8]) -> bool>| {
+    let mut add = |name, form, seeds: Vec<Vec<u8>>, read: Read| {
         let may_end_the_process = matches!(name, "gguf" | "tokenizer" | "config");
         targets.push(Target { name, form, seeds, may_end_the_process, read });
     };
