@@ -9,7 +9,9 @@ use crate::{Error, Result};
 /// Nodes that are shown as one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Supernode {
+    /// What it is called.
     pub name: String,
+    /// Its nodes in the circuit.
     pub members: Vec<NodeIndex>,
 }
 
@@ -28,7 +30,9 @@ pub struct CollapsedNode {
 /// All edges between two nodes of a [`CollapsedCircuit`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CollapsedEdge {
+    /// Index in [`CollapsedCircuit::nodes`] of where the edge starts.
     pub source: usize,
+    /// Index of where it leads.
     pub target: usize,
     /// Sum of the edges' weights.
     pub weight: f64,
@@ -39,6 +43,7 @@ pub struct CollapsedEdge {
 /// A circuit with its supernodes merged: edges between two nodes summed, those within a supernode left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CollapsedCircuit {
+    /// Supernodes, and the nodes that are in none.
     pub nodes: Vec<CollapsedNode>,
     /// By target and then source.
     pub edges: Vec<CollapsedEdge>,

@@ -20,6 +20,7 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// Whether it chooses every node.
     pub fn is_everything(&self) -> bool {
         *self == Selection::default()
     }

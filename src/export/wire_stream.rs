@@ -31,6 +31,7 @@ type Extra = BTreeMap<String, Value>;
 pub struct StreamedGraph {
     /// The file without its links; node i is `nodes[i]`.
     header: WireGraph,
+    /// The file's nodes, in its order.
     pub nodes: Vec<Node>,
     /// Between the nodes above, in the file's order.
     pub links: Vec<CompactLink>,

@@ -41,13 +41,16 @@ pub struct GraphData {
     pub target_probabilities: Vec<f32>,
     /// The model's own logits at the last position. [d_vocab].
     pub logits: Vec<f32>,
+    /// Where the graph comes from, and its scores.
     pub meta: GraphMeta,
 }
 
 /// What the metadata of a raw file says about a graph (formats.md).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GraphMeta {
+    /// Version of the file's format: [`RAW_FORMAT_VERSION`].
     pub format_version: u32,
+    /// The prompt's text.
     pub prompt: String,
     /// The text of every input token. [n_pos].
     pub prompt_tokens: Vec<String>,
@@ -59,13 +62,19 @@ pub struct GraphMeta {
     pub model: String,
     /// The transcoder set's own name.
     pub scan: String,
+    /// Where transcoders read (definitions 2).
     pub feature_input_hook: String,
+    /// Where they write (definitions 2).
     pub feature_output_hook: String,
+    /// Layers of the base model.
     pub n_layers: usize,
+    /// The settings that the graph was computed with.
     pub settings: GraphSettings,
     /// The largest relative error of the row identity.
     pub row_identity_error: f64,
+    /// Replacement score before pruning, in 0..=1 (definitions 8).
     pub replacement_score: f64,
+    /// Completeness before pruning, in 0..=1 (definitions 8).
     pub completeness_score: f64,
     /// The version of the program that computed the graph.
     pub program_version: String,
@@ -77,10 +86,13 @@ pub struct GraphMeta {
 /// The settings that a graph was computed with.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GraphSettings {
+    /// Salient logits, at most.
     pub max_logits: usize,
+    /// Salient logits were cut once their probabilities added up to this, in 0..=1.
     pub logit_prob: f64,
     /// `None`: all active features.
     pub max_features: Option<usize>,
+    /// With `max_features`: a quarter of the features that were chosen between two looks at the influence.
     pub batch_size: usize,
 }
 
@@ -170,6 +182,7 @@ impl AttributionGraph {
         Ok(AttributionGraph { data, layout, decoder_directions: None })
     }
 
+    /// Where every node is in rows and columns.
     pub fn layout(&self) -> &NodeLayout {
         &self.layout
     }

@@ -50,10 +50,12 @@ impl DecoderDirections {
         Ok(DecoderDirections { storage: Storage::Mapped { map, bytes }, n_features, d_model })
     }
 
+    /// Directions: one a selected feature.
     pub fn n_features(&self) -> usize {
         self.n_features
     }
 
+    /// Values of each.
     pub fn d_model(&self) -> usize {
         self.d_model
     }

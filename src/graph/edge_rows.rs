@@ -64,10 +64,12 @@ impl EdgeRows {
         Ok(EdgeRows { storage, n_rows, n_nodes })
     }
 
+    /// Rows: selected features, then targets.
     pub fn n_rows(&self) -> usize {
         self.n_rows
     }
 
+    /// Columns: one a node.
     pub fn n_nodes(&self) -> usize {
         self.n_nodes
     }

@@ -12,8 +12,11 @@ use crate::{Error, Result};
 /// One transcoder feature at one position. The derived order is the order of the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FeatureId {
+    /// The layer whose MLP the transcoder reads.
     pub layer: u32,
+    /// Position in the prompt.
     pub pos: u32,
+    /// Index among the features of the layer.
     pub feature: u32,
 }
 
@@ -22,22 +25,44 @@ pub struct FeatureId {
 #[serde(rename_all = "snake_case")]
 pub enum NodeId {
     /// An active transcoder feature.
-    Feature { layer: u32, pos: u32, feature: u32 },
+    Feature {
+        /// The layer whose MLP the transcoder reads.
+        layer: u32,
+        /// Position in the prompt.
+        pos: u32,
+        /// Index among the features of the layer.
+        feature: u32,
+    },
     /// What the transcoder of `layer` misses at `pos`.
-    Error { layer: u32, pos: u32 },
+    Error {
+        /// The layer of the transcoder.
+        layer: u32,
+        /// Position in the prompt.
+        pos: u32,
+    },
     /// The embedding of the token at `pos`.
-    Token { pos: u32 },
+    Token {
+        /// Position in the prompt.
+        pos: u32,
+    },
     /// A target of the attribution, by its place in the list of targets.
-    Target { index: u32 },
+    Target {
+        /// Place in the list of targets.
+        index: u32,
+    },
 }
 
 /// What a node stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeKind {
+    /// An active transcoder feature at a position.
     Feature,
+    /// What a transcoder misses at a position.
     Error,
+    /// The embedding of a prompt's token.
     Token,
+    /// What the graph explains.
     Target,
 }
 
@@ -141,18 +166,22 @@ impl NodeLayout {
         Ok(NodeLayout { features, n_layers, n_pos, n_targets, cell_starts })
     }
 
+    /// Selected features, F.
     pub fn n_features(&self) -> usize {
         self.features.len()
     }
 
+    /// Layers of the base model, L.
     pub fn n_layers(&self) -> usize {
         self.n_layers
     }
 
+    /// Positions of the prompt, n.
     pub fn n_pos(&self) -> usize {
         self.n_pos
     }
 
+    /// Targets, K.
     pub fn n_targets(&self) -> usize {
         self.n_targets
     }

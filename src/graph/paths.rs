@@ -15,6 +15,7 @@ pub const MAX_PATHS: usize = 1_000_000;
 /// One path, source first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Path {
+    /// The nodes that it goes through, both ends included.
     pub nodes: Vec<NodeIndex>,
     /// Product of the shares of its edges.
     pub strength: f64,

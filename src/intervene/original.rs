@@ -12,7 +12,9 @@ use crate::replacement::{ActiveFeatures, LinearModel, Replacement, Run};
 /// The original run of a prompt: what changed runs start from, are held to and are compared with.
 #[derive(Debug)]
 pub struct Original<'a> {
+    /// The base model and its transcoders.
     pub replacement: &'a Replacement,
+    /// The prompt's token ids. `[n_pos]`
     pub tokens: Vec<u32>,
     /// Active features of the prompt.
     pub features: ActiveFeatures,

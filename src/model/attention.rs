@@ -12,9 +12,13 @@ use crate::error::Result;
 /// The half of a layer's attention that shapes the pattern.
 #[derive(Clone, Debug)]
 pub struct QueryKey {
+    /// Queries. `[n_heads * d_head, d_model]`
     pub q: Linear,
+    /// Keys. `[n_kv_heads * d_head, d_model]`
     pub k: Linear,
+    /// RMS norm of every head's query, where the family has one.
     pub q_norm: Option<Norm>,
+    /// RMS norm of every head's key, where the family has one.
     pub k_norm: Option<Norm>,
     /// One logit per head that no position gets. `[n_heads]`
     pub sinks: Option<Tensor>,

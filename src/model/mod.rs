@@ -38,6 +38,7 @@ use crate::weights::Checkpoint;
 /// A base model: its description and its checkpoint. Weights are read when they are used.
 #[derive(Debug)]
 pub struct Model {
+    /// What kind of decoder it is.
     pub config: ModelConfig,
     checkpoint: Checkpoint,
     /// What precedes `embed_tokens`, `layers` and `norm` (or `wte`, `h` and `ln_f`) in tensor names; `weights` has made
@@ -53,12 +54,19 @@ pub struct Model {
 /// The weights of one layer, in f32.
 #[derive(Clone, Debug)]
 pub struct Layer {
+    /// The norm before attention.
     pub attn_norm: Norm,
+    /// What shapes the attention pattern.
     pub qk: QueryKey,
+    /// What the pattern moves.
     pub vo: ValueOutput,
+    /// The norm after attention, where the family has one (Gemma 2 and 3).
     pub post_attn_norm: Option<Norm>,
+    /// The norm before the MLP.
     pub mlp_norm: Norm,
+    /// The MLP.
     pub mlp: Mlp,
+    /// The norm after the MLP, where the family has one.
     pub post_mlp_norm: Option<Norm>,
 }
 

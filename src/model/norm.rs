@@ -9,7 +9,9 @@ use crate::error::Result;
 /// One norm: `y = centre(x) / scale(x) ⊙ gain + bias`; only LayerNorm centres and has a bias.
 #[derive(Clone, Debug)]
 pub struct Norm {
+    /// How it divides.
     pub kind: NormKind,
+    /// What is added under the root.
     pub eps: f64,
     /// The whole factor, Gemma's `1 +` included. `[width]`
     pub gain: Tensor,

@@ -15,8 +15,11 @@ use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
 /// One active feature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActiveFeature {
+    /// The layer whose MLP the transcoder reads.
     pub layer: usize,
+    /// Position in the prompt.
     pub pos: usize,
+    /// Index among the features of the layer.
     pub feature: usize,
     /// Its activation, which for every activation function here equals its pre-activation.
     pub value: f32,
@@ -27,6 +30,7 @@ pub struct ActiveFeature {
 /// The active features of a prompt, sorted by (layer, position, feature).
 #[derive(Clone, Debug, Default)]
 pub struct ActiveFeatures {
+    /// Every one of them. `[n_active]`
     pub all: Vec<ActiveFeature>,
     /// First feature of each layer, and their number. `[n_layers + 1]`
     pub layer_starts: Vec<usize>,
@@ -75,7 +79,9 @@ pub(super) struct FrozenLayer {
 /// The frozen, linear model of one prompt.
 #[derive(Debug)]
 pub struct LinearModel {
+    /// The prompt's token ids. `[n_pos]`
     pub tokens: Vec<u32>,
+    /// The active features of the prompt.
     pub features: ActiveFeatures,
     /// Features, errors and constants at each layer's output hook. `[n_layers]`
     pub mlp_sources: Vec<Sources>,

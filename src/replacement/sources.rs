@@ -10,11 +10,16 @@ use crate::ops::{RaggedBatch, SourceVecs, edge_rows};
 pub enum Origin {
     /// Index into [`super::ActiveFeatures`]. A cross-layer feature is a source at every layer it writes to.
     Feature(usize),
+    /// What the transcoder of `layer` misses at `pos`.
     Error {
+        /// The layer of the transcoder.
         layer: usize,
+        /// Position in the prompt.
         pos: usize,
     },
+    /// The embedding of the token at `pos`.
     Token {
+        /// Position in the prompt.
         pos: usize,
     },
     /// Biases and everything else that no node stands for: it goes to the bias effect.

@@ -81,19 +81,24 @@ impl OutputHook {
 /// Whether a feature writes to its own layer's MLP output, or to that of every later layer too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Per-layer transcoder (PLT): to its own layer's.
     PerLayer,
+    /// Cross-layer transcoder (CLT): to that of every later layer too.
     CrossLayer,
 }
 
 /// Transcoders for every layer of one base model.
 #[derive(Debug)]
 pub struct TranscoderSet {
+    /// Where features write.
     pub kind: Kind,
     /// The model these were trained on, as `config.yaml` names it.
     pub model_name: String,
     /// Names the set in viewers.
     pub scan: String,
+    /// What features read.
     pub input_hook: InputHook,
+    /// What features are added to.
     pub output_hook: OutputHook,
     /// One a layer.
     pub layers: Vec<Transcoder>,
