@@ -53,7 +53,7 @@ pub struct ChangedFeature {
 pub struct Common {
     /// One (layer, feature); two for an edge, source first.
     pub features: Vec<(u32, u32)>,
-    /// [features].
+    /// What label files say about each of them. `[features.len()]`
     pub labels: Vec<Option<String>>,
     /// Indices of the circuits that have it.
     pub graphs: Vec<usize>,

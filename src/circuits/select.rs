@@ -21,7 +21,7 @@ pub struct Selection {
 
 impl Selection {
     /// Whether it chooses every node.
-    pub fn is_everything(&self) -> bool {
+    pub(crate) fn is_everything(&self) -> bool {
         *self == Selection::default()
     }
 

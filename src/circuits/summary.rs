@@ -237,7 +237,7 @@ pub fn find_node(circuit: &Circuit, id: &str) -> Result<NodeIndex> {
 /// Puts the nodes of one circuit into words.
 struct Describer<'a> {
     circuit: &'a Circuit,
-    /// By `NodeIndex`. [n_nodes].
+    /// By `NodeIndex`. `[n_nodes]`
     influence: Vec<f64>,
     total_weight: f64,
 }

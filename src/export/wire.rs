@@ -218,7 +218,7 @@ impl WireGraph {
 
 impl WireGraph {
     /// Notes what the file was pruned with.
-    pub fn set_thresholds(&mut self, node_threshold: f64, edge_threshold: f64) {
+    pub(crate) fn set_thresholds(&mut self, node_threshold: f64, edge_threshold: f64) {
         self.metadata.node_threshold = Some(node_threshold);
         let pruning = self.metadata.extra.entry("pruning_settings".to_owned()).or_insert_with(|| json!({}));
         if let Value::Object(pruning) = pruning {
@@ -228,7 +228,7 @@ impl WireGraph {
     }
 
     /// Notes how much the pinned nodes explain, beside the scores of the whole graph.
-    pub fn set_subgraph_scores(&mut self, scores: Value) {
+    pub(crate) fn set_subgraph_scores(&mut self, scores: Value) {
         let all = self.metadata.extra.entry("scores".to_owned()).or_insert_with(|| json!({}));
         if let Value::Object(all) = all {
             all.insert("pinned_subgraph".to_owned(), scores);

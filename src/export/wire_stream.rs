@@ -108,7 +108,7 @@ fn renumber(link: &mut CompactLink, is_kept: &[bool], place: &[u32]) -> bool {
     is_kept[source] && is_kept[target]
 }
 
-/// Which of a file's nodes stay. [n_nodes].
+/// Which of a file's nodes stay. `[n_nodes]`
 pub type KeepNodes<'a> = &'a dyn Fn(&[Node]) -> Vec<bool>;
 
 /// Reads the graph at `path`; with `keep`, of its nodes those that it names, of its links those between such nodes.

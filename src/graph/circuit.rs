@@ -68,7 +68,7 @@ pub struct CompactLink {
 pub struct CircuitMeta {
     /// The prompt's text.
     pub prompt: String,
-    /// [n_pos].
+    /// `[n_pos]`
     pub prompt_tokens: Vec<String>,
     /// The transcoder set's name.
     pub scan: String,
@@ -230,8 +230,8 @@ impl Circuit {
         neighbors
     }
 
-    /// The weights of the targets: their probabilities, or 1; zero for other nodes. By `NodeIndex`. [n_nodes].
-    pub fn target_weights(&self) -> Vec<f64> {
+    /// The weights of the targets: their probabilities, or 1; zero for other nodes. By `NodeIndex`. `[n_nodes]`
+    pub(crate) fn target_weights(&self) -> Vec<f64> {
         let weight = |node: &Node| match node.id.kind() {
             NodeKind::Target => node.probability.map_or(1.0, f64::from),
             _ => 0.0,
@@ -240,12 +240,12 @@ impl Circuit {
     }
 
     /// All nodes as rows for [`propagate`]: whatever a node feeds comes before it.
-    pub fn rows_downwards(&self) -> impl Iterator<Item = (usize, NodeIndex)> {
+    pub(crate) fn rows_downwards(&self) -> impl Iterator<Item = (usize, NodeIndex)> {
         self.order.iter().rev().map(|&index| (index.index(), index))
     }
 
     /// The part of the targets' weight that passes through every node along the edges of this circuit:
-    /// definitions 6 with the circuit's own shares, targets included. By `NodeIndex`. [n_nodes].
+    /// definitions 6 with the circuit's own shares, targets included. By `NodeIndex`. `[n_nodes]`
     ///
     /// A target without a probability weighs 1.
     ///

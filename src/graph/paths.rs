@@ -81,9 +81,9 @@ struct Ranked {
 struct Enumeration<'a> {
     circuit: &'a Circuit,
     is_source: &'a [bool],
-    /// The strongest way to every node. [n_nodes].
+    /// The strongest way to every node. `[n_nodes]`
     best: &'a [Option<Way>],
-    /// [n_nodes].
+    /// `[n_nodes]`
     ranked: Vec<Ranked>,
 }
 

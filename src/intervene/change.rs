@@ -125,11 +125,6 @@ impl Positions {
         };
         if last < n_prompt { Ok(()) } else { Err(Error::NoSuchPosition { pos: last, n_pos: n_prompt }) }
     }
-
-    /// Whether generated tokens are among them.
-    pub fn is_open_ended(self) -> bool {
-        matches!(self, Positions::From(_) | Positions::All)
-    }
 }
 
 impl fmt::Display for Positions {

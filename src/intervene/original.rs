@@ -98,7 +98,12 @@ impl<'a> Original<'a> {
     ///
     /// # Errors
     /// As [`Original::intervene`].
-    pub fn changed_logits(&self, alternatives: &[Vec<Intervention>], mode: &Mode, job: &Job) -> Result<Vec<Vec<f32>>> {
+    pub(crate) fn changed_logits(
+        &self,
+        alternatives: &[Vec<Intervention>],
+        mode: &Mode,
+        job: &Job,
+    ) -> Result<Vec<Vec<f32>>> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }

@@ -34,13 +34,13 @@ pub struct ValueOutput {
 }
 
 /// `[batch, n_pos, n · d_head]` to `[batch, n, n_pos, d_head]`
-pub fn split_heads(x: &Tensor, d_head: usize) -> Result<Tensor> {
+pub(crate) fn split_heads(x: &Tensor, d_head: usize) -> Result<Tensor> {
     let (batch, n_pos, width) = x.dims3()?;
     Ok(x.reshape((batch, n_pos, width / d_head, d_head))?.transpose(1, 2)?.contiguous()?)
 }
 
 /// `[batch, n, n_pos, d_head]` to `[batch, n_pos, n · d_head]`
-pub fn join_heads(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {
     let (batch, n, n_pos, d_head) = x.dims4()?;
     Ok(x.transpose(1, 2)?.reshape((batch, n_pos, n * d_head))?)
 }

@@ -3,25 +3,26 @@
 //! In: a checkpoint with Hugging Face names, and tokens. Out: the residual stream, logits, and whatever [`Hooks`] ask
 //! for on the way ([`Model::forward`], the one loop over layers).
 
-pub mod attention;
+mod attention;
 mod bounds;
-pub mod config;
+mod config;
 mod families;
 mod forward;
 mod hook_point;
 mod hooks;
 mod kv_cache;
-pub mod linear;
-pub mod mlp;
-pub mod norm;
-pub mod rope;
+mod linear;
+mod mlp;
+mod norm;
+mod rope;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-pub use attention::{QueryKey, ValueOutput, join_heads, split_heads};
+pub use attention::{QueryKey, ValueOutput};
+pub(crate) use attention::{join_heads, split_heads};
 pub use config::{Activation, LayerConfig, MlpKind, ModelConfig, Naming, NormKind};
 pub use families::FAMILIES;
 pub use forward::{ForwardOptions, Pass};
@@ -31,6 +32,7 @@ pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use mlp::{Experts, Mlp};
 pub use norm::Norm;
+pub use rope::Rope;
 
 use crate::error::{Error, ErrorContext, Result};
 use crate::weights::Checkpoint;

@@ -47,11 +47,11 @@ impl PruneSettings {
 /// What pruning keeps, by node index of the graph's layout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pruned {
-    /// [n_nodes].
+    /// `[n_nodes]`
     pub node_mask: Vec<bool>,
     /// Kept edges, by target and then source. The ends are node indices.
     pub edges: Vec<Link>,
-    /// Cumulative share of influence at the node's rank. [n_nodes].
+    /// Cumulative share of influence at the node's rank. `[n_nodes]`
     pub cumulative_influence: Vec<f64>,
     /// What it was pruned with.
     pub settings: PruneSettings,

@@ -102,7 +102,7 @@ pub struct LinearModel {
 
 impl LinearModel {
     /// What the norm before the MLP adds at the input hook of a layer, if it does. `[d_model]`
-    pub fn input_bias(&self, layer: usize) -> Option<&Tensor> {
+    pub(crate) fn input_bias(&self, layer: usize) -> Option<&Tensor> {
         self.layers[layer].input_bias.as_ref()
     }
 }
@@ -126,7 +126,7 @@ impl Replacement {
     ///
     /// # Errors
     /// Those of reading and of the tensor operations; [`crate::Error::Cancelled`].
-    pub fn linearize_run(
+    pub(crate) fn linearize_run(
         &self,
         tokens: &[u32],
         run: Run,

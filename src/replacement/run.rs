@@ -79,7 +79,7 @@ impl Replacement {
     ///
     /// # Errors
     /// As [`Replacement::run`].
-    pub fn run_with_weights(&self, tokens: &[u32], job: &Job) -> Result<(Run, Vec<LinearWeights>)> {
+    pub(crate) fn run_with_weights(&self, tokens: &[u32], job: &Job) -> Result<(Run, Vec<LinearWeights>)> {
         let mut weights = KeepWeights::default();
         let run = self.run_with(tokens, &mut weights, job)?;
         Ok((run, weights.0))

@@ -71,7 +71,7 @@ impl SourcesBuilder {
     }
 
     /// Adds `scale · vec`, and adds the same to `sum`.
-    pub fn push_scaled(&mut self, origin: Origin, vec: &[f32], scale: f32, sum: &mut [f32]) {
+    pub(crate) fn push_scaled(&mut self, origin: Origin, vec: &[f32], scale: f32, sum: &mut [f32]) {
         self.origins.push(origin);
         self.vecs.extend(vec.iter().zip(sum).map(|(v, sum)| {
             let scaled = v * scale;
@@ -81,7 +81,7 @@ impl SourcesBuilder {
     }
 
     /// Ends the current position.
-    pub fn end_position(&mut self) {
+    pub(crate) fn end_position(&mut self) {
         self.starts.push(self.origins.len());
     }
 

@@ -108,7 +108,7 @@ pub struct TranscoderSet {
 
 impl TranscoderSet {
     /// How many layers a feature of `layer` writes to: 1, or all from its own upwards.
-    pub fn n_written(&self, layer: usize) -> usize {
+    pub(crate) fn n_written(&self, layer: usize) -> usize {
         match self.kind {
             Kind::PerLayer => 1,
             Kind::CrossLayer => self.layers.len() - layer,
@@ -119,7 +119,7 @@ impl TranscoderSet {
     ///
     /// # Errors
     /// [`Error::NoSuchFeature`]
-    pub fn check_feature(&self, layer: usize, feature: usize) -> Result<()> {
+    pub(crate) fn check_feature(&self, layer: usize, feature: usize) -> Result<()> {
         let n_features = self.layers.get(layer).map_or(0, Transcoder::n_features);
         if feature < n_features {
             return Ok(());
