@@ -8,6 +8,8 @@
 use std::path::PathBuf;
 
 /// Everything that can go wrong in this library.
+// The message of a variant says what each of its fields is, better than a sentence beside the field could.
+#[allow(missing_docs)]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

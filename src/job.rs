@@ -14,7 +14,9 @@ use crate::error::{Error, Result};
 pub struct Progress {
     /// What is being done, as a noun: `rows`, `layers`.
     pub phase: &'static str,
+    /// Units done so far.
     pub done: usize,
+    /// Units in all.
     pub total: usize,
 }
 

@@ -13,7 +13,7 @@ pub struct Labels {
 
 impl Labels {
     /// The name of the file, beside a transcoder set's `config.yaml`.
-    pub const FILE: &str = "feature_labels.json";
+    pub(crate) const FILE: &str = "feature_labels.json";
 
     /// Reads a label file.
     ///
@@ -23,15 +23,6 @@ impl Labels {
         let bytes =
             std::fs::read(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
         Labels::parse(&bytes, &path.display().to_string())
-    }
-
-    /// Reads the labels beside a transcoder set's `config.yaml`; none where there is no such file.
-    ///
-    /// # Errors
-    /// As [`Labels::read`].
-    pub fn read_beside(folder: &Path) -> Result<Labels> {
-        let path = folder.join(Labels::FILE);
-        if path.exists() { Labels::read(&path) } else { Ok(Labels::default()) }
     }
 
     /// Parses the bytes of a label file; `file` names it in errors.

@@ -107,6 +107,7 @@
 pub mod attribution;
 pub mod circuits;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 pub mod error;
 pub mod export;
@@ -115,11 +116,12 @@ pub mod intervene;
 pub mod job;
 pub mod labels;
 pub mod model;
+#[doc(hidden)]
 pub mod ops;
 pub mod picture;
 pub mod prune;
 pub mod replacement;
-pub mod text;
+mod text;
 pub mod tracer;
 pub mod transcoder;
 pub mod weights;

@@ -76,15 +76,20 @@ pub const TARGETS_PHASE: &str = "targets";
 /// Times of the phases of [`attribute`], in seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PhaseSecs {
+    /// Choosing targets.
     pub targets: f64,
+    /// Computing rows, and choosing which.
     pub rows: f64,
+    /// Influence, scores and the row identity.
     pub scores: f64,
 }
 
 /// Everything that [`attribute`] finds.
 #[derive(Debug)]
 pub struct Attribution {
+    /// Every direct effect, with the metadata.
     pub graph: AttributionGraph,
+    /// What the graph explains, in the order of its target nodes.
     pub targets: Vec<Target>,
     /// Influence of every node of the graph: the scores come from it, and pruning begins with it.
     pub influence: Influence,
@@ -92,6 +97,7 @@ pub struct Attribution {
     pub n_rows: usize,
     /// Whether the device had no room for the rows so far, so that the host chose the features: the same ones, slower.
     pub short_of_device_memory: bool,
+    /// Times of the phases.
     pub elapsed_secs: PhaseSecs,
 }
 

@@ -18,9 +18,21 @@ pub enum TargetRequest {
     /// The difference of two tokens' logits.
     TokenDiff(u32, u32),
     /// The pre-activation of a feature.
-    Feature { layer: usize, feature: usize, pos: usize },
+    Feature {
+        /// The layer whose MLP the transcoder reads.
+        layer: usize,
+        /// Index among the features of the layer.
+        feature: usize,
+        /// Position in the prompt.
+        pos: usize,
+    },
     /// Any direction that the unembedding's input can have, used as it is. `[d_model]`
-    Direction { vec: Vec<f32>, label: String },
+    Direction {
+        /// Finite values. `[d_model]`
+        vec: Vec<f32>,
+        /// What the graph calls it.
+        label: String,
+    },
 }
 
 /// Where a target's gradient is put, and which.
@@ -29,22 +41,37 @@ pub enum TargetKind {
     /// On the output of the final norm. `[d_model]`
     Direction(Tensor),
     /// The encoder row of a feature, on its layer's input hook. `encoder_vec` `[d_model]`
-    Feature { layer: usize, feature: usize, encoder_vec: Tensor, b_enc: f32 },
+    Feature {
+        /// The layer whose MLP the transcoder reads.
+        layer: usize,
+        /// Index among the features of the layer.
+        feature: usize,
+        /// What the feature looks for. `[d_model]`
+        encoder_vec: Tensor,
+        /// The feature's bias, part of the bias effect.
+        b_enc: f32,
+    },
 }
 
 /// One target node.
 #[derive(Clone, Debug)]
 pub struct Target {
+    /// A token's text, or what else the graph calls the target.
     pub label: String,
+    /// Vocabulary id of a token; `None` for other targets.
     pub token_id: Option<u32>,
+    /// Position in the prompt.
     pub pos: usize,
+    /// Weight in the influence (definitions 5): a token's probability, else 1.
     pub weight: f32,
+    /// What is pulled back.
     pub kind: TargetKind,
 }
 
 /// Targets, and the model's own logits at the last position.
 #[derive(Debug)]
 pub struct Chosen {
+    /// In the order of the graph's target nodes.
     pub targets: Vec<Target>,
     /// `[d_vocab]`
     pub logits: Vec<f32>,

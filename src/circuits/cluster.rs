@@ -24,7 +24,7 @@ impl Default for ClusterSettings {
     }
 }
 
-/// The unit vector that a feature writes along, where it is known. [d_model].
+/// The unit vector that a feature writes along, where it is known. `[d_model]`
 pub type Directions<'a> = &'a dyn Fn(NodeIndex) -> Option<Vec<f32>>;
 
 /// Groups features that do the same: hierarchical clustering with average linkage of signed edge profiles and, where
@@ -93,7 +93,7 @@ fn profiles(circuit: &Circuit, feature: NodeIndex) -> [Profile; 2] {
 /// The similarity of two features or clusters that must not meet.
 const APART: f64 = f64::NEG_INFINITY;
 
-/// Similarities of all pairs, symmetric. [n, n].
+/// Similarities of all pairs, symmetric. `[n, n]`
 struct Similarities {
     n: usize,
     values: Vec<f64>,

@@ -9,7 +9,9 @@ use crate::{Error, Result};
 /// Nodes that are shown as one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Supernode {
+    /// What it is called.
     pub name: String,
+    /// Its nodes in the circuit.
     pub members: Vec<NodeIndex>,
 }
 
@@ -28,7 +30,9 @@ pub struct CollapsedNode {
 /// All edges between two nodes of a [`CollapsedCircuit`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CollapsedEdge {
+    /// Index in [`CollapsedCircuit::nodes`] of where the edge starts.
     pub source: usize,
+    /// Index of where it leads.
     pub target: usize,
     /// Sum of the edges' weights.
     pub weight: f64,
@@ -39,6 +43,7 @@ pub struct CollapsedEdge {
 /// A circuit with its supernodes merged: edges between two nodes summed, those within a supernode left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CollapsedCircuit {
+    /// Supernodes, and the nodes that are in none.
     pub nodes: Vec<CollapsedNode>,
     /// By target and then source.
     pub edges: Vec<CollapsedEdge>,
@@ -48,7 +53,7 @@ pub struct CollapsedCircuit {
 ///
 /// # Errors
 /// Names the supernode.
-pub fn check_groups(groups: &[Supernode]) -> Result<()> {
+pub(super) fn check_groups(groups: &[Supernode]) -> Result<()> {
     let mut seen = std::collections::HashMap::new();
     for group in groups {
         if group.members.is_empty() {
@@ -67,7 +72,7 @@ pub fn check_groups(groups: &[Supernode]) -> Result<()> {
 /// `circuit` with `groups` merged; nodes in the circuit's order, a supernode at its first member.
 ///
 /// # Errors
-/// As [`check_groups`].
+/// A node in two supernodes, or a supernode without members; names the supernode.
 ///
 /// # Cost
 /// O(nodes + edges · log edges).
@@ -135,7 +140,7 @@ impl CollapsedCircuit {
     /// A supernode of tokens only counts as a token, one of errors only as an error, any other as a feature.
     ///
     /// # Cost
-    /// As [`CollapsedCircuit::influence`].
+    /// Two sweeps over the edges; with cycles some more.
     pub fn scores(&self, circuit: &Circuit) -> Scores {
         let kinds: Vec<NodeKind> = self.nodes.iter().map(|node| kind_of(circuit, node)).collect();
         let influence = self.influence(circuit);
@@ -159,7 +164,7 @@ impl CollapsedCircuit {
 
 impl CollapsedCircuit {
     /// The part of the targets' weight that passes through every node along its own edges, targets included.
-    /// [n_nodes].
+    /// `[n_nodes]`
     ///
     /// Supernodes that feed each other make a cycle, which their members did not: influence then goes round until it
     /// changes no more.

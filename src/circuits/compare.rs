@@ -29,16 +29,22 @@ pub struct Diff {
 /// One (layer, feature), all its positions together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChangedFeature {
+    /// The layer whose MLP the transcoder reads.
     pub layer: u32,
+    /// Index among the features of the layer.
     pub feature: u32,
+    /// What the label file says about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// Where it is in the left circuit, ascending.
     pub left_positions: Vec<u32>,
+    /// Where it is in the right circuit, ascending.
     pub right_positions: Vec<u32>,
     /// Whether some position of the one is aligned with some position of the other.
     pub is_aligned: bool,
     /// Shares of the targets' weight that pass through the feature.
     pub left_share: f64,
+    /// As `left_share`.
     pub right_share: f64,
 }
 
@@ -47,7 +53,7 @@ pub struct ChangedFeature {
 pub struct Common {
     /// One (layer, feature); two for an edge, source first.
     pub features: Vec<(u32, u32)>,
-    /// [features].
+    /// What label files say about each of them. `[features.len()]`
     pub labels: Vec<Option<String>>,
     /// Indices of the circuits that have it.
     pub graphs: Vec<usize>,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use petgraph::graph::NodeIndex;
 use serde::Deserialize;
 
-use super::{ClusterSettings, OpenedGraph, Supernode, check_groups, find_node, find_supernodes};
+use super::collapse::check_groups;
+use super::{ClusterSettings, OpenedGraph, Supernode, find_node, find_supernodes};
 use crate::graph::Circuit;
 use crate::{Error, Result};
 
@@ -18,7 +19,7 @@ pub type NamedGroup = (String, Vec<String>);
 pub struct GroupRequest {
     /// Given by hand.
     pub named: Vec<NamedGroup>,
-    /// From a file, see [`read_groups`].
+    /// From a JSON file: a list of `[name, id, ..]`, an object of lists of ids, or a graph that holds them.
     pub file: Option<PathBuf>,
     /// Found by their edges, and by decoder directions where a raw graph holds them: [`ClusterSettings::cut`], a cosine
     /// in -1..=1. What is grouped otherwise stays as it is.
@@ -111,7 +112,7 @@ fn supernode(circuit: &Circuit, (name, ids): &NamedGroup) -> Result<Supernode> {
 ///
 /// # Errors
 /// A file that cannot be read or has none of these forms.
-pub fn read_groups(path: &Path) -> Result<Vec<NamedGroup>> {
+fn read_groups(path: &Path) -> Result<Vec<NamedGroup>> {
     let bytes =
         std::fs::read(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
     let parsed = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged {

@@ -21,10 +21,11 @@ mod summary;
 
 pub use choose::Part;
 pub use cluster::{ClusterSettings, Directions, find_supernodes};
-pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, check_groups, collapse};
+pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, collapse};
 pub use compare::{ChangedFeature, Common, Diff, common, diff};
-pub use group::{GroupRequest, NamedGroup, members_within, read_groups};
-pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json, open_raw, prune_raw};
+pub use group::{GroupRequest, NamedGroup, members_within};
+pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
+pub(crate) use open::{open_raw, prune_raw};
 pub use relabel::relabel;
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};

@@ -55,7 +55,8 @@ pub struct OpenedGraph {
 }
 
 impl OpenedGraph {
-    /// The unit vector along which a feature of the circuit writes, if the file is a raw graph that holds it. [d_model].
+    /// The unit vector along which a feature of the circuit writes, if the file is a raw graph that holds it.
+    /// `[d_model]`
     pub fn decoder_direction(&self, index: NodeIndex) -> Option<Vec<f32>> {
         let raw = self.raw.as_ref()?;
         let directions = raw.decoder_directions()?;
@@ -104,7 +105,7 @@ pub fn open_circuit(path: &Path, opening: &Opening) -> Result<Circuit> {
 ///
 /// # Errors
 /// As [`read_raw`].
-pub fn open_raw(path: &Path) -> Result<AttributionGraph> {
+pub(crate) fn open_raw(path: &Path) -> Result<AttributionGraph> {
     read_raw(path).context(|| format!("cannot load the graph `{}`", path.display()))
 }
 
@@ -112,7 +113,7 @@ pub fn open_raw(path: &Path) -> Result<AttributionGraph> {
 ///
 /// # Errors
 /// As [`prune`].
-pub fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
+pub(crate) fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
     prune(graph, &influence, settings)?.circuit(graph)
 }

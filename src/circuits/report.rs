@@ -11,10 +11,13 @@ use crate::graph::{Circuit, NodeKind, Scores, subgraph_scores};
 /// A summary, and what there is to say about a chosen part and about supernodes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
+    /// The circuit as a whole.
     #[serde(flatten)]
     pub summary: Summary,
+    /// What a chosen part explains.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subgraph: Option<SubgraphReport>,
+    /// What supernodes were found or asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grouping: Option<Grouping>,
 }
@@ -22,27 +25,35 @@ pub struct Report {
 /// How much a chosen part explains (definitions 8).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SubgraphReport {
+    /// Features of the part.
     pub n_pinned_features: usize,
+    /// Replacement score of the part, in 0..=1.
     pub replacement: f64,
+    /// Completeness of the part, in 0..=1.
     pub completeness: f64,
     /// Whether the scores are over all edges of a raw graph, or over those that pruning has left.
     pub over_all_edges: bool,
+    /// Ids of its nodes.
     pub ids: Vec<String>,
 }
 
 /// Supernodes, and what is lost by merging them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Grouping {
+    /// Strongest first.
     pub supernodes: Vec<GroupReport>,
-    /// Scores of the circuit's own edges, and of the collapsed ones.
+    /// Scores of the circuit's own edges.
     pub before: ScoresReport,
+    /// Scores of the collapsed ones.
     pub collapsed: ScoresReport,
 }
 
 /// Both scores of [`Scores`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ScoresReport {
+    /// Replacement score, in 0..=1.
     pub replacement: f64,
+    /// Completeness, in 0..=1.
     pub completeness: f64,
 }
 
@@ -55,9 +66,11 @@ impl ScoresReport {
 /// One supernode, strongest first in its list; members by id.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GroupReport {
+    /// What it is called.
     pub name: String,
     /// Part of the targets' weight that passes through the members.
     pub share: f64,
+    /// Ids of its nodes.
     pub members: Vec<String>,
 }
 

@@ -20,7 +20,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    pub fn is_everything(&self) -> bool {
+    /// Whether it chooses every node.
+    pub(crate) fn is_everything(&self) -> bool {
         *self == Selection::default()
     }
 

@@ -27,14 +27,19 @@ impl Default for SummarySettings {
 /// A circuit in words and figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The prompt's text.
     pub prompt: String,
+    /// The text of every token. `[n_pos]`
     pub prompt_tokens: Vec<String>,
     /// The targets, most probable first.
     pub predictions: Vec<Prediction>,
+    /// Scores of the graph before pruning.
     pub scores: SummaryScores,
+    /// What the circuit consists of.
     pub counts: Counts,
     /// Features and errors, strongest first.
     pub strongest: Vec<SummaryNode>,
+    /// The node that [`SummarySettings::node`] asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeSummary>,
     /// Strongest paths from a token to the first target.
@@ -43,33 +48,47 @@ pub struct Summary {
     pub paths_total: f64,
 }
 
+/// One target in words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
+    /// Id of the target's node.
     pub id: String,
+    /// The token's text; the label of a target that is no token.
     pub text: String,
+    /// Vocabulary id, -1 for a direction that is no token; `None` where the file does not say.
     pub token_id: Option<i64>,
+    /// The target's weight (definitions 5): a token's probability, in 0..=1.
     pub probability: Option<f32>,
 }
 
 /// Scores of the graph before pruning, where they are known.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SummaryScores {
+    /// Replacement score, in 0..=1 (definitions 8).
     pub replacement: Option<f64>,
+    /// Completeness, in 0..=1 (definitions 8).
     pub completeness: Option<f64>,
+    /// The largest relative error of the row identity (definitions 4).
     pub row_identity_error: Option<f64>,
 }
 
 /// What the circuit consists of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
+    /// Feature nodes, one a position.
     pub features: usize,
+    /// Error nodes.
     pub errors: usize,
+    /// Token nodes.
     pub tokens: usize,
+    /// Target nodes.
     pub targets: usize,
+    /// Edges between them.
     pub edges: usize,
 }
 
 impl Counts {
+    /// Nodes of all kinds.
     pub fn nodes(&self) -> usize {
         self.features + self.errors + self.tokens + self.targets
     }
@@ -78,15 +97,21 @@ impl Counts {
 /// One node in words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SummaryNode {
+    /// Its id, as JSON and the command line write it.
     pub id: String,
+    /// What it stands for.
     pub kind: NodeKind,
+    /// Layer of a feature or error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
+    /// Position in the prompt; that of the logit, for a target.
     pub pos: u32,
     /// The prompt's token at `pos`; for a target, what it stands for.
     pub text: String,
+    /// What the label file says about a feature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// Activation of a feature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation: Option<f32>,
     /// The part of the targets' weight that passes through the node within the circuit, 1 being all of it.
@@ -99,17 +124,24 @@ pub struct SummaryNode {
 /// Inputs and outputs of one node, largest share first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeSummary {
+    /// The node itself.
     pub node: SummaryNode,
+    /// Edges into it.
     pub inputs: Neighbors,
+    /// Edges out of it.
     pub outputs: Neighbors,
 }
 
+/// Edges at one end of a node, by sign, largest share first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Neighbors {
+    /// Edges of positive weight, the first [`SummarySettings::top`] of them.
     pub positive: Vec<SharedEdge>,
+    /// Edges of negative weight, as many at most.
     pub negative: Vec<SharedEdge>,
     /// How many there are of each sign, listed or not.
     pub n_positive: usize,
+    /// As `n_positive`.
     pub n_negative: usize,
 }
 
@@ -118,11 +150,13 @@ pub struct Neighbors {
 pub struct SharedEdge {
     /// The other end.
     pub node: SummaryNode,
+    /// The direct effect, with its sign.
     pub weight: f32,
     /// `|weight|` as a part of all input, within the circuit, of the node that the edge leads to.
     pub edge_share: f64,
 }
 
+/// One path from a token to a target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SummaryPath {
     /// Product of the edges' shares.
@@ -203,7 +237,7 @@ pub fn find_node(circuit: &Circuit, id: &str) -> Result<NodeIndex> {
 /// Puts the nodes of one circuit into words.
 struct Describer<'a> {
     circuit: &'a Circuit,
-    /// By `NodeIndex`. [n_nodes].
+    /// By `NodeIndex`. `[n_nodes]`
     influence: Vec<f64>,
     total_weight: f64,
 }

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// The ids of a file's nodes.
 pub(super) struct Ids {
-    /// By node. [n_nodes].
+    /// By node. `[n_nodes]`
     ids: Vec<String>,
     /// Nodes by id: one, but for the error nodes of circuit-tracer, whose ids can be those of features.
     nodes: HashMap<Vec<u8>, Vec<usize>>,

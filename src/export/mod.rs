@@ -1,18 +1,18 @@
 //! `export`: the files that graphs live in.
 //!
-//! Raw graphs go to and from safetensors ([`raw`]), circuits to and from the JSON that the field's viewers read
+//! Raw graphs go to and from safetensors ([`read_raw`], [`write_raw`]), circuits to and from the JSON that the field's viewers read
 //! ([`wire`]). String ids of nodes are made here ([`node_id_text`]). Every file of this program is written by
-//! [`replace_file`].
+//! `replace_file`: whole or not at all.
 
 mod link_seed;
 mod load;
-pub mod raw;
+pub(crate) mod raw;
 mod replace;
 pub mod wire;
 mod wire_read;
 mod wire_stream;
 
 pub use raw::{read_raw, write_raw};
-pub use replace::{check_writable, replace_file};
+pub(crate) use replace::{check_writable, replace_file};
 pub use wire::{WireGraph, node_id_text, read_wire, write_wire};
 pub use wire_stream::{KeepNodes, StreamedGraph, stream_wire};

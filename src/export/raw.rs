@@ -18,7 +18,7 @@ use crate::graph::{
 use crate::{Error, Result};
 
 /// The metadata key whose value is a [`GraphMeta`].
-pub const META_KEY: &str = "circuitscope";
+pub(crate) const META_KEY: &str = "circuitscope";
 
 const FORMAT: &str = "raw graph";
 
@@ -170,7 +170,7 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
 }
 
 /// Whether the file at `path` begins like safetensors and not like JSON. `None` where it cannot be read.
-pub fn looks_raw(path: &Path) -> Option<bool> {
+pub(crate) fn looks_raw(path: &Path) -> Option<bool> {
     let mut start = [0u8; HEADER_LEN_BYTES + 1];
     std::io::Read::read_exact(&mut File::open(path).ok()?, &mut start).ok()?;
     // Eight bytes of a length below 2^56, then the header's brace.

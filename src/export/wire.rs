@@ -23,25 +23,36 @@ const SCHEMA_VERSION: u32 = 1;
 /// A whole file. Fields that this program does not know are kept in `extra` at every level.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WireGraph {
+    /// Where the graph comes from.
     pub metadata: WireMetadata,
+    /// What the viewer shows first: `pinnedIds`, `supernodes`, `clickedId` and the like.
     #[serde(rename = "qParams", default)]
     pub q_params: Map<String, Value>,
+    /// Every node once.
     pub nodes: Vec<WireNode>,
+    /// Edges between the nodes above.
     pub links: Vec<WireLink>,
+    /// Other keys of the file.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
 }
 
+/// The `metadata` of a file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct WireMetadata {
+    /// The graph's short name, which viewers list.
     pub slug: String,
     /// `null` in some files that circuit-tracer wrote.
     #[serde(default)]
     pub scan: Option<Value>,
+    /// The text of every token. `[n_pos]`
     pub prompt_tokens: Vec<String>,
+    /// The prompt's text.
     pub prompt: String,
+    /// The share of influence that nodes were pruned to, in 0..=1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_threshold: Option<f64>,
+    /// Version of the schema, a number or a text; 1 is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_version: Option<Value>,
     /// `info`, `generation_settings`, `pruning_settings`, our `scores`, and what others write.
@@ -49,40 +60,58 @@ pub struct WireMetadata {
     pub extra: BTreeMap<String, Value>,
 }
 
+/// A node of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WireNode {
+    /// Its id ([`node_id_text`]), by which links name it.
     pub node_id: String,
     /// Cantor pairing of (layer, feature) for features, -1 for errors, position for tokens, vocabulary id for logits.
     pub feature: Option<i64>,
     /// A string here; some programs write a number.
     pub layer: Value,
+    /// Position in the prompt.
     pub ctx_idx: u32,
+    /// What it stands for: `cross layer transcoder`, `mlp reconstruction error`, `embedding` or `logit`.
     pub feature_type: String,
+    /// Probability of a target's token; 0 for other nodes.
     #[serde(default)]
     pub token_prob: Option<f32>,
+    /// Whether it is the first target.
     #[serde(default)]
     pub is_target_logit: bool,
+    /// Always 0 here; the viewers expect it.
     #[serde(default)]
     pub run_idx: u32,
+    /// Always 0 here; the viewers expect it.
     #[serde(default)]
     pub reverse_ctx_idx: u32,
+    /// The viewers' own id.
     #[serde(rename = "jsNodeId", default)]
     pub js_node_id: String,
+    /// The label.
     #[serde(default)]
     pub clerp: String,
+    /// Cumulative share of influence (definitions 7.5): small is important.
     #[serde(default)]
     pub influence: Option<f64>,
+    /// Activation of a feature.
     #[serde(default)]
     pub activation: Option<f32>,
+    /// Other keys of the node.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
 }
 
+/// An edge of a file, its ends by [`WireNode::node_id`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WireLink {
+    /// Where the edge starts.
     pub source: String,
+    /// Where it leads.
     pub target: String,
+    /// The direct effect.
     pub weight: f32,
+    /// Other keys of the link.
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
 }
@@ -189,7 +218,7 @@ impl WireGraph {
 
 impl WireGraph {
     /// Notes what the file was pruned with.
-    pub fn set_thresholds(&mut self, node_threshold: f64, edge_threshold: f64) {
+    pub(crate) fn set_thresholds(&mut self, node_threshold: f64, edge_threshold: f64) {
         self.metadata.node_threshold = Some(node_threshold);
         let pruning = self.metadata.extra.entry("pruning_settings".to_owned()).or_insert_with(|| json!({}));
         if let Value::Object(pruning) = pruning {
@@ -199,7 +228,7 @@ impl WireGraph {
     }
 
     /// Notes how much the pinned nodes explain, beside the scores of the whole graph.
-    pub fn set_subgraph_scores(&mut self, scores: Value) {
+    pub(crate) fn set_subgraph_scores(&mut self, scores: Value) {
         let all = self.metadata.extra.entry("scores".to_owned()).or_insert_with(|| json!({}));
         if let Value::Object(all) = all {
             all.insert("pinned_subgraph".to_owned(), scores);

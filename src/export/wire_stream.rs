@@ -31,6 +31,7 @@ type Extra = BTreeMap<String, Value>;
 pub struct StreamedGraph {
     /// The file without its links; node i is `nodes[i]`.
     header: WireGraph,
+    /// The file's nodes, in its order.
     pub nodes: Vec<Node>,
     /// Between the nodes above, in the file's order.
     pub links: Vec<CompactLink>,
@@ -107,7 +108,7 @@ fn renumber(link: &mut CompactLink, is_kept: &[bool], place: &[u32]) -> bool {
     is_kept[source] && is_kept[target]
 }
 
-/// Which of a file's nodes stay. [n_nodes].
+/// Which of a file's nodes stay. `[n_nodes]`
 pub type KeepNodes<'a> = &'a dyn Fn(&[Node]) -> Vec<bool>;
 
 /// Reads the graph at `path`; with `keep`, of its nodes those that it names, of its links those between such nodes.

@@ -13,59 +13,68 @@ use crate::{Error, Result};
 pub const RAW_FORMAT_VERSION: u32 = 1;
 
 /// The scale below which a row counts as empty in [`AttributionGraph::row_identity_error`].
-pub const ROW_IDENTITY_FLOOR: f64 = 1e-6;
+pub(crate) const ROW_IDENTITY_FLOOR: f64 = 1e-6;
 
 /// What an attribution graph consists of. Checked by [`AttributionGraph::new`], read-only after.
 #[derive(Debug)]
 pub struct GraphData {
-    /// Token ids, BOS included. [n_pos].
+    /// Token ids, BOS included. `[n_pos]`
     pub input_tokens: Vec<i64>,
-    /// Every active feature, strictly ascending. [n_active].
+    /// Every active feature, strictly ascending. `[n_active]`
     pub active_features: Vec<FeatureId>,
-    /// Activations of the active features. [n_active].
+    /// Activations of the active features. `[n_active]`
     pub activation_values: Vec<f32>,
-    /// Indices into `active_features` of the features that are nodes, strictly ascending. [n_selected].
+    /// Indices into `active_features` of the features that are nodes, strictly ascending. `[n_selected]`
     pub selected_features: Vec<usize>,
-    /// Direct effects. [n_selected + n_targets, n_nodes].
+    /// Direct effects. `[n_selected + n_targets, n_nodes]`
     pub edge_rows: EdgeRows,
-    /// The part of each row's value that comes from biases (definitions 4). [n_selected + n_targets].
+    /// The part of each row's value that comes from biases (definitions 4). `[n_selected + n_targets]`
     pub bias_effect: Vec<f32>,
     /// The part of each row's value that comes from active features that are no nodes; empty where all are nodes.
-    /// [n_selected + n_targets], or [0].
+    /// `[n_selected + n_targets]`, or `[0]`
     pub unselected_effect: Vec<f32>,
-    /// The pre-activation or target value that a row and its bias effect must add up to. [n_selected + n_targets].
+    /// The pre-activation or target value that a row and its bias effect must add up to. `[n_selected + n_targets]`
     pub row_values: Vec<f32>,
-    /// Vocabulary ids, -1 for a direction that is no token. [n_targets].
+    /// Vocabulary ids, -1 for a direction that is no token. `[n_targets]`
     pub target_ids: Vec<i64>,
-    /// Weights of the targets. [n_targets].
+    /// Weights of the targets. `[n_targets]`
     pub target_probabilities: Vec<f32>,
-    /// The model's own logits at the last position. [d_vocab].
+    /// The model's own logits at the last position. `[d_vocab]`
     pub logits: Vec<f32>,
+    /// Where the graph comes from, and its scores.
     pub meta: GraphMeta,
 }
 
 /// What the metadata of a raw file says about a graph (formats.md).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GraphMeta {
+    /// Version of the file's format: [`RAW_FORMAT_VERSION`].
     pub format_version: u32,
+    /// The prompt's text.
     pub prompt: String,
-    /// The text of every input token. [n_pos].
+    /// The text of every input token. `[n_pos]`
     pub prompt_tokens: Vec<String>,
-    /// The text of every target: a token's own text, or a name such as `" Austin" - " Sacramento"`. [n_targets].
+    /// The text of every target: a token's own text, or a name such as `" Austin" - " Sacramento"`. `[n_targets]`
     pub target_labels: Vec<String>,
-    /// [n_targets].
+    /// `[n_targets]`
     pub target_positions: Vec<u32>,
     /// What `--model` said.
     pub model: String,
     /// The transcoder set's own name.
     pub scan: String,
+    /// Where transcoders read (definitions 2).
     pub feature_input_hook: String,
+    /// Where they write (definitions 2).
     pub feature_output_hook: String,
+    /// Layers of the base model.
     pub n_layers: usize,
+    /// The settings that the graph was computed with.
     pub settings: GraphSettings,
     /// The largest relative error of the row identity.
     pub row_identity_error: f64,
+    /// Replacement score before pruning, in 0..=1 (definitions 8).
     pub replacement_score: f64,
+    /// Completeness before pruning, in 0..=1 (definitions 8).
     pub completeness_score: f64,
     /// The version of the program that computed the graph.
     pub program_version: String,
@@ -77,10 +86,13 @@ pub struct GraphMeta {
 /// The settings that a graph was computed with.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GraphSettings {
+    /// Salient logits, at most.
     pub max_logits: usize,
+    /// Salient logits were cut once their probabilities added up to this, in 0..=1.
     pub logit_prob: f64,
     /// `None`: all active features.
     pub max_features: Option<usize>,
+    /// With `max_features`: a quarter of the features that were chosen between two looks at the influence.
     pub batch_size: usize,
 }
 
@@ -170,6 +182,7 @@ impl AttributionGraph {
         Ok(AttributionGraph { data, layout, decoder_directions: None })
     }
 
+    /// Where every node is in rows and columns.
     pub fn layout(&self) -> &NodeLayout {
         &self.layout
     }
@@ -183,7 +196,7 @@ impl AttributionGraph {
     ///
     /// # Errors
     /// Directions of another number of features.
-    pub fn set_decoder_directions(&mut self, directions: DecoderDirections) -> Result<()> {
+    pub(crate) fn set_decoder_directions(&mut self, directions: DecoderDirections) -> Result<()> {
         let (expected, actual) = (self.layout.n_features(), directions.n_features());
         if expected != actual {
             return Err(Error::GraphShape {
@@ -201,7 +214,7 @@ impl AttributionGraph {
         &mut self.data.meta
     }
 
-    /// The direct effects on one feature or target. [n_nodes].
+    /// The direct effects on one feature or target. `[n_nodes]`
     ///
     /// # Panics
     /// Past the last row.

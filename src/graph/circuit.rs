@@ -14,6 +14,7 @@ use crate::{Error, Result};
 /// A node of a circuit and what is shown of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
+    /// Which node it is.
     pub id: NodeId,
     /// Position in the prompt; that of the logit, for a target.
     pub pos: u32,
@@ -43,34 +44,49 @@ pub struct Edge {
 /// An edge on its way into a [`Circuit`], its ends as indices into the list of nodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
+    /// Where the edge starts.
     pub source: usize,
+    /// Where it leads.
     pub target: usize,
+    /// The direct effect.
     pub weight: f32,
 }
 
 /// A [`Link`] in 12 bytes, for the tens of millions that a large file holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CompactLink {
+    /// Where the edge starts.
     pub source: u32,
+    /// Where it leads.
     pub target: u32,
+    /// The direct effect.
     pub weight: f32,
 }
 
 /// Where a circuit comes from.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CircuitMeta {
+    /// The prompt's text.
     pub prompt: String,
-    /// [n_pos].
+    /// `[n_pos]`
     pub prompt_tokens: Vec<String>,
+    /// The transcoder set's name.
     pub scan: String,
+    /// The base model's name.
     pub model: String,
+    /// Layers of the base model.
     pub n_layers: usize,
+    /// The share of influence that nodes were pruned to, in 0..=1.
     pub node_threshold: Option<f64>,
+    /// The share of edge scores that edges were pruned to, in 0..=1.
     pub edge_threshold: Option<f64>,
+    /// The settings that the graph was computed with, where they are known.
     pub settings: Option<GraphSettings>,
     /// Scores of the graph before pruning.
     pub replacement_score: Option<f64>,
+    /// As `replacement_score`.
     pub completeness_score: Option<f64>,
+    /// The largest relative error of the row identity.
     pub row_identity_error: Option<f64>,
 }
 
@@ -79,12 +95,14 @@ pub struct CircuitMeta {
 pub struct Neighbor {
     /// The node at the other end.
     pub node: NodeIndex,
+    /// The edge to it or from it.
     pub edge: Edge,
 }
 
 /// A pruned graph: acyclic, every node once, every edge between two of its nodes.
 #[derive(Debug, Clone)]
 pub struct Circuit {
+    /// Where the circuit comes from.
     pub meta: CircuitMeta,
     graph: DiGraph<Node, Edge>,
     by_id: HashMap<NodeId, NodeIndex>,
@@ -144,6 +162,10 @@ impl Circuit {
         &self.graph
     }
 
+    /// The node at `index`.
+    ///
+    /// # Panics
+    /// For an index of another graph.
     pub fn node(&self, index: NodeIndex) -> &Node {
         &self.graph[index]
     }
@@ -208,8 +230,8 @@ impl Circuit {
         neighbors
     }
 
-    /// The weights of the targets: their probabilities, or 1; zero for other nodes. By `NodeIndex`. [n_nodes].
-    pub fn target_weights(&self) -> Vec<f64> {
+    /// The weights of the targets: their probabilities, or 1; zero for other nodes. By `NodeIndex`. `[n_nodes]`
+    pub(crate) fn target_weights(&self) -> Vec<f64> {
         let weight = |node: &Node| match node.id.kind() {
             NodeKind::Target => node.probability.map_or(1.0, f64::from),
             _ => 0.0,
@@ -218,12 +240,12 @@ impl Circuit {
     }
 
     /// All nodes as rows for [`propagate`]: whatever a node feeds comes before it.
-    pub fn rows_downwards(&self) -> impl Iterator<Item = (usize, NodeIndex)> {
+    pub(crate) fn rows_downwards(&self) -> impl Iterator<Item = (usize, NodeIndex)> {
         self.order.iter().rev().map(|&index| (index.index(), index))
     }
 
     /// The part of the targets' weight that passes through every node along the edges of this circuit:
-    /// definitions 6 with the circuit's own shares, targets included. By `NodeIndex`. [n_nodes].
+    /// definitions 6 with the circuit's own shares, targets included. By `NodeIndex`. `[n_nodes]`
     ///
     /// A target without a probability weighs 1.
     ///

@@ -8,7 +8,7 @@ use memmap2::Mmap;
 use crate::{Error, Result};
 
 /// Unit vectors along which features write, in half precision: they are compared with each other, never computed on.
-/// [n_features, d_model], f16, in the order of the selected features; zero for a feature that writes nothing.
+/// `[n_features, d_model]`, f16, in the order of the selected features; zero for a feature that writes nothing.
 ///
 /// A cross-layer feature's direction is that of the sum of what it writes.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ enum Storage {
 }
 
 impl DecoderDirections {
-    /// Scales `vecs` to unit length. [n_features, d_model].
+    /// Scales `vecs` to unit length. `[n_features, d_model]`
     ///
     /// # Errors
     /// A length that is not a whole number of rows for `n_features`.
@@ -44,21 +44,28 @@ impl DecoderDirections {
     ///
     /// # Errors
     /// A range that is not in the map or has another length.
-    pub fn from_map(map: Mmap, bytes: Range<usize>, n_features: usize, d_model: usize) -> Result<DecoderDirections> {
+    pub(crate) fn from_map(
+        map: Mmap,
+        bytes: Range<usize>,
+        n_features: usize,
+        d_model: usize,
+    ) -> Result<DecoderDirections> {
         let len = map.get(bytes.clone()).map_or(0, <[u8]>::len);
         check_len(len / size_of::<f16>(), n_features, d_model)?;
         Ok(DecoderDirections { storage: Storage::Mapped { map, bytes }, n_features, d_model })
     }
 
+    /// Directions: one a selected feature.
     pub fn n_features(&self) -> usize {
         self.n_features
     }
 
+    /// Values of each.
     pub fn d_model(&self) -> usize {
         self.d_model
     }
 
-    /// The direction of one feature. [d_model].
+    /// The direction of one feature. `[d_model]`
     ///
     /// # Panics
     /// Past the last feature.

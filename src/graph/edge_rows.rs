@@ -7,7 +7,7 @@ use ndarray::ArrayView2;
 
 use crate::{Error, Result};
 
-/// Direct effects, row-major. [n_rows, n_nodes], f32.
+/// Direct effects, row-major. `[n_rows, n_nodes]`, f32.
 ///
 /// The one large thing of a graph: never copied, borrowed by everything that reads it.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ enum Storage {
 }
 
 impl EdgeRows {
-    /// Takes over `values`. [n_rows, n_nodes].
+    /// Takes over `values`. `[n_rows, n_nodes]`
     ///
     /// # Errors
     /// A length that is not `n_rows * n_nodes`.
@@ -41,7 +41,7 @@ impl EdgeRows {
     ///
     /// # Errors
     /// A range outside the map, or one that does not hold `n_rows * n_nodes` values.
-    pub fn from_map(map: Mmap, bytes: Range<usize>, n_rows: usize, n_nodes: usize) -> Result<EdgeRows> {
+    pub(crate) fn from_map(map: Mmap, bytes: Range<usize>, n_rows: usize, n_nodes: usize) -> Result<EdgeRows> {
         let Some(slice) = map.get(bytes.clone()) else {
             return Err(Error::GraphIndex {
                 name: "end of edge_rows in its file",
@@ -64,15 +64,17 @@ impl EdgeRows {
         Ok(EdgeRows { storage, n_rows, n_nodes })
     }
 
+    /// Rows: selected features, then targets.
     pub fn n_rows(&self) -> usize {
         self.n_rows
     }
 
+    /// Columns: one a node.
     pub fn n_nodes(&self) -> usize {
         self.n_nodes
     }
 
-    /// All rows, one after the other. [n_rows * n_nodes].
+    /// All rows, one after the other. `[n_rows * n_nodes]`
     pub fn values(&self) -> &[f32] {
         match &self.storage {
             Storage::Owned(values) => values,
@@ -86,14 +88,14 @@ impl EdgeRows {
         }
     }
 
-    /// All rows as a matrix, for those who compute on. [n_rows, n_nodes].
+    /// All rows as a matrix, for those who compute on. `[n_rows, n_nodes]`
     pub fn view(&self) -> ArrayView2<'_, f32> {
         // The length was checked when this was made, so the shape always fits.
         ArrayView2::from_shape((self.n_rows, self.n_nodes), self.values())
             .unwrap_or_else(|_| ArrayView2::from(&[[0f32; 0]; 0]))
     }
 
-    /// Row `row`: the direct effect of every node on one. [n_nodes].
+    /// Row `row`: the direct effect of every node on one. `[n_nodes]`
     ///
     /// # Panics
     /// Past the last row.

@@ -7,7 +7,7 @@ use super::sweep::{propagate, propagate_steps};
 use super::{EdgeRows, NodeLayout};
 
 /// The smallest denominator of a normalised row.
-pub const ROW_SUM_CLAMP: f64 = 1e-10;
+pub(crate) const ROW_SUM_CLAMP: f64 = 1e-10;
 
 /// The smallest denominator while rows are still being computed (definitions 6, order of work).
 pub const PARTIAL_ROW_SUM_CLAMP: f64 = 1e-8;
@@ -15,17 +15,17 @@ pub const PARTIAL_ROW_SUM_CLAMP: f64 = 1e-8;
 /// What one sweep over the edge rows yields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Influence {
-    /// Influence of every node; zero for targets. [n_nodes].
+    /// Influence of every node; zero for targets. `[n_nodes]`
     pub nodes: Vec<f64>,
-    /// `Σ_s |A[t,s]|` of every row. [n_rows].
+    /// `Σ_s |A[t,s]|` of every row. `[n_rows]`
     pub row_abs_sums: Vec<f64>,
-    /// The part of `row_abs_sums` that comes from error nodes. [n_rows].
+    /// The part of `row_abs_sums` that comes from error nodes. `[n_rows]`
     pub error_abs_sums: Vec<f64>,
 }
 
 /// Influence of every node on the targets.
 ///
-/// `weights` are the targets' weights. [n_targets].
+/// `weights` are the targets' weights. `[n_targets]`
 ///
 /// # Cost
 /// One pass over the edges that can be other than zero, in f64, in parallel within a layer; memory for some rows of
@@ -67,7 +67,7 @@ pub(crate) fn masked_influence(
     Influence { nodes, row_abs_sums, error_abs_sums }
 }
 
-/// What `mask` leaves of a row, in `masked`. [n_nodes].
+/// What `mask` leaves of a row, in `masked`. `[n_nodes]`
 fn masked_effects<'a>(
     effects: &[f32],
     mask: &[f32],
@@ -116,13 +116,13 @@ pub struct PartialRows<'a> {
     pub n_columns: usize,
     /// The leading columns that are active features, in node order.
     pub n_active: usize,
-    /// Weights of the targets, whose rows come first. [n_targets].
+    /// Weights of the targets, whose rows come first. `[n_targets]`
     pub weights: &'a [f32],
-    /// The visited features, as indices into the active ones, in the order of their rows. [n_visited].
+    /// The visited features, as indices into the active ones, in the order of their rows. `[n_visited]`
     pub visited: &'a [usize],
 }
 
-/// Influence of every active feature from the rows computed so far (definitions 6, order of work). [n_active].
+/// Influence of every active feature from the rows computed so far (definitions 6, order of work). `[n_active]`
 ///
 /// # Panics
 /// Where `values` is too short for the rows it should hold.

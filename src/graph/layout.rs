@@ -12,8 +12,11 @@ use crate::{Error, Result};
 /// One transcoder feature at one position. The derived order is the order of the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FeatureId {
+    /// The layer whose MLP the transcoder reads.
     pub layer: u32,
+    /// Position in the prompt.
     pub pos: u32,
+    /// Index among the features of the layer.
     pub feature: u32,
 }
 
@@ -22,22 +25,44 @@ pub struct FeatureId {
 #[serde(rename_all = "snake_case")]
 pub enum NodeId {
     /// An active transcoder feature.
-    Feature { layer: u32, pos: u32, feature: u32 },
+    Feature {
+        /// The layer whose MLP the transcoder reads.
+        layer: u32,
+        /// Position in the prompt.
+        pos: u32,
+        /// Index among the features of the layer.
+        feature: u32,
+    },
     /// What the transcoder of `layer` misses at `pos`.
-    Error { layer: u32, pos: u32 },
+    Error {
+        /// The layer of the transcoder.
+        layer: u32,
+        /// Position in the prompt.
+        pos: u32,
+    },
     /// The embedding of the token at `pos`.
-    Token { pos: u32 },
+    Token {
+        /// Position in the prompt.
+        pos: u32,
+    },
     /// A target of the attribution, by its place in the list of targets.
-    Target { index: u32 },
+    Target {
+        /// Place in the list of targets.
+        index: u32,
+    },
 }
 
 /// What a node stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeKind {
+    /// An active transcoder feature at a position.
     Feature,
+    /// What a transcoder misses at a position.
     Error,
+    /// The embedding of a prompt's token.
     Token,
+    /// What the graph explains.
     Target,
 }
 
@@ -111,7 +136,8 @@ pub struct NodeLayout {
     n_layers: usize,
     n_pos: usize,
     n_targets: usize,
-    /// Index of the first feature at or after (layer, position), layer-major, closed by `n_features`. [n_layers * n_pos + 1].
+    /// Index of the first feature at or after (layer, position), layer-major, closed by `n_features`.
+    /// `[n_layers * n_pos + 1]`
     cell_starts: Vec<usize>,
 }
 
@@ -141,18 +167,22 @@ impl NodeLayout {
         Ok(NodeLayout { features, n_layers, n_pos, n_targets, cell_starts })
     }
 
+    /// Selected features, F.
     pub fn n_features(&self) -> usize {
         self.features.len()
     }
 
+    /// Layers of the base model, L.
     pub fn n_layers(&self) -> usize {
         self.n_layers
     }
 
+    /// Positions of the prompt, n.
     pub fn n_pos(&self) -> usize {
         self.n_pos
     }
 
+    /// Targets, K.
     pub fn n_targets(&self) -> usize {
         self.n_targets
     }
@@ -167,7 +197,7 @@ impl NodeLayout {
         self.n_features() + self.n_targets
     }
 
-    /// The selected features, in node order. [n_features].
+    /// The selected features, in node order. `[n_features]`
     pub fn feature_ids(&self) -> &[FeatureId] {
         &self.features
     }
@@ -234,7 +264,7 @@ impl NodeLayout {
     }
 
     /// The place of an error node among the error nodes: layer-major.
-    pub fn error_cell(&self, layer: usize, pos: usize) -> usize {
+    pub(crate) fn error_cell(&self, layer: usize, pos: usize) -> usize {
         layer * self.n_pos + pos
     }
 
@@ -253,17 +283,12 @@ impl NodeLayout {
     }
 
     /// The layer of the node at `index`; `None` for tokens, targets and indices past the end.
-    pub fn layer_of(&self, index: usize) -> Option<u32> {
+    pub(crate) fn layer_of(&self, index: usize) -> Option<u32> {
         self.node(index)?.layer()
     }
 
-    /// The position of the node at `index`; `None` for targets and indices past the end.
-    pub fn pos_of(&self, index: usize) -> Option<u32> {
-        self.node(index)?.pos()
-    }
-
     /// Indices of the features of one layer at one position, or `None` outside the graph.
-    pub fn features_at(&self, layer: usize, pos: usize) -> Option<Range<usize>> {
+    fn features_at(&self, layer: usize, pos: usize) -> Option<Range<usize>> {
         if layer >= self.n_layers || pos >= self.n_pos {
             return None;
         }
@@ -272,22 +297,11 @@ impl NodeLayout {
     }
 
     /// Indices (and rows) of the features of one layer; empty outside the graph.
-    pub fn features_of_layer(&self, layer: usize) -> Range<usize> {
+    pub(crate) fn features_of_layer(&self, layer: usize) -> Range<usize> {
         if layer >= self.n_layers {
             return self.n_features()..self.n_features();
         }
         self.cell_starts[layer * self.n_pos]..self.cell_starts[(layer + 1) * self.n_pos]
-    }
-
-    /// The row of the node at `index`; errors and tokens have none.
-    pub fn row_of_node(&self, index: usize) -> Option<usize> {
-        if index < self.n_features() {
-            Some(index)
-        } else if self.targets().contains(&index) {
-            Some(self.n_features() + index - self.targets().start)
-        } else {
-            None
-        }
     }
 
     /// The node whose incoming edges are row `row`, or `None` past the last row.
@@ -299,13 +313,13 @@ impl NodeLayout {
     ///
     /// # Panics
     /// Past the last row.
-    pub fn node_at_row(&self, row: usize) -> usize {
+    pub(crate) fn node_at_row(&self, row: usize) -> usize {
         assert!(row < self.n_rows(), "row {row} of {}", self.n_rows());
         if row < self.n_features() { row } else { self.targets().start + row - self.n_features() }
     }
 
     /// Which target `row` belongs to; `None` where it is a feature's.
-    pub fn target_of_row(&self, row: usize) -> Option<usize> {
+    pub(crate) fn target_of_row(&self, row: usize) -> Option<usize> {
         row.checked_sub(self.n_features())
     }
 
@@ -388,9 +402,9 @@ mod tests {
         assert_eq!(layout.node(layout.n_nodes()), None);
         assert_eq!(layout.index(NodeId::Feature { layer: 1, pos: 1, feature: 3 }), None);
         assert_eq!(layout.index(NodeId::Error { layer: 3, pos: 0 }), None);
-        for row in 0..layout.n_rows() {
-            assert_eq!(layout.row_of_node(layout.node_of_row(row).unwrap()), Some(row));
-        }
+        // Features and targets have rows, in this order; errors and tokens have none.
+        let of_rows: Vec<usize> = (0..).map_while(|row| layout.node_of_row(row)).collect();
+        assert_eq!(of_rows, layout.features().chain(layout.targets()).collect::<Vec<_>>());
     }
 
     #[test]

@@ -8,15 +8,13 @@ mod attribution_graph;
 mod circuit;
 mod decoder_directions;
 mod edge_rows;
-pub mod influence;
+pub(crate) mod influence;
 mod layout;
 mod paths;
 mod scores;
 mod sweep;
 
-pub use attribution_graph::{
-    AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION, ROW_IDENTITY_FLOOR,
-};
+pub use attribution_graph::{AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION};
 pub use circuit::{Circuit, CircuitMeta, CompactLink, Edge, Link, Neighbor, Node};
 pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
@@ -24,4 +22,4 @@ pub use influence::{Influence, PARTIAL_ROW_SUM_CLAMP, PartialRows, influence, ne
 pub use layout::{FeatureId, NodeId, NodeKind, NodeLayout};
 pub use paths::{MAX_PATHS, Path, StrongestPaths, strongest_paths};
 pub use scores::{Scores, scores, subgraph_scores};
-pub use sweep::propagate;
+pub(crate) use sweep::propagate;

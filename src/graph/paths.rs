@@ -15,6 +15,7 @@ pub const MAX_PATHS: usize = 1_000_000;
 /// One path, source first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Path {
+    /// The nodes that it goes through, both ends included.
     pub nodes: Vec<NodeIndex>,
     /// Product of the shares of its edges.
     pub strength: f64,
@@ -80,9 +81,9 @@ struct Ranked {
 struct Enumeration<'a> {
     circuit: &'a Circuit,
     is_source: &'a [bool],
-    /// The strongest way to every node. [n_nodes].
+    /// The strongest way to every node. `[n_nodes]`
     best: &'a [Option<Way>],
-    /// [n_nodes].
+    /// `[n_nodes]`
     ranked: Vec<Ranked>,
 }
 

@@ -15,7 +15,7 @@ pub struct Scores {
 
 /// The scores of the whole graph, from its influence.
 ///
-/// `weights` are the targets' weights. [n_targets].
+/// `weights` are the targets' weights. `[n_targets]`
 ///
 /// # Cost
 /// Linear in the number of nodes: the sweep has kept what is needed of the rows.
@@ -38,7 +38,7 @@ pub fn scores(layout: &NodeLayout, influence: &Influence, weights: &[f32]) -> Sc
     }
 }
 
-/// The scores of the subgraph in which only the features with `pinned` remain. `pinned`: [n_features].
+/// The scores of the subgraph in which only the features with `pinned` remain. `pinned`: `[n_features]`
 ///
 /// The column of every other feature is added to the error node of its layer and position, its row is dropped.
 ///

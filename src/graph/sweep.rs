@@ -13,12 +13,12 @@ const BLOCK_ROWS: usize = 64;
 
 /// Lets every row hand the influence of its node on to the nodes that feed it.
 ///
-/// `influence` begins with the weights of the targets. [n_nodes]. `rows` are pairs of a node and what its row is known by,
-/// whatever a node feeds before the node. `pass_on(row, influence of its node, influence)` adds the parts of the sources.
+/// `influence`, `[n_nodes]`, begins with the weights of the targets. `rows` are pairs of a node and what its row is known
+/// by, whatever a node feeds before the node. `pass_on(row, influence of its node, influence)` adds the parts of the sources.
 ///
 /// # Cost
 /// That of the rows.
-pub fn propagate<R>(
+pub(crate) fn propagate<R>(
     influence: &mut [f64],
     rows: impl IntoIterator<Item = (usize, R)>,
     mut pass_on: impl FnMut(R, f64, &mut [f64]),
@@ -31,7 +31,7 @@ pub fn propagate<R>(
 
 /// As [`propagate`], in parallel: `steps` are lists of rows that do not feed each other. `pass_on` adds to a buffer of its
 /// own and has `scratch` for the rows of one block; what it returns goes to `done`, in the order of the rows.
-pub fn propagate_steps<R: Copy + Sync, S, T: Send>(
+pub(crate) fn propagate_steps<R: Copy + Sync, S, T: Send>(
     influence: &mut [f64],
     steps: impl IntoIterator<Item = Vec<(usize, R)>>,
     scratch: impl Fn() -> S + Sync,
@@ -59,7 +59,7 @@ pub fn propagate_steps<R: Copy + Sync, S, T: Send>(
 mod tests {
     use super::*;
 
-    /// The series itself, power by power, over a dense matrix. [n * n], target-major.
+    /// The series itself, power by power, over a dense matrix. `[n * n]`, target-major.
     fn series(shares: &[f64], weights: &[f64]) -> Vec<f64> {
         let n = weights.len();
         let (mut power, mut total) = (weights.to_vec(), weights.to_vec());

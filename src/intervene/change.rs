@@ -12,7 +12,12 @@ pub enum Positions {
     /// One position of the prompt.
     At(usize),
     /// Positions `start..end` of the prompt, `end` not among them.
-    Range { start: usize, end: usize },
+    Range {
+        /// The first position.
+        start: usize,
+        /// The first position after the range.
+        end: usize,
+    },
     /// All positions from here on, generated tokens included.
     From(usize),
     /// All positions that have features (all but BOS), generated tokens included.
@@ -31,9 +36,13 @@ pub enum Change {
 /// One feature, changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Intervention {
+    /// The layer whose MLP the transcoder reads.
     pub layer: usize,
+    /// Index among the features of the layer.
     pub feature: usize,
+    /// Where.
     pub positions: Positions,
+    /// What its activation becomes.
     pub change: Change,
 }
 
@@ -116,11 +125,6 @@ impl Positions {
         };
         if last < n_prompt { Ok(()) } else { Err(Error::NoSuchPosition { pos: last, n_pos: n_prompt }) }
     }
-
-    /// Whether generated tokens are among them.
-    pub fn is_open_ended(self) -> bool {
-        matches!(self, Positions::From(_) | Positions::All)
-    }
 }
 
 impl fmt::Display for Positions {
@@ -159,8 +163,11 @@ impl FromStr for Positions {
 /// A feature and its positions, as they are written: `L_F_P`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureSpec {
+    /// The layer whose MLP the transcoder reads.
     pub layer: usize,
+    /// Index among the features of the layer.
     pub feature: usize,
+    /// Where.
     pub positions: Positions,
 }
 

@@ -13,6 +13,7 @@ use crate::graph::FeatureId;
 pub struct Comparison {
     /// Of the changed distribution from the original one, in nats: Σ p·ln(p/q), p the original.
     pub kl_divergence: f64,
+    /// The token that is followed: the likeliest of the original run, or [`CompareOptions::target`].
     pub target: TokenChange,
     /// The likeliest tokens before and after, by the larger of both probabilities.
     pub tokens: Vec<TokenChange>,
@@ -23,23 +24,34 @@ pub struct Comparison {
 /// One token, before and after. Ranks start at 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenChange {
+    /// Vocabulary id.
     pub token_id: u32,
+    /// The token's text.
     pub text: String,
+    /// In 0..=1.
     pub probability_before: f64,
+    /// In 0..=1.
     pub probability_after: f64,
+    /// Among all tokens.
     pub rank_before: usize,
+    /// Among all tokens.
     pub rank_after: usize,
+    /// Logit after less logit before.
     pub logit_change: f64,
 }
 
 /// The pre-activation of one feature of the original run, before and after.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FeatureChange {
+    /// The feature and its position.
     #[serde(flatten)]
     pub id: FeatureId,
+    /// What the label file says about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// Its pre-activation in the original run: its activation there.
     pub before: f32,
+    /// Its pre-activation in the changed run.
     pub after: f32,
 }
 

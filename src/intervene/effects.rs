@@ -17,6 +17,7 @@ const BATCH: usize = 32;
 /// A direction that the unembedding reads, at one position.
 #[derive(Clone, Debug)]
 pub struct Readout {
+    /// Position in the prompt.
     pub pos: usize,
     /// `[d_model]`
     pub direction: Tensor,

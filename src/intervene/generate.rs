@@ -17,6 +17,7 @@ pub struct GenerateOptions {
     pub temperature: Option<f64>,
     /// With a temperature: sample among the likeliest tokens that add up to this probability.
     pub top_p: Option<f64>,
+    /// Start of the random numbers; the same seed draws the same tokens.
     pub seed: u64,
     /// Hold generated tokens too: to a run of the unchanged model over the same tokens, the changed continuation so
     /// far. Otherwise the mode's holds end with the prompt, and new tokens are computed freely.

@@ -12,7 +12,9 @@ use crate::replacement::{ActiveFeatures, LinearModel, Replacement, Run};
 /// The original run of a prompt: what changed runs start from, are held to and are compared with.
 #[derive(Debug)]
 pub struct Original<'a> {
+    /// The base model and its transcoders.
     pub replacement: &'a Replacement,
+    /// The prompt's token ids. `[n_pos]`
     pub tokens: Vec<u32>,
     /// Active features of the prompt.
     pub features: ActiveFeatures,
@@ -96,7 +98,12 @@ impl<'a> Original<'a> {
     ///
     /// # Errors
     /// As [`Original::intervene`].
-    pub fn changed_logits(&self, alternatives: &[Vec<Intervention>], mode: &Mode, job: &Job) -> Result<Vec<Vec<f32>>> {
+    pub(crate) fn changed_logits(
+        &self,
+        alternatives: &[Vec<Intervention>],
+        mode: &Mode,
+        job: &Job,
+    ) -> Result<Vec<Vec<f32>>> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }

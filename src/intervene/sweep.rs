@@ -19,7 +19,9 @@ const MAX_POINTS: usize = 10_000;
 /// A feature whose value is moved along a range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sweep {
+    /// The feature, and where.
     pub feature: FeatureSpec,
+    /// What it is set to, one point a value.
     pub values: Vec<f32>,
 }
 
@@ -59,33 +61,46 @@ impl Sweep {
 /// One way to change the prompt's run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alternative {
+    /// What the results call it.
     pub name: String,
     /// What a sweep sets its feature to.
     pub value: Option<f32>,
+    /// All changes of the run.
     pub interventions: Vec<Intervention>,
 }
 
 /// What one alternative leads to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SweepPoint {
+    /// The alternative's name.
     pub name: String,
+    /// What the sweep set its feature to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<f32>,
+    /// Probability of the followed token, in 0..=1.
     pub target_probability: f64,
+    /// Its logit.
     pub target_logit: f32,
+    /// Its rank among all tokens, from 1.
     pub target_rank: usize,
+    /// Of the changed distribution from the original one, in nats.
     pub kl_divergence: f64,
+    /// The likeliest token's text.
     pub top_token: String,
+    /// Its probability, in 0..=1.
     pub top_probability: f64,
 }
 
 /// A sweep's results.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SweepResult {
+    /// The token that was followed.
     pub target_id: u32,
+    /// Its text.
     pub target: String,
     /// Without any intervention.
     pub original_probability: f64,
+    /// One an alternative, in their order.
     pub points: Vec<SweepPoint>,
 }
 

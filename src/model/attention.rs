@@ -12,9 +12,13 @@ use crate::error::Result;
 /// The half of a layer's attention that shapes the pattern.
 #[derive(Clone, Debug)]
 pub struct QueryKey {
+    /// Queries. `[n_heads * d_head, d_model]`
     pub q: Linear,
+    /// Keys. `[n_kv_heads * d_head, d_model]`
     pub k: Linear,
+    /// RMS norm of every head's query, where the family has one.
     pub q_norm: Option<Norm>,
+    /// RMS norm of every head's key, where the family has one.
     pub k_norm: Option<Norm>,
     /// One logit per head that no position gets. `[n_heads]`
     pub sinks: Option<Tensor>,
@@ -30,13 +34,13 @@ pub struct ValueOutput {
 }
 
 /// `[batch, n_pos, n · d_head]` to `[batch, n, n_pos, d_head]`
-pub fn split_heads(x: &Tensor, d_head: usize) -> Result<Tensor> {
+pub(crate) fn split_heads(x: &Tensor, d_head: usize) -> Result<Tensor> {
     let (batch, n_pos, width) = x.dims3()?;
     Ok(x.reshape((batch, n_pos, width / d_head, d_head))?.transpose(1, 2)?.contiguous()?)
 }
 
 /// `[batch, n, n_pos, d_head]` to `[batch, n_pos, n · d_head]`
-pub fn join_heads(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {
     let (batch, n, n_pos, d_head) = x.dims4()?;
     Ok(x.transpose(1, 2)?.reshape((batch, n_pos, n * d_head))?)
 }

@@ -9,18 +9,22 @@ use crate::error::{Error, Result};
 /// How a norm divides: by the root mean square, or by the standard deviation after centring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
+    /// RMSNorm.
     Rms,
+    /// LayerNorm.
     Layer,
 }
 
 /// The nonlinearity of the MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
+    /// x · sigmoid(x).
     Silu,
     /// GELU in its tanh approximation (`gelu_pytorch_tanh`, `gelu_new`).
     GeluTanh,
     /// GELU by the error function.
     GeluErf,
+    /// x where x > 0, else 0.
     Relu,
 }
 
@@ -32,7 +36,12 @@ pub enum MlpKind {
     /// `down(act(up(x)))`
     Plain,
     /// GPT-OSS: softmax over the `top_k` largest router logits; clamped SwiGLU experts.
-    Experts { n_experts: usize, top_k: usize },
+    Experts {
+        /// Experts of a layer.
+        n_experts: usize,
+        /// Experts that a position uses.
+        top_k: usize,
+    },
 }
 
 /// How tensors are named and laid out in the checkpoint.
@@ -58,16 +67,25 @@ pub struct LayerConfig {
 pub struct ModelConfig {
     /// The `model_type` this came from, for messages and metadata only.
     pub model_type: String,
+    /// Layers.
     pub n_layers: usize,
+    /// Width of the residual stream.
     pub d_model: usize,
+    /// Tokens of the vocabulary.
     pub d_vocab: usize,
+    /// Query heads of a layer.
     pub n_heads: usize,
+    /// Key and value heads of a layer; each serves `n_heads / n_kv_heads` query heads.
     pub n_kv_heads: usize,
+    /// Width of a head.
     pub d_head: usize,
+    /// Width of the MLP's hidden layer; of one expert's, in a mixture.
     pub d_mlp: usize,
     /// The longest prompt, in positions.
     pub n_ctx: usize,
+    /// How every norm divides.
     pub norm: NormKind,
+    /// ε of every norm.
     pub norm_eps: f64,
     /// The checkpoint stores gain − 1 (Gemma).
     pub gain_plus_one: bool,
@@ -77,14 +95,21 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// Factor on the query-key products, before the softcap.
     pub attn_scale: f64,
+    /// Query-key products are bent to `cap · tanh(x / cap)` (Gemma 2).
     pub attn_softcap: Option<f64>,
+    /// Logits are bent the same way.
     pub final_softcap: Option<f64>,
+    /// Queries, keys and values have biases.
     pub qkv_bias: bool,
+    /// The attention's output has a bias.
     pub o_bias: bool,
+    /// The MLP's linear maps have biases.
     pub mlp_bias: bool,
     /// A learned logit per head that takes attention away from every position (GPT-OSS).
     pub sinks: bool,
+    /// The nonlinearity of the MLP.
     pub activation: Activation,
+    /// What the MLP is made of.
     pub mlp: MlpKind,
     /// Learned position embeddings are added to the token embeddings (GPT-2).
     pub learned_positions: bool,
@@ -92,7 +117,9 @@ pub struct ModelConfig {
     pub embed_scale: f64,
     /// The unembedding is the embedding.
     pub tied: bool,
+    /// How tensors are named in the checkpoint.
     pub naming: Naming,
+    /// Rotary embeddings, each once; [`LayerConfig::rope`] chooses.
     pub ropes: Vec<Rope>,
     /// One entry a layer.
     pub layers: Vec<LayerConfig>,

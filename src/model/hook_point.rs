@@ -109,7 +109,7 @@ impl HookPoint {
     }
 
     /// Whether this is what a norm divides by.
-    pub fn is_scale(self) -> bool {
+    pub(crate) fn is_scale(self) -> bool {
         matches!(self, Ln1Scale(_) | Ln1PostScale(_) | Ln2Scale(_) | Ln2PostScale(_) | LnFinalScale)
     }
 }

@@ -15,13 +15,13 @@ pub(super) struct Places {
 
 impl Places {
     /// Where all sequences start, if they start at the same position.
-    pub fn common_start(&self) -> Option<usize> {
+    pub(crate) fn common_start(&self) -> Option<usize> {
         let first = self.starts.first().copied().unwrap_or(0);
         self.starts.iter().all(|&start| start == first).then_some(first)
     }
 
     /// As [`Places::common_start`], if they end at the same position too.
-    pub fn even_start(&self) -> Option<usize> {
+    pub(crate) fn even_start(&self) -> Option<usize> {
         self.common_start().filter(|_| self.lengths.iter().all(|&length| length == self.n_pos))
     }
 }
@@ -48,7 +48,7 @@ impl KvCache {
     }
 
     /// Positions held of the longest sequence.
-    pub fn n_past(&self) -> usize {
+    pub(crate) fn n_past(&self) -> usize {
         self.lengths.iter().copied().max().unwrap_or(0)
     }
 

@@ -15,18 +15,40 @@ const SWIGLU_ALPHA: f64 = 1.702;
 /// The MLP of one layer, weights in f32.
 #[derive(Clone, Debug)]
 pub enum Mlp {
-    Gated { gate: Linear, up: Linear, down: Linear, activation: Activation },
-    Plain { up: Linear, down: Linear, activation: Activation },
+    /// `down(act(gate(x)) ⊙ up(x))`
+    Gated {
+        /// `[d_mlp, d_model]`
+        gate: Linear,
+        /// `[d_mlp, d_model]`
+        up: Linear,
+        /// `[d_model, d_mlp]`
+        down: Linear,
+        /// The nonlinearity.
+        activation: Activation,
+    },
+    /// `down(act(up(x)))`
+    Plain {
+        /// `[d_mlp, d_model]`
+        up: Linear,
+        /// `[d_model, d_mlp]`
+        down: Linear,
+        /// The nonlinearity.
+        activation: Activation,
+    },
+    /// Softmax over the largest router logits, one gated MLP an expert.
     Experts(Experts),
 }
 
 /// A mixture of experts; each expert's weights are read from the checkpoint when a position chose it.
 #[derive(Clone, Debug)]
 pub struct Experts {
+    /// Scores of the experts. `[n_experts, d_model]`
     pub router: Linear,
+    /// Where the experts' weights are.
     pub checkpoint: Checkpoint,
     /// Name of the experts' tensors up to `gate_up_proj`.
     pub prefix: String,
+    /// Experts that a position uses.
     pub top_k: usize,
 }
 

@@ -3,25 +3,26 @@
 //! In: a checkpoint with Hugging Face names, and tokens. Out: the residual stream, logits, and whatever [`Hooks`] ask
 //! for on the way ([`Model::forward`], the one loop over layers).
 
-pub mod attention;
+mod attention;
 mod bounds;
-pub mod config;
+mod config;
 mod families;
 mod forward;
 mod hook_point;
 mod hooks;
 mod kv_cache;
-pub mod linear;
-pub mod mlp;
-pub mod norm;
-pub mod rope;
+mod linear;
+mod mlp;
+mod norm;
+mod rope;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-pub use attention::{QueryKey, ValueOutput, join_heads, split_heads};
+pub use attention::{QueryKey, ValueOutput};
+pub(crate) use attention::{join_heads, split_heads};
 pub use config::{Activation, LayerConfig, MlpKind, ModelConfig, Naming, NormKind};
 pub use families::FAMILIES;
 pub use forward::{ForwardOptions, Pass};
@@ -31,6 +32,7 @@ pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use mlp::{Experts, Mlp};
 pub use norm::Norm;
+pub use rope::Rope;
 
 use crate::error::{Error, ErrorContext, Result};
 use crate::weights::Checkpoint;
@@ -38,6 +40,7 @@ use crate::weights::Checkpoint;
 /// A base model: its description and its checkpoint. Weights are read when they are used.
 #[derive(Debug)]
 pub struct Model {
+    /// What kind of decoder it is.
     pub config: ModelConfig,
     checkpoint: Checkpoint,
     /// What precedes `embed_tokens`, `layers` and `norm` (or `wte`, `h` and `ln_f`) in tensor names; `weights` has made
@@ -53,12 +56,19 @@ pub struct Model {
 /// The weights of one layer, in f32.
 #[derive(Clone, Debug)]
 pub struct Layer {
+    /// The norm before attention.
     pub attn_norm: Norm,
+    /// What shapes the attention pattern.
     pub qk: QueryKey,
+    /// What the pattern moves.
     pub vo: ValueOutput,
+    /// The norm after attention, where the family has one (Gemma 2 and 3).
     pub post_attn_norm: Option<Norm>,
+    /// The norm before the MLP.
     pub mlp_norm: Norm,
+    /// The MLP.
     pub mlp: Mlp,
+    /// The norm after the MLP, where the family has one.
     pub post_mlp_norm: Option<Norm>,
 }
 

@@ -9,7 +9,9 @@ use crate::error::Result;
 /// One norm: `y = centre(x) / scale(x) ⊙ gain + bias`; only LayerNorm centres and has a bias.
 #[derive(Clone, Debug)]
 pub struct Norm {
+    /// How it divides.
     pub kind: NormKind,
+    /// What is added under the root.
     pub eps: f64,
     /// The whole factor, Gemma's `1 +` included. `[width]`
     pub gain: Tensor,
@@ -22,7 +24,7 @@ impl Norm {
     ///
     /// # Errors
     /// Those of the tensor operations.
-    pub fn centre(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn centre(&self, x: &Tensor) -> Result<Tensor> {
         match self.kind {
             NormKind::Rms => Ok(x.clone()),
             NormKind::Layer => Ok(x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?),
@@ -45,7 +47,7 @@ impl Norm {
     ///
     /// # Errors
     /// Those of the tensor operations.
-    pub fn normalize(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    pub(crate) fn normalize(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
         Ok(self.centre(x)?.broadcast_mul(&scale.recip()?)?)
     }
 
@@ -53,7 +55,7 @@ impl Norm {
     ///
     /// # Errors
     /// Those of the tensor operations.
-    pub fn affine(&self, normalized: &Tensor) -> Result<Tensor> {
+    pub(crate) fn affine(&self, normalized: &Tensor) -> Result<Tensor> {
         let y = normalized.broadcast_mul(&self.gain)?;
         match &self.bias {
             Some(bias) => Ok(y.broadcast_add(bias)?),

@@ -44,7 +44,7 @@ impl Model {
     ///
     /// # Errors
     /// Those of reading.
-    pub fn position_embeddings(&self, start: usize, n: usize) -> Result<Option<Tensor>> {
+    pub(crate) fn position_embeddings(&self, start: usize, n: usize) -> Result<Option<Tensor>> {
         if !self.config.learned_positions {
             return Ok(None);
         }
@@ -82,7 +82,7 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`Model::logits`].
-    pub fn logits_and_mean_row(&self, final_normed: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn logits_and_mean_row(&self, final_normed: &Tensor) -> Result<(Tensor, Tensor)> {
         let mut chunks = Vec::new();
         let mut sum: Option<Tensor> = None;
         for chunk in self.unembedding_chunks() {

@@ -61,18 +61,26 @@ pub struct DrawnBox {
     pub node: usize,
     /// Left, upper edge.
     pub x: f64,
+    /// As `x`, from the top.
     pub y: f64,
+    /// In pixels of the SVG.
     pub width: f64,
+    /// In pixels of the SVG.
     pub height: f64,
+    /// Text, one entry a line.
     pub lines: Vec<String>,
 }
 
 /// An edge where it is drawn, its ends as indices into the boxes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DrawnEdge {
+    /// Where the edge starts.
     pub source: usize,
+    /// Where it leads.
     pub target: usize,
+    /// Sum of the direct effects.
     pub weight: f64,
+    /// `|weight|` as a part of all input of the target, in 0..=1.
     pub share: f64,
     /// From the border of the one box to that of the other, past all others: [`DrawnEdge::sampled`] has the curve.
     pub way: Vec<Point>,
@@ -90,8 +98,11 @@ impl DrawnEdge {
 /// A picture without colours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arrangement {
+    /// In pixels of the SVG.
     pub width: f64,
+    /// In pixels of the SVG.
     pub height: f64,
+    /// Nodes.
     pub boxes: Vec<DrawnBox>,
     /// Weakest first: the strong ones are drawn over them.
     pub edges: Vec<DrawnEdge>,

@@ -55,7 +55,7 @@ pub fn prune_links(nodes: &[Node], links: &mut Vec<CompactLink>, threshold: f64)
 }
 
 /// Which nodes of a circuit carry the share `threshold` of the influence (definitions 7.1), by the cumulative shares that
-/// its file holds (definitions 7.5). Tokens, targets and nodes without a share always stay. [n_nodes].
+/// its file holds (definitions 7.5). Tokens, targets and nodes without a share always stay. `[n_nodes]`
 ///
 /// As in a raw graph everything stays whose score is at least that of the node that reaches the threshold: a node's score
 /// is the step that its share makes. Where pruning has dropped the node before it, the step is larger than the score, so

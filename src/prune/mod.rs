@@ -19,7 +19,9 @@ use threshold::{ScoreHistogram, node_threshold};
 /// The share of influence that nodes and edges have to add up to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PruneSettings {
+    /// Share of all influence that kept nodes add up to, in 0..=1 (definitions 7.1).
     pub node_threshold: f64,
+    /// Share of all edge scores that kept edges add up to, in 0..=1 (definitions 7.3).
     pub edge_threshold: f64,
 }
 
@@ -45,12 +47,13 @@ impl PruneSettings {
 /// What pruning keeps, by node index of the graph's layout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pruned {
-    /// [n_nodes].
+    /// `[n_nodes]`
     pub node_mask: Vec<bool>,
     /// Kept edges, by target and then source. The ends are node indices.
     pub edges: Vec<Link>,
-    /// Cumulative share of influence at the node's rank. [n_nodes].
+    /// Cumulative share of influence at the node's rank. `[n_nodes]`
     pub cumulative_influence: Vec<f64>,
+    /// What it was pruned with.
     pub settings: PruneSettings,
 }
 
@@ -169,6 +172,7 @@ fn drop_dead_ends(layout: &NodeLayout, node_mask: &mut [bool], mut edges: Vec<Li
 }
 
 impl Pruned {
+    /// Kept nodes.
     pub fn n_nodes(&self) -> usize {
         self.node_mask.iter().filter(|&&kept| kept).count()
     }

@@ -15,8 +15,11 @@ use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
 /// One active feature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActiveFeature {
+    /// The layer whose MLP the transcoder reads.
     pub layer: usize,
+    /// Position in the prompt.
     pub pos: usize,
+    /// Index among the features of the layer.
     pub feature: usize,
     /// Its activation, which for every activation function here equals its pre-activation.
     pub value: f32,
@@ -27,6 +30,7 @@ pub struct ActiveFeature {
 /// The active features of a prompt, sorted by (layer, position, feature).
 #[derive(Clone, Debug, Default)]
 pub struct ActiveFeatures {
+    /// Every one of them. `[n_active]`
     pub all: Vec<ActiveFeature>,
     /// First feature of each layer, and their number. `[n_layers + 1]`
     pub layer_starts: Vec<usize>,
@@ -75,7 +79,9 @@ pub(super) struct FrozenLayer {
 /// The frozen, linear model of one prompt.
 #[derive(Debug)]
 pub struct LinearModel {
+    /// The prompt's token ids. `[n_pos]`
     pub tokens: Vec<u32>,
+    /// The active features of the prompt.
     pub features: ActiveFeatures,
     /// Features, errors and constants at each layer's output hook. `[n_layers]`
     pub mlp_sources: Vec<Sources>,
@@ -96,7 +102,7 @@ pub struct LinearModel {
 
 impl LinearModel {
     /// What the norm before the MLP adds at the input hook of a layer, if it does. `[d_model]`
-    pub fn input_bias(&self, layer: usize) -> Option<&Tensor> {
+    pub(crate) fn input_bias(&self, layer: usize) -> Option<&Tensor> {
         self.layers[layer].input_bias.as_ref()
     }
 }
@@ -120,7 +126,7 @@ impl Replacement {
     ///
     /// # Errors
     /// Those of reading and of the tensor operations; [`crate::Error::Cancelled`].
-    pub fn linearize_run(
+    pub(crate) fn linearize_run(
         &self,
         tokens: &[u32],
         run: Run,

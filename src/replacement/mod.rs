@@ -27,8 +27,11 @@ const GEMMA3_IT_START: [u32; 4] = [2, 105, 2364, 107];
 /// A base model and its transcoders.
 #[derive(Debug)]
 pub struct Replacement {
+    /// The base model.
     pub model: Model,
+    /// One transcoder a layer.
     pub transcoders: TranscoderSet,
+    /// The base model's tokenizer.
     pub tokenizer: Tokenizer,
     /// Tokens that end a text.
     pub end_tokens: Vec<u32>,

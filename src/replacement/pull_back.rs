@@ -18,7 +18,10 @@ use crate::ops::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetSite {
     /// On the input-hook tensor of a layer: targets are features of it.
-    InputHook { layer: usize },
+    InputHook {
+        /// The layer of the hook.
+        layer: usize,
+    },
     /// On the output of the final norm: targets are directions that the unembedding reads.
     FinalNorm,
 }
@@ -26,6 +29,7 @@ pub enum TargetSite {
 /// Targets that are pulled back together.
 #[derive(Clone, Debug)]
 pub struct TargetBatch {
+    /// Where all of them are put.
     pub site: TargetSite,
     /// Descending. `[n_targets]`
     pub positions: Vec<usize>,

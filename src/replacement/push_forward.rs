@@ -17,7 +17,10 @@ pub enum ChangeSite {
     /// To the residual stream before the first layer.
     Embedding,
     /// To the tensor at the output hook of a layer.
-    OutputHook { layer: usize },
+    OutputHook {
+        /// The layer of the hook.
+        layer: usize,
+    },
 }
 
 /// What a change does to everything above it.

@@ -10,6 +10,7 @@ use crate::model::{Activations, ForwardOptions, HookPoint, Hooks, Layer, Norm, P
 /// What a run of one prompt leaves behind.
 #[derive(Clone, Debug)]
 pub struct Run {
+    /// What the forward pass ends in.
     pub pass: Pass,
     /// At the points of [`Replacement::points`].
     pub activations: Activations,
@@ -18,10 +19,15 @@ pub struct Run {
 /// The weights of a layer that carry gradient.
 #[derive(Clone, Debug)]
 pub struct LinearWeights {
+    /// The norm before attention.
     pub attn_norm: Norm,
+    /// What the pattern moves.
     pub vo: ValueOutput,
+    /// The norm after attention, where the family has one.
     pub post_attn_norm: Option<Norm>,
+    /// The norm before the MLP.
     pub mlp_norm: Norm,
+    /// The norm after the MLP, where the family has one.
     pub post_mlp_norm: Option<Norm>,
 }
 
@@ -73,7 +79,7 @@ impl Replacement {
     ///
     /// # Errors
     /// As [`Replacement::run`].
-    pub fn run_with_weights(&self, tokens: &[u32], job: &Job) -> Result<(Run, Vec<LinearWeights>)> {
+    pub(crate) fn run_with_weights(&self, tokens: &[u32], job: &Job) -> Result<(Run, Vec<LinearWeights>)> {
         let mut weights = KeepWeights::default();
         let run = self.run_with(tokens, &mut weights, job)?;
         Ok((run, weights.0))

@@ -10,11 +10,16 @@ use crate::ops::{RaggedBatch, SourceVecs, edge_rows};
 pub enum Origin {
     /// Index into [`super::ActiveFeatures`]. A cross-layer feature is a source at every layer it writes to.
     Feature(usize),
+    /// What the transcoder of `layer` misses at `pos`.
     Error {
+        /// The layer of the transcoder.
         layer: usize,
+        /// Position in the prompt.
         pos: usize,
     },
+    /// The embedding of the token at `pos`.
     Token {
+        /// Position in the prompt.
         pos: usize,
     },
     /// Biases and everything else that no node stands for: it goes to the bias effect.
@@ -66,7 +71,7 @@ impl SourcesBuilder {
     }
 
     /// Adds `scale · vec`, and adds the same to `sum`.
-    pub fn push_scaled(&mut self, origin: Origin, vec: &[f32], scale: f32, sum: &mut [f32]) {
+    pub(crate) fn push_scaled(&mut self, origin: Origin, vec: &[f32], scale: f32, sum: &mut [f32]) {
         self.origins.push(origin);
         self.vecs.extend(vec.iter().zip(sum).map(|(v, sum)| {
             let scaled = v * scale;
@@ -76,7 +81,7 @@ impl SourcesBuilder {
     }
 
     /// Ends the current position.
-    pub fn end_position(&mut self) {
+    pub(crate) fn end_position(&mut self) {
         self.starts.push(self.origins.len());
     }
 

@@ -7,13 +7,16 @@ use crate::ops::{Activity, keep_largest};
 /// The activation of a transcoder.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ActivationFunction {
+    /// z where z > 0, else 0.
     Relu,
-    /// z where z > θ (strictly), else 0. `[d_transcoder]`
+    /// z where z > θ (strictly), else 0.
     JumpRelu {
+        /// θ of every feature. `[d_transcoder]`
         threshold: Vec<f32>,
     },
     /// The k largest z of the position are kept as they are.
     TopK {
+        /// Features that are active at a position.
         k: usize,
     },
 }
@@ -21,7 +24,9 @@ pub enum ActivationFunction {
 /// One feature that may be active at a position. Its value is its pre-activation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
+    /// Index among the features of the layer.
     pub feature: u32,
+    /// Its pre-activation z.
     pub value: f32,
 }
 

@@ -161,7 +161,7 @@ impl Transcoder {
     ///
     /// # Errors
     /// Those of reading.
-    pub fn encoder_row(&self, feature: usize, device: &Device) -> Result<Tensor> {
+    pub(crate) fn encoder_row(&self, feature: usize, device: &Device) -> Result<Tensor> {
         Ok(self.encoder_chunk(feature..feature + 1, device)?.squeeze(0)?)
     }
 

@@ -81,19 +81,24 @@ impl OutputHook {
 /// Whether a feature writes to its own layer's MLP output, or to that of every later layer too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Per-layer transcoder (PLT): to its own layer's.
     PerLayer,
+    /// Cross-layer transcoder (CLT): to that of every later layer too.
     CrossLayer,
 }
 
 /// Transcoders for every layer of one base model.
 #[derive(Debug)]
 pub struct TranscoderSet {
+    /// Where features write.
     pub kind: Kind,
     /// The model these were trained on, as `config.yaml` names it.
     pub model_name: String,
     /// Names the set in viewers.
     pub scan: String,
+    /// What features read.
     pub input_hook: InputHook,
+    /// What features are added to.
     pub output_hook: OutputHook,
     /// One a layer.
     pub layers: Vec<Transcoder>,
@@ -103,7 +108,7 @@ pub struct TranscoderSet {
 
 impl TranscoderSet {
     /// How many layers a feature of `layer` writes to: 1, or all from its own upwards.
-    pub fn n_written(&self, layer: usize) -> usize {
+    pub(crate) fn n_written(&self, layer: usize) -> usize {
         match self.kind {
             Kind::PerLayer => 1,
             Kind::CrossLayer => self.layers.len() - layer,
@@ -114,7 +119,7 @@ impl TranscoderSet {
     ///
     /// # Errors
     /// [`Error::NoSuchFeature`]
-    pub fn check_feature(&self, layer: usize, feature: usize) -> Result<()> {
+    pub(crate) fn check_feature(&self, layer: usize, feature: usize) -> Result<()> {
         let n_features = self.layers.get(layer).map_or(0, Transcoder::n_features);
         if feature < n_features {
             return Ok(());

@@ -14,7 +14,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Where the Hub and its cache are, and whether the network may be used.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hub {
+    /// Folder of the cache, as `huggingface_hub` lays it out.
     pub cache: PathBuf,
+    /// Use nothing but the cache.
     pub offline: bool,
     /// Scheme and host, as `https://huggingface.co`.
     pub endpoint: String,

@@ -19,7 +19,9 @@ pub struct ModelFiles {
     pub config: Value,
     /// As `generation_config.json`.
     pub generation_config: Option<Value>,
+    /// Every weight, by name.
     pub checkpoint: Checkpoint,
+    /// Text to token ids and back.
     pub tokenizer: Tokenizer,
 }
 

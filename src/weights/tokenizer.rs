@@ -31,8 +31,11 @@ struct Inner {
 /// Ids with a role, where they are known.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SpecialIds {
+    /// Beginning of a text.
     pub bos: Option<u32>,
+    /// End of a text.
     pub eos: Option<u32>,
+    /// Padding.
     pub pad: Option<u32>,
 }
 

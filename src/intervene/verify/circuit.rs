@@ -24,7 +24,9 @@ const BATCH: usize = 8;
 /// How the next token's distribution moves when kept or pruned-away features are ablated in the free model.
 #[derive(Clone, Debug, Serialize)]
 pub struct CircuitCheck {
+    /// Features of the circuit.
     pub n_kept: usize,
+    /// Active features that are not part of it.
     pub n_pruned: usize,
     /// Pruned-away features ablated, least influential first: a sufficient circuit stays close.
     pub sufficiency: Vec<CurvePoint>,
@@ -35,7 +37,9 @@ pub struct CircuitCheck {
 /// One point of a curve.
 #[derive(Clone, Debug, Serialize)]
 pub struct CurvePoint {
+    /// Part of the curve's features that are ablated, in 0..=1.
     pub share: f64,
+    /// How many that is.
     pub n_ablated: usize,
     /// From the original distribution, in nats.
     pub kl_divergence: f64,

@@ -23,16 +23,23 @@ const MIN_SHARE_WITHIN: f64 = 0.9999;
 /// How edges and measured effects agree.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct EdgeCheck {
+    /// Features doubled.
     pub n_features: usize,
+    /// Error nodes doubled.
     pub n_errors: usize,
+    /// Token nodes doubled.
     pub n_tokens: usize,
+    /// Edges compared.
     pub n_edges: usize,
+    /// The largest `|measured effect − edge|`.
     pub largest_error: f64,
     /// Where the largest error is: source and target node.
     pub largest_error_at: Option<(NodeId, NodeId)>,
     /// The largest edge that was compared, for scale.
     pub largest_edge: f64,
+    /// Edges within tolerance as a part of all, in 0..=1.
     pub share_within: f64,
+    /// Whether enough are.
     pub passed: bool,
 }
 

@@ -17,22 +17,28 @@ const BATCH: usize = 32;
 /// Predicted and real changes of the first target's demeaned logit when the most influential features are ablated.
 #[derive(Clone, Debug, Serialize)]
 pub struct Faithfulness {
+    /// Label of the target.
     pub target: String,
+    /// Features ablated.
     pub n_ablated: usize,
+    /// Free, frozen attention and direct.
     pub modes: Vec<ModeFaithfulness>,
 }
 
 /// One mode's ablations.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModeFaithfulness {
+    /// What is held to the original run.
     pub mode: String,
     /// What the prediction follows: `direct edges`, or `all paths` through other features.
     pub prediction: &'static str,
     /// Over the single ablations; `None` where one side does not vary.
     pub pearson: Option<f64>,
+    /// The same of ranks.
     pub spearman: Option<f64>,
     /// All of them ablated at once.
     pub together: Changes,
+    /// One feature a point, most influential first.
     pub single: Vec<AblationPoint>,
 }
 
@@ -46,8 +52,10 @@ pub struct Changes {
 /// One feature, ablated alone.
 #[derive(Clone, Debug, Serialize)]
 pub struct AblationPoint {
+    /// Which one, and where.
     #[serde(flatten)]
     pub feature: FeatureId,
+    /// What its ablation does to the target.
     #[serde(flatten)]
     pub changes: Changes,
 }

@@ -45,23 +45,32 @@ pub struct VerifyOptions {
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verification {
+    /// The prompt's text.
     pub prompt: String,
+    /// The base model's name.
     pub model: String,
     /// Whether the identity holds and every edge is a measured effect, within tolerance.
     pub passed: bool,
+    /// Whether rows add up.
     pub identity: IdentityCheck,
+    /// Whether edges are measured effects.
     pub edges: EdgeCheck,
     /// `None` where the graph's first target is no token.
     pub faithfulness: Option<Faithfulness>,
+    /// What the circuit keeps of the model's answer.
     pub circuit: CircuitCheck,
 }
 
 /// Rows, bias effects and what they must add up to.
 #[derive(Clone, Debug, Serialize)]
 pub struct IdentityCheck {
+    /// Rows checked: all of them.
     pub n_rows: usize,
+    /// The row identity error (definitions 4), from the numbers of the graph.
     pub largest_relative_error: f64,
+    /// What it may be at most.
     pub tolerance: f64,
+    /// Whether it is.
     pub passed: bool,
 }
 
