@@ -2,7 +2,8 @@
 //!
 //! Prompts, tokens, labels, names of supernodes and plans, ids and paths come from files that anybody may have written.
 //! Each place that text goes to has one function here: the terminal ([`terminal`], [`quoted`]), SVG, GraphML and HTML
-//! ([`xml`]), tables ([`csv_cell`]), Graphviz ([`dot`]) and file names ([`slug`]). JSON is escaped by `serde_json`.
+//! ([`xml`]), tables ([`csv_cell`]), Graphviz ([`dot`]) and file names ([`slug`]). JSON is escaped by `serde_json`, and for
+//! the terminal by [`json_lines`].
 
 /// What stands for a character that its place cannot hold.
 const REPLACEMENT: char = '\u{FFFD}';
@@ -31,6 +32,22 @@ pub fn terminal(text: &str) -> String {
 pub fn quoted(text: &str) -> String {
     // The standard escapes cover all that `terminal` does; the few characters beyond them are looked for again.
     terminal(&format!("{text:?}"))
+}
+
+/// JSON for a terminal: what `serde_json` leaves as it is within strings and a terminal obeys becomes `\u009b` and the
+/// like, which means the same to every reader. Its own line breaks stay.
+pub fn json_lines(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_invisible_command(c) && c != '\n' {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// `text` for XML and HTML, in content and in attributes within double quotes. Line breaks and tabs become spaces; what
@@ -122,6 +139,15 @@ mod tests {
         assert!(!has_commands(&shown) && !shown.contains('\n') && shown.contains("\\\"2\\\""), "{shown}");
         assert_eq!(terminal(" naïve 日本 👩‍🔬 C:\\x"), " naïve 日本 👩‍🔬 C:\\x");
         assert_eq!(quoted(" Austin"), "\" Austin\"");
+    }
+
+    #[test]
+    fn hostile_text_in_json_is_read_back_as_it_was() {
+        let json = serde_json::to_string_pretty(&[HOSTILE]).unwrap();
+        assert!(has_commands(&json), "what `serde_json` leaves: {json}");
+        let shown = json_lines(&json);
+        assert!(!has_commands(&shown) && shown.contains("\\u009b31m") && shown.contains("\\udb40\\udc41"), "{shown}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&shown).unwrap(), [HOSTILE]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::text::terminal;
+use crate::text::{json_lines, terminal};
 use crate::{Error, Result};
 
 pub use compare::{CommonArgs, DiffArgs};
@@ -118,7 +118,7 @@ pub fn error_text(error: &Error) -> String {
 /// A value as it is printed with `--format json`.
 fn json_text(value: &impl serde::Serialize) -> Result<String> {
     match serde_json::to_string_pretty(value) {
-        Ok(json) => Ok(json + "\n"),
+        Ok(json) => Ok(json_lines(&json) + "\n"),
         Err(e) => Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source: e.into() }),
     }
 }

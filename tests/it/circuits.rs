@@ -1,7 +1,6 @@
 //! What is done with circuits: parts, paths, supernodes, comparison, pictures, large files.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 
 use circuitscope::Error;
 use circuitscope::circuits::{
@@ -12,17 +11,16 @@ use circuitscope::export::{WireGraph, stream_wire, wire, write_raw};
 use circuitscope::graph::{
     AttributionGraph, Circuit, CircuitMeta, Link, Node, NodeId, influence, scores, strongest_paths, subgraph_scores,
 };
-use circuitscope::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
+use circuitscope::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, svg};
 use circuitscope::prune::{PruneSettings, nodes_within, prune, prune_links};
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 use proptest::prelude::*;
-use resvg::usvg;
 
 use crate::graph::any_graph;
 use crate::support::close;
 
-fn node(id: NodeId, pos: u32) -> Node {
+pub fn node(id: NodeId, pos: u32) -> Node {
     Node {
         id,
         pos,
@@ -95,7 +93,7 @@ fn carried_slowly(circuit: &Circuit, part: &[NodeIndex]) -> f64 {
     part.iter().filter(begins).map(|&node| from(circuit, part, node)).sum()
 }
 
-fn circuit_of(graph: &AttributionGraph, settings: &PruneSettings) -> Circuit {
+pub fn circuit_of(graph: &AttributionGraph, settings: &PruneSettings) -> Circuit {
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
     prune(graph, &influence, settings).unwrap().circuit(graph).unwrap()
 }
@@ -172,7 +170,7 @@ fn collapsed_scores_slowly(circuit: &Circuit, groups: &[Supernode]) -> Option<(f
     Some((ratio(from_tokens, from_tokens + from_errors, 0.0), ratio(explained, influence.iter().sum(), 1.0)))
 }
 
-const EVERYTHING: PruneSettings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+pub const EVERYTHING: PruneSettings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
@@ -394,87 +392,11 @@ proptest! {
 }
 
 #[test]
-fn a_file_of_many_links_is_pruned_as_a_stream() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("large.json");
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
-    let n_features = 900u32;
-    let target = "8_5_3";
-    write!(file, r#"{{"metadata":{{"slug":"s","scan":null,"prompt_tokens":["a","b","c","d"],"prompt":"abcd"}},"qParams":{{}},"nodes":["#).unwrap();
-    for at in 0..n_features {
-        // Each step is smaller than the one before: no two nodes are equal.
-        let (layer, part) = (at / 150, f64::from(at + 1) / f64::from(n_features));
-        let share = 1.0 - (1.0 - part).powi(2);
-        write!(file, r#"{{"node_id":"{layer}_{at}_3","feature":0,"layer":"{layer}","ctx_idx":3,"feature_type":"cross layer transcoder","jsNodeId":"","clerp":"","influence":{share}}},"#).unwrap();
-    }
-    write!(file, r#"{{"node_id":"E_1_3","feature":3,"layer":"E","ctx_idx":3,"feature_type":"embedding","jsNodeId":"","clerp":""}},"#).unwrap();
-    write!(file, r#"{{"node_id":"{target}","feature":5,"layer":"8","ctx_idx":3,"feature_type":"logit","token_prob":0.9,"jsNodeId":"","clerp":"x"}}],"links":["#).unwrap();
-    let mut n_links = 0;
-    for to in 0..n_features {
-        for from in (0..to / 150 * 150).map(|from| format!("{}_{from}_3", from / 150)).chain(["E_1_3".to_owned()]) {
-            write!(file, r#"{{"source":"{from}","target":"{}_{to}_3","weight":0.125}},"#, to / 150).unwrap();
-            n_links += 1;
-        }
-        write!(file, r#"{{"source":"{}_{to}_3","target":"{target}","weight":-0.5}}"#, to / 150).unwrap();
-        n_links += 1;
-        file.write_all(if to + 1 < n_features { b"," } else { b"]}" }).unwrap();
-    }
-    file.flush().unwrap();
-    assert!(std::fs::metadata(&path).unwrap().len() > 15_000_000);
-    let streamed = stream_wire(&path, Some(&|nodes| nodes_within(nodes, 0.189))).unwrap();
-    assert_eq!(streamed.n_links_read, n_links);
-    assert_eq!(streamed.nodes.len(), 90 + 2);
-    // 90 features of the lowest layer: one link from the token, one to the target.
-    assert_eq!(streamed.links.len(), 180);
-}
-
-#[test]
-fn what_cannot_be_streamed_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("graph.json");
-    let feature = |id: &str, layer: u32| {
-        format!(
-            r#"{{"node_id":"{id}","feature":0,"layer":"{layer}","ctx_idx":0,"feature_type":"cross layer transcoder","jsNodeId":"","clerp":""}}"#
-        )
-    };
-    let error_of = |nodes: &[String], links: &str| {
-        let nodes = nodes.join(",");
-        let meta = r#"{"slug":"s","scan":null,"prompt_tokens":["a"],"prompt":"a"}"#;
-        std::fs::write(&path, format!(r#"{{"metadata":{meta},"qParams":{{}},"nodes":[{nodes}],"links":[{links}]}}"#))
-            .unwrap();
-        stream_wire(&path, Some(&|nodes| nodes_within(nodes, 0.8))).unwrap_err()
-    };
-    let two = [feature("0_1_0", 0), feature("1_2_0", 1)];
-    let link = |a: &str, b: &str, w: &str| format!(r#"{{"source":"{a}","target":"{b}","weight":{w}}}"#);
-    assert!(matches!(error_of(&two, &link("0_1_0", "9_9_9", "1")), Error::LinkToNowhere { .. }));
-    assert!(matches!(error_of(&two, &link("1_2_0", "0_1_0", "1")), Error::CircuitCycle { .. }));
-    assert!(matches!(error_of(&two, &link("0_1_0", "1_2_0", "null")), Error::GraphNotFinite { .. }));
-    assert!(matches!(error_of(&two, &link("0_1_0", "1_2_0", "NaN")), Error::Damaged { .. }));
-    assert!(matches!(error_of(&[two[0].clone(), two[0].clone()], ""), Error::CircuitDuplicate { .. }));
-    std::fs::write(&path, "{}").unwrap();
-    assert!(matches!(stream_wire(&path, Some(&|nodes| nodes_within(nodes, 0.8))), Err(Error::Damaged { .. })));
-}
-
-#[test]
 fn a_node_in_two_supernodes_is_refused() {
     let target = vec![node(NodeId::Target { index: 0 }, 0)];
     let circuit = Circuit::new(CircuitMeta::default(), target, Vec::new()).unwrap();
     let group = |name: &str| Supernode { name: name.to_owned(), members: vec![NodeIndex::new(0)] };
     assert!(matches!(collapse(&circuit, &[group("a"), group("b")]), Err(Error::Supernode { .. })));
-}
-
-#[test]
-fn pictures_of_little_and_of_other_scripts_are_drawn() {
-    let empty = Circuit::new(CircuitMeta::default(), Vec::new(), Vec::new()).unwrap();
-    let mut foreign = node(NodeId::Token { pos: 0 }, 0);
-    foreign.text = "首都 \u{1}\n".to_owned();
-    let foreign = Circuit::new(CircuitMeta::default(), vec![foreign], Vec::new()).unwrap();
-    for circuit in [empty, foreign] {
-        let view = collapse(&circuit, &[]).unwrap();
-        let picture = svg(&circuit, &view, &arrange(&circuit, &view, &PictureSettings::default()));
-        assert!(png(&picture, 1.0).unwrap().starts_with(b"\x89PNG"));
-    }
-    assert!(matches!(png("no picture", 1.0), Err(Error::Picture { .. })));
 }
 
 #[test]
@@ -487,7 +409,7 @@ fn empty_lists_of_nodes_are_read_without_a_panic() {
 }
 
 /// Four features of one position with the same edges.
-fn four_alike() -> Circuit {
+pub fn four_alike() -> Circuit {
     let mut nodes: Vec<Node> = (0..4).map(|feature| node(NodeId::Feature { layer: 1, pos: 0, feature }, 0)).collect();
     nodes.push(node(NodeId::Token { pos: 0 }, 0));
     nodes.push(node(NodeId::Target { index: 0 }, 0));
@@ -517,91 +439,6 @@ fn decoder_directions_separate_features_whose_edges_are_alike() {
     // A feature without a direction is compared by its edges.
     let one = |index: NodeIndex| (index.index() == 0).then(|| vec![1.0, 0.0, 0.0]);
     assert_eq!(members(find_supernodes(&circuit, &settings, Some(&one))), [[0, 1, 2, 3]]);
-}
-
-#[test]
-fn fields_of_links_and_nodes_that_nobody_knows_survive_a_stream() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("graph.json");
-    let circuit = four_alike();
-    let mut value = serde_json::to_value(WireGraph::new(&circuit, "slug").unwrap()).unwrap();
-    for (at, link) in value["links"].as_array_mut().unwrap().iter_mut().enumerate() {
-        if at % 2 == 0 {
-            link["weight_by_head"] = serde_json::json!([at, {"why": "\u{e9} \\ \""}]);
-        }
-    }
-    value["nodes"][1]["streetView"] = serde_json::json!({"x": 1.5});
-    value["metadata"]["feature_details"] = serde_json::json!({"neuronpedia_source_set": "s"});
-    value["qk_only_nodes"] = serde_json::json!({"a": 1});
-    std::fs::write(&path, value.to_string()).unwrap();
-    let mut graph = stream_wire(&path, Some(&|nodes| nodes_within(nodes, 1.0))).unwrap();
-    let is_kept = prune_links(&graph.nodes, &mut graph.links, 1.0).unwrap();
-    graph.keep_nodes(&is_kept);
-    let mut back = serde_json::to_value(graph.to_wire()).unwrap();
-    for value in [&mut value, &mut back] {
-        value["links"].as_array_mut().unwrap().sort_by_key(|link| format!("{} {}", link["target"], link["source"]));
-    }
-    assert_eq!(back, value);
-}
-
-/// Every text of a picture with the room that it really takes: left, top, right, bottom.
-fn texts(group: &usvg::Group, found: &mut Vec<(String, [f32; 4])>) {
-    for node in group.children() {
-        match node {
-            usvg::Node::Group(group) => texts(group, found),
-            usvg::Node::Text(text) => {
-                let room = node.abs_bounding_box();
-                let content: String = text.chunks().iter().map(|chunk| chunk.text()).collect();
-                found.push((content, [room.left(), room.top(), room.right(), room.bottom()]));
-            }
-            _ => {}
-        }
-    }
-}
-
-#[test]
-fn labels_stay_within_their_boxes_and_the_picture() {
-    let mut circuit = four_alike();
-    let labels = [
-        "say a capital (at \"is\"), WWW MMMM @@@@",
-        "immediately-without-any-space-in-it-at-all",
-        "Straße, Ελλάδα, Россия",
-        "x",
-    ];
-    circuit.set_labels(|_, feature| Some(labels[feature as usize].to_owned()));
-    circuit.meta.prompt =
-        "A prompt that is much longer than the picture of so few nodes is wide, so that it has to be cut".to_owned();
-    let view = collapse(&circuit, &[]).unwrap();
-    let arrangement = arrange(&circuit, &view, &PictureSettings::default());
-    let picture = svg(&circuit, &view, &arrangement);
-    let mut fonts = usvg::fontdb::Database::new();
-    fonts.load_font_data(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/src/picture/sans.ttf")).unwrap());
-    fonts.set_sans_serif_family("DejaVu Sans");
-    let options = usvg::Options { fontdb: std::sync::Arc::new(fonts), ..usvg::Options::default() };
-    let mut found = Vec::new();
-    texts(usvg::Tree::from_str(&picture, &options).unwrap().root(), &mut found);
-    assert!(found.len() > 8);
-    for (text, [left, top, right, bottom]) in &found {
-        let is_inside =
-            *left >= 0.0 && *top >= 0.0 && *right <= arrangement.width as f32 && *bottom <= arrangement.height as f32;
-        assert!(is_inside, "{text:?} at {left} to {right}, {top} to {bottom}");
-    }
-    for drawn in &arrangement.boxes {
-        for line in &drawn.lines {
-            let room = found.iter().find(|(text, [left, top, ..])| {
-                text.trim() == line.trim()
-                    && f64::from(*left) > drawn.x - 20.0
-                    && f64::from(*left) < drawn.x + drawn.width
-                    && f64::from(*top) > drawn.y - 5.0
-            });
-            let (_, [left, top, right, bottom]) = room.unwrap_or_else(|| panic!("{line:?} is not in {found:?}"));
-            let fits = f64::from(*left) >= drawn.x && f64::from(*right) <= drawn.x + drawn.width;
-            assert!(
-                fits && f64::from(*top) >= drawn.y && f64::from(*bottom) <= drawn.y + drawn.height,
-                "{line:?} {drawn:?}"
-            );
-        }
-    }
 }
 
 #[test]

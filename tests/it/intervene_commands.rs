@@ -211,13 +211,11 @@ fn graphs_of_another_model_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let graph = traced(folder.path());
     let case = fixture("reference/llama_relu");
-    if case.join("model").is_dir() {
-        let (model, transcoders) = (case.join("model"), case.join("transcoders"));
-        let args = ["--model", model.to_str().unwrap(), "--transcoders", transcoders.to_str().unwrap()];
-        refused_with(folder.path(), &[&["verify", graph][..], &args].concat(), &["another model", "--transcoders"]);
-        let args = [&["intervene", "He went", "--ablate", "0_1_1", "--graph", graph][..], &args].concat();
-        refused_with(folder.path(), &args, &["another model"]);
-    }
+    let (model, transcoders) = (case.join("model"), case.join("transcoders"));
+    let args = ["--model", model.to_str().unwrap(), "--transcoders", transcoders.to_str().unwrap()];
+    refused_with(folder.path(), &[&["verify", graph][..], &args].concat(), &["another model", "--transcoders"]);
+    let args = [&["intervene", "He went", "--ablate", "0_1_1", "--graph", graph][..], &args].concat();
+    refused_with(folder.path(), &args, &["another model"]);
     // The same model with other activations.
     tamper(&folder.path().join(graph), "logits", |values| values[7] += 100.0);
     refused_with(folder.path(), &["verify", graph], &["another model", "logit of token 7"]);

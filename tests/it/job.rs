@@ -1,5 +1,6 @@
 //! Cancelling: every long call ends with `Error::Cancelled`, from whichever thread its token was set.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use circuitscope::attribution::{AttributionOptions, attribute};
@@ -9,9 +10,9 @@ use circuitscope::intervene::{
 use circuitscope::job::{CancelToken, Job, Progress};
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{atlas_model, atlas_transcoders};
-use circuitscope::{Error, Result};
+use circuitscope::{DeviceChoice, Error, Result, Setup, Tracer};
 
-use crate::support::device;
+use crate::support::{copy_folder, device, fixture};
 
 const PROMPT: &str = "The capital of the state containing Dallas is";
 
@@ -56,6 +57,41 @@ fn a_trace_is_cancelled_in_each_of_its_phases() {
         let last = *told.lock().unwrap().last().unwrap();
         assert!(last.done < last.total, "{last:?}: all rows were computed");
     }
+}
+
+/// Every file and folder below one.
+fn everything_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { everything_below(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn a_trace_through_the_front_door_is_cancelled_in_each_phase_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for part in ["model", "transcoders"] {
+        copy_folder(&fixture("reference/llama_relu").join(part), &folder.path().join(part));
+    }
+    let part = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let tracer = Tracer::open(Setup::new(part("model"), part("transcoders")).device(DeviceChoice::Cpu)).unwrap();
+    let before = everything_below(folder.path());
+    assert!(before.len() > 5);
+    for max_features in [None, Some(20)] {
+        let options = AttributionOptions { max_features, batch_size: 1, ..Default::default() };
+        for phase in ["layers", "encoders", "targets", "rows"] {
+            let (job, told) = cancelled_in(phase);
+            assert_cancelled(tracer.trace_with("He went to the house and", &options, &job));
+            let told = told.lock().unwrap();
+            let first = told.iter().position(|progress| progress.phase == phase);
+            let first = first.unwrap_or_else(|| panic!("no progress of {phase}"));
+            assert!(told[first..].iter().all(|progress| progress.phase == phase), "{phase} is not the last phase");
+            assert!(told.last().unwrap().done < told[first].total, "{phase} went on");
+        }
+    }
+    assert_eq!(everything_below(folder.path()), before);
+    // The tracer is as good as before.
+    let graph = tracer.trace("He went to the house and", &AttributionOptions::default()).unwrap();
+    graph.save(folder.path().join("graph.safetensors")).unwrap();
+    assert_eq!(everything_below(folder.path()).len(), before.len() + 1);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What several rooms' tests share: the device, test data, comparing, running the program.
 
+pub mod gguf;
 mod program;
 mod random;
 
