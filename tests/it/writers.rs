@@ -43,7 +43,9 @@ fn the_writer_of_whole_files_is_the_only_one() {
     for path in &found {
         let code = code(path);
         for write in WRITES {
-            let is_writer = *path == writer;
+            // A download is no file of ours until it is complete: it grows beside its place, goes on where it was cut
+            // off, and is renamed (`tests/it/hub.rs`).
+            let is_writer = *path == writer || *path == root.join("weights/hub_client.rs");
             assert!(is_writer || !code.contains(write), "{} has `{write}`", path.display());
         }
     }
