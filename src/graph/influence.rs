@@ -16,7 +16,7 @@ pub const PARTIAL_ROW_SUM_CLAMP: f64 = 1e-8;
 
 /// Rows that one task adds up by itself. The sums of these blocks are added in order, so that the result is the same
 /// for any number of threads.
-const BLOCK_ROWS: usize = 64;
+pub(super) const BLOCK_ROWS: usize = 64;
 
 /// What one sweep over the edge rows yields.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,7 +97,6 @@ fn add_block(
     mask: Option<&[f32]>,
     influence_of: impl Fn(usize) -> f64,
 ) -> BlockSums {
-    let errors = layout.errors();
     let mut sums = BlockSums { nodes: vec![0.0; layout.targets().start], rows: Vec::with_capacity(block.len()) };
     let mut masked = vec![0.0f32; if mask.is_some() { layout.n_nodes() } else { 0 }];
     for &row in block {
@@ -111,14 +110,7 @@ fn add_block(
             }
             effects = &masked;
         }
-        let (mut abs_sum, mut error_abs_sum) = (0.0, 0.0);
-        for range in layout.source_ranges(row) {
-            let sum = sum_of_abs(&effects[range.clone()]);
-            abs_sum += sum;
-            if errors.contains(&range.start) {
-                error_abs_sum += sum;
-            }
-        }
+        let (abs_sum, error_abs_sum) = row_abs_sums(layout, row, effects);
         sums.rows.push((abs_sum, error_abs_sum));
         let share = influence_of(row) / abs_sum.max(ROW_SUM_CLAMP);
         if share != 0.0 {
@@ -129,6 +121,20 @@ fn add_block(
         }
     }
     sums
+}
+
+/// `Σ_s |A[t,s]|` of a row, and the part of it that comes from errors. `effects`: [features, errors, tokens] at least.
+pub(super) fn row_abs_sums(layout: &NodeLayout, row: usize, effects: &[f32]) -> (f64, f64) {
+    let errors = layout.errors();
+    let (mut abs_sum, mut error_abs_sum) = (0.0, 0.0);
+    for range in layout.source_ranges(row) {
+        let sum = sum_of_abs(&effects[range.clone()]);
+        abs_sum += sum;
+        if errors.contains(&range.start) {
+            error_abs_sum += sum;
+        }
+    }
+    (abs_sum, error_abs_sum)
 }
 
 /// Rows computed so far, while it is still open which features will be selected.
@@ -212,7 +218,7 @@ pub(crate) fn sum_of_abs(values: &[f32]) -> f64 {
 }
 
 /// `total += scale · |x|`, element by element.
-fn add_abs_scaled(total: &mut [f64], values: &[f32], scale: f64) {
+pub(super) fn add_abs_scaled(total: &mut [f64], values: &[f32], scale: f64) {
     for (total, value) in total.iter_mut().zip(values) {
         *total += scale * f64::from(value.abs());
     }

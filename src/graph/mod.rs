@@ -10,7 +10,9 @@ mod decoder_directions;
 mod edge_rows;
 pub mod influence;
 mod layout;
+mod node_threshold;
 mod paths;
+mod sampled;
 mod scores;
 
 pub use attribution_graph::{
@@ -21,5 +23,7 @@ pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
 pub use influence::{Influence, PartialRows, influence, next_features, partial_influence};
 pub use layout::{FeatureId, NodeId, NodeLayout};
+pub(crate) use node_threshold::{TIE_RTOL, node_threshold};
 pub use paths::{Path, StrongestPaths, strongest_paths};
+pub use sampled::{KeptFeatures, RowSource, SampleSettings, SampledInfluence, Start, sampled_influence};
 pub use scores::{Scores, scores, subgraph_scores};

@@ -15,6 +15,7 @@ mod ops;
 mod prune;
 mod reference;
 mod rooms;
+mod sampled;
 mod smollm2;
 mod support;
 mod transpose;
