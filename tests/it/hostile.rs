@@ -178,7 +178,7 @@ fn replacements_bombs_and_cuts_in_a_tokenizer_are_errors_that_name_the_file() {
         ("normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": "/////w==" }), "table"),
         ("normalizer", json!({ "type": "Prepend", "prepend": "x".repeat(1 << 20) }), "prepend"),
         ("pre_tokenizer", json!({ "type": "FixedLength", "length": 0 }), "length"),
-        ("decoder", json!({ "type": "Strip", "content": " ", "start": 0, "stop": 1 << 40 }), "stop"),
+        ("decoder", json!({ "type": "Strip", "content": " ", "start": 0, "stop": 1u64 << 40 }), "stop"),
     ] {
         let mut tokenizer = good.clone();
         tokenizer[key] = value;

@@ -21,6 +21,7 @@ mod package;
 mod prune;
 mod reference;
 mod rooms;
+mod sampled;
 mod smollm2;
 mod support;
 mod transpose;
