@@ -5,6 +5,7 @@ use std::ops::Range;
 use memmap2::Mmap;
 use ndarray::ArrayView2;
 
+use super::RowSource;
 use crate::{Error, Result};
 
 /// Direct effects, row-major. `[n_rows, n_nodes]`, f32.
@@ -101,6 +102,13 @@ impl EdgeRows {
     /// Past the last row.
     pub fn row(&self, row: usize) -> &[f32] {
         &self.values()[row * self.n_nodes..(row + 1) * self.n_nodes]
+    }
+}
+
+impl RowSource for EdgeRows {
+    fn rows(&self, rows: &[usize], each: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<()> {
+        rows.iter().enumerate().for_each(|(place, &row)| each(place, self.row(row)));
+        Ok(())
     }
 }
 

@@ -86,6 +86,19 @@ fn masked_effects<'a>(
 
 /// Hands on what passes through the node of `row`; the absolute sums of the row: all of it, and its errors.
 fn pass_on_row(effects: &[f32], layout: &NodeLayout, row: usize, passed: f64, nodes: &mut [f64]) -> (f64, f64) {
+    let (abs_sum, error_abs_sum) = row_abs_sums(layout, row, effects);
+    let share = passed / abs_sum.max(ROW_SUM_CLAMP);
+    if share != 0.0 {
+        // The row is still in the cache: reading it twice costs one pass over memory.
+        for range in layout.source_ranges(row) {
+            add_abs_scaled(&mut nodes[range.clone()], &effects[range], share);
+        }
+    }
+    (abs_sum, error_abs_sum)
+}
+
+/// `Σ_s |A[t,s]|` of a row, and the part of it that comes from errors. `effects`: [features, errors, tokens] at least.
+pub(super) fn row_abs_sums(layout: &NodeLayout, row: usize, effects: &[f32]) -> (f64, f64) {
     let errors = layout.errors();
     let (mut abs_sum, mut error_abs_sum) = (0.0, 0.0);
     for range in layout.source_ranges(row) {
@@ -93,13 +106,6 @@ fn pass_on_row(effects: &[f32], layout: &NodeLayout, row: usize, passed: f64, no
         abs_sum += sum;
         if errors.contains(&range.start) {
             error_abs_sum += sum;
-        }
-    }
-    let share = passed / abs_sum.max(ROW_SUM_CLAMP);
-    if share != 0.0 {
-        // The row is still in the cache: reading it twice costs one pass over memory.
-        for range in layout.source_ranges(row) {
-            add_abs_scaled(&mut nodes[range.clone()], &effects[range], share);
         }
     }
     (abs_sum, error_abs_sum)
@@ -188,7 +194,7 @@ pub(crate) fn sum_of_abs(values: &[f32]) -> f64 {
 }
 
 /// `total += scale · |x|`, element by element.
-fn add_abs_scaled(total: &mut [f64], values: &[f32], scale: f64) {
+pub(super) fn add_abs_scaled(total: &mut [f64], values: &[f32], scale: f64) {
     for (total, value) in total.iter_mut().zip(values) {
         *total += scale * f64::from(value.abs());
     }

@@ -10,7 +10,9 @@ mod decoder_directions;
 mod edge_rows;
 pub(crate) mod influence;
 mod layout;
+mod node_threshold;
 mod paths;
+mod sampled;
 mod scores;
 mod sweep;
 
@@ -20,6 +22,8 @@ pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
 pub use influence::{Influence, PARTIAL_ROW_SUM_CLAMP, PartialRows, influence, next_features, partial_influence};
 pub use layout::{FeatureId, NodeId, NodeKind, NodeLayout};
+pub(crate) use node_threshold::{TIE_RTOL, node_threshold};
 pub use paths::{MAX_PATHS, Path, StrongestPaths, strongest_paths};
+pub use sampled::{KeptFeatures, RowSource, SampleSettings, SampledInfluence, Start, sampled_influence};
 pub use scores::{Scores, scores, subgraph_scores};
 pub(crate) use sweep::propagate;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 /// Rows that one task hands on by itself. What these blocks add is added in order, so that the result is the same for any
 /// number of threads.
-const BLOCK_ROWS: usize = 64;
+pub(super) const BLOCK_ROWS: usize = 64;
 
 /// Lets every row hand the influence of its node on to the nodes that feed it.
 ///

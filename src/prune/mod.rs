@@ -10,11 +10,11 @@ mod threshold;
 use rayon::prelude::*;
 
 use crate::graph::influence::{ROW_SUM_CLAMP, masked_influence};
-use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeLayout};
+use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeLayout, node_threshold};
 use crate::{Error, Result};
 use dead_ends::on_paths;
 pub use links::{nodes_within, prune_links};
-use threshold::{ScoreHistogram, node_threshold};
+use threshold::ScoreHistogram;
 
 /// The share of influence that nodes and edges have to add up to.
 #[derive(Debug, Clone, Copy, PartialEq)]

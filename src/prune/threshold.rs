@@ -1,37 +1,11 @@
-//! The score at which a cumulative share is reached, for nodes by sorting them, for edges by a selection.
+//! The score at which a cumulative share is reached, for edges: by a selection.
+
+use crate::graph::TIE_RTOL;
 
 /// Leading bits of a positive f64 that name its bin: 11 of exponent, 6 of mantissa. Scores of one bin differ by less
 /// than 1.6 %, so that few are left to sort.
 const BIN_BITS: u32 = 17;
 const BIN_SHIFT: u32 = 63 - BIN_BITS;
-
-/// Scores this close, relative to themselves, count as equal. Equal scores are common, since a node with one input passes
-/// its influence on whole; rounding, some 1e-15, must not tell them apart.
-const TIE_RTOL: f64 = 1e-9;
-
-/// The smallest score that is kept, and the cumulative share at the rank of every score.
-///
-/// Equal scores rank by index. Where no score is above zero, nothing is kept.
-pub(super) fn node_threshold(scores: &[f64], threshold: f64) -> (f64, Vec<f64>) {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    let total: f64 = order.iter().map(|&index| scores[index]).sum();
-    let mut cumulative = vec![if total > 0.0 { 0.0 } else { 1.0 }; scores.len()];
-    let mut smallest = f64::INFINITY;
-    let mut is_reached = false;
-    let mut sum = 0.0;
-    for index in order {
-        sum += scores[index];
-        if total > 0.0 {
-            cumulative[index] = sum / total;
-        }
-        if !is_reached && scores[index] > 0.0 {
-            smallest = scores[index];
-            is_reached = sum / total >= threshold;
-        }
-    }
-    (smallest * (1.0 - TIE_RTOL), cumulative)
-}
 
 /// Sums of positive scores by magnitude.
 pub(super) struct ScoreHistogram {

@@ -23,7 +23,7 @@ pub fn any_graph() -> impl Strategy<Value = AttributionGraph> {
     })
 }
 
-fn random_graph(
+pub fn random_graph(
     features: Vec<FeatureId>,
     n_layers: usize,
     n_pos: usize,

@@ -24,6 +24,7 @@ mod pictures;
 mod prune;
 mod reference;
 mod rooms;
+mod sampled;
 mod smollm2;
 mod streams;
 mod support;
