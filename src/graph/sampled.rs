@@ -61,6 +61,7 @@ pub struct SampleSettings {
     /// Features with this much influence, in units of the targets' weights, are always visited; others at the rate
     /// influence/θ. With 0 all are.
     pub theta: f64,
+    /// Where the running sums of visits start.
     pub start: Start,
 }
 
