@@ -1,6 +1,6 @@
 //! What `cargo package` would put into the crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::root;
@@ -17,7 +17,7 @@ fn the_package_holds_the_embedded_model_but_no_large_test_data_and_fits_crates_i
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let files: Vec<PathBuf> = String::from_utf8(output.stdout).unwrap().lines().map(PathBuf::from).collect();
-    let has = |name: &str| files.iter().any(|file| *file == PathBuf::from(name));
+    let has = |name: &str| files.iter().any(|file| file.as_path() == Path::new(name));
     for name in
         ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     {

@@ -107,7 +107,7 @@ impl Imports {
 
     /// Resolves a path from this module, `["super", "super", "graph"]`, to one from the crate's root; `None` for
     /// one that starts elsewhere.
-    fn from_root(&self, path: &[String]) -> Option<Vec<String>> {
+    fn below_root(&self, path: &[String]) -> Option<Vec<String>> {
         let (mut at, mut rest) = match path.first()?.as_str() {
             "crate" | "$crate" | "circuitscope" => (Vec::new(), &path[1..]),
             "self" => (self.module.clone(), &path[1..]),
@@ -122,7 +122,7 @@ impl Imports {
     }
 
     fn add(&mut self, path: &[String]) {
-        self.found.extend(self.from_root(path).and_then(|from_root| from_root.first().cloned()));
+        self.found.extend(self.below_root(path).and_then(|below_root| below_root.first().cloned()));
     }
 
     /// Every leaf of a use tree below `before`.
@@ -141,8 +141,8 @@ impl Imports {
 
     /// A module taken as a whole; the crate's root may be it.
     fn add_whole(&mut self, path: &[String]) {
-        if let Some(from_root) = self.from_root(path) {
-            self.found.insert(from_root.first().cloned().unwrap_or_else(|| "*".into()));
+        if let Some(below_root) = self.below_root(path) {
+            self.found.insert(below_root.first().cloned().unwrap_or_else(|| "*".into()));
         }
     }
 
