@@ -6,7 +6,7 @@
 //! Source: huggingface_hub, `file_download.py` and the guide "Manage huggingface_hub cache-system".
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use ureq::http::{HeaderMap, Response, StatusCode};
@@ -66,9 +66,7 @@ pub(super) fn fetch(
     if revision != found.commit {
         let reference = folder.join("refs").join(revision);
         make_parent(&reference)?;
-        let beside = incomplete(&reference);
-        std::fs::write(&beside, &found.commit).map_err(failed("cannot write", &beside))?;
-        std::fs::rename(&beside, &reference).map_err(failed("cannot write", &reference))?;
+        put_whole(&reference, |beside| beside.write_all(found.commit.as_bytes()))?;
     }
     Ok(Some(path))
 }
@@ -319,17 +317,30 @@ fn link(etag: &str, blob: &Path, path: &Path, file: &str) -> Result<(), String> 
     #[cfg(not(unix))]
     let linked = Err(std::io::Error::other(target));
     match linked {
-        Err(_) if !path.is_file() => {
-            let beside = incomplete(path);
-            std::fs::copy(blob, &beside).map_err(failed("cannot write", &beside))?;
-            std::fs::rename(&beside, path).map_err(failed("cannot write", path))
-        }
+        Err(_) if !path.is_file() => put_whole(path, |beside| std::io::copy(&mut File::open(blob)?, beside).map(drop)),
         // Another process was faster.
         _ => Ok(()),
     }
 }
 
-/// Where a file is while it is not whole.
+/// Writes a file beside its place under a name of its own, since others may write the same one now, and renames it.
+fn put_whole(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<(), String> {
+    let failed = failed("cannot write", path);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let put = || -> std::io::Result<()> {
+        let mut builder = tempfile::Builder::new();
+        // Ordinary files, as far as the umask lets them.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut beside = builder.tempfile_in(folder)?;
+        write(beside.as_file_mut())?;
+        beside.persist(path)?;
+        Ok(())
+    };
+    put().map_err(failed)
+}
+
+/// Where a download is while it is not whole.
 fn incomplete(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".incomplete");
