@@ -121,6 +121,8 @@ pub mod ops;
 pub mod picture;
 pub mod prune;
 pub mod replacement;
+// Without the command line nothing prints to a terminal or makes up file names.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;
 pub mod tracer;
 pub mod transcoder;

@@ -25,7 +25,7 @@ pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, co
 pub use compare::{ChangedFeature, Common, Diff, common, diff};
 pub use group::{GroupRequest, NamedGroup, members_within};
 pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
-pub(crate) use open::{open_raw, prune_raw};
+pub use open::{open_raw, prune_raw};
 pub use relabel::relabel;
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};

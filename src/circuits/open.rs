@@ -105,7 +105,7 @@ pub fn open_circuit(path: &Path, opening: &Opening) -> Result<Circuit> {
 ///
 /// # Errors
 /// As [`read_raw`].
-pub(crate) fn open_raw(path: &Path) -> Result<AttributionGraph> {
+pub fn open_raw(path: &Path) -> Result<AttributionGraph> {
     read_raw(path).context(|| format!("cannot load the graph `{}`", path.display()))
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn open_raw(path: &Path) -> Result<AttributionGraph> {
 ///
 /// # Errors
 /// As [`prune`].
-pub(crate) fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
+pub fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
     prune(graph, &influence, settings)?.circuit(graph)
 }

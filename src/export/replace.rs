@@ -18,7 +18,7 @@ const MAX_LINKS: usize = 40;
 ///
 /// # Errors
 /// The folder cannot be made or written.
-pub(crate) fn check_writable(folder: &Path) -> Result<()> {
+pub fn check_writable(folder: &Path) -> Result<()> {
     make_folder(folder)?;
     let probe = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder);
     probe.map(drop).map_err(|source| Error::Io { doing: "cannot write to", path: folder.to_owned(), source })
@@ -40,10 +40,7 @@ fn make_folder(folder: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The folder cannot be made or written, or `write` fails; nothing is left behind then.
-pub(crate) fn replace_file(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
-) -> Result<()> {
+pub fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
     let failed = |source| Error::Io { doing: "cannot write", path: path.to_owned(), source };
     let before = std::fs::metadata(path).ok();
     if before.as_ref().is_some_and(|before| !is_replaceable(path, before)) {

@@ -131,10 +131,10 @@ struct Visit {
 
 /// Estimates the influence of every node on the targets from a sample of rows.
 ///
-/// `layout`: all active features. `weights` are the targets' weights. [n_targets].
+/// `layout`: all active features. `weights` are the targets' weights. `[n_targets]`.
 ///
 /// The uncertainty comes from the same rows: neighbouring visits are paired, and what a pair would have given had one of
-/// the two been visited twice and the other not is carried down beside the influence, under [`N_PATTERNS`] patterns of
+/// the two been visited twice and the other not is carried down beside the influence, under eight patterns of
 /// signs.
 ///
 /// # Errors
