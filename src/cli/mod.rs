@@ -8,6 +8,7 @@ mod intervene;
 mod intervene_text;
 mod memory;
 mod prune;
+mod row_args;
 mod setup;
 mod shortened;
 mod summary;

@@ -21,6 +21,7 @@ use crate::{Error, Result};
 
 use super::graph_args::{Thresholds, relabel_from};
 use super::memory::MemorySampler;
+use super::row_args::RowArgs;
 use super::setup::SetupArgs;
 use super::{Format, note, print_data, print_json, summary_text};
 
@@ -61,9 +62,8 @@ pub struct TraceArgs {
     /// No more tokens once their probabilities add up to this
     #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob)]
     logit_prob: f64,
-    /// At most this many features become nodes, the most influential ones; or `all`
-    #[arg(long, value_name = "N", default_value = "7500", value_parser = parse_max_features)]
-    max_features: MaxFeatures,
+    #[command(flatten)]
+    rows: RowArgs,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size)]
     batch_size: usize,
@@ -96,16 +96,6 @@ pub struct TraceArgs {
     /// How to print the summary
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct MaxFeatures(Option<usize>);
-
-fn parse_max_features(text: &str) -> Result<MaxFeatures, String> {
-    match text {
-        "all" => Ok(MaxFeatures(None)),
-        _ => text.parse().map(|n| MaxFeatures(Some(n))).map_err(|_| "expected a number or `all`".into()),
-    }
 }
 
 /// What one phase took.
@@ -271,7 +261,7 @@ fn options(args: &TraceArgs, replacement: &Replacement) -> Result<AttributionOpt
         position: args.position,
         max_logits: args.max_logits,
         logit_prob: args.logit_prob,
-        max_features: args.max_features.0,
+        rows: args.rows.choice(),
         batch_size: args.batch_size,
         keep_decoders: !(args.no_decoders || args.no_raw),
     })
@@ -309,6 +299,7 @@ impl RowBar {
                 Err(_) => bar,
             }
         });
+        bar.set_length(all as u64);
         bar.set_position(done as u64);
     }
 

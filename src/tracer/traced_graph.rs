@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::attribution::Attribution;
 use crate::error::{Doing, Result};
 use crate::export::{read_raw, write_raw};
-use crate::graph::{AttributionGraph, Circuit, Influence, influence};
+use crate::graph::{AttributionGraph, Circuit, Influence};
 use crate::prune::{PruneSettings, prune};
 
 /// An attribution graph with the influence of its nodes: what pruning, inspection and verification start from.
@@ -23,7 +23,7 @@ impl From<Attribution> for TracedGraph {
 
 impl From<AttributionGraph> for TracedGraph {
     fn from(graph: AttributionGraph) -> Self {
-        let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+        let influence = graph.influence();
         Self { graph, influence }
     }
 }

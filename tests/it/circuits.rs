@@ -32,6 +32,7 @@ fn node(id: NodeId, pos: u32) -> Node {
         activation: None,
         influence: None,
         probability: matches!(id, NodeId::Target { .. }).then_some(0.5),
+        estimate: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
 use circuitscope::intervene::{Alternative, GenerateOptions, Mode, Original, VerifyOptions, verify};
 use circuitscope::job::{CancelToken, Job, Progress};
 use circuitscope::replacement::Replacement;
@@ -47,8 +47,8 @@ fn a_trace_is_cancelled_in_each_of_its_phases() {
         assert_eq!(n_told, 1, "{phase} went on");
     }
     let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-    for max_features in [None, Some(20)] {
-        let options = AttributionOptions { max_features, batch_size: 1, ..Default::default() };
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
+        let options = AttributionOptions { rows, batch_size: 1, ..Default::default() };
         let (job, told) = cancelled_in("rows");
         assert_cancelled(attribute(&replacement, &linear, PROMPT, &options, &job));
         let last = *told.lock().unwrap().last().unwrap();
@@ -61,11 +61,11 @@ fn progress_of_the_rows_ends_at_their_number() {
     let replacement = replacement();
     let tokens = replacement.tokenizer.encode_prompt(PROMPT).unwrap();
     let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-    for max_features in [None, Some(20)] {
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
         let told = Arc::new(Mutex::new(Vec::new()));
         let seen = told.clone();
         let job = Job::default().with_progress(move |progress| seen.lock().unwrap().push(progress));
-        let options = AttributionOptions { max_features, ..Default::default() };
+        let options = AttributionOptions { rows, ..Default::default() };
         let found = attribute(&replacement, &linear, PROMPT, &options, &job).unwrap();
         let told = told.lock().unwrap();
         assert!(told.iter().all(|progress| progress.phase == "rows" && progress.total == found.n_rows));

@@ -22,6 +22,7 @@ mod prune;
 mod reference;
 mod rooms;
 mod sampled;
+mod sampled_trace;
 mod smollm2;
 mod support;
 mod transpose;
