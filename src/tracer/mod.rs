@@ -232,3 +232,18 @@ impl Tracer {
         self.device_note.as_deref()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles for what threads may share.
+    fn shared_between_threads<T: Send + Sync>() {}
+
+    #[test]
+    fn a_server_can_share_tracers_graphs_and_jobs_between_threads() {
+        shared_between_threads::<Tracer>();
+        shared_between_threads::<TracedGraph>();
+        shared_between_threads::<Job>();
+    }
+}
