@@ -12,6 +12,7 @@ mod effects;
 mod generate;
 mod original;
 mod plan;
+mod random;
 mod sample;
 mod sweep;
 mod verify;

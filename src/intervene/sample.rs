@@ -1,5 +1,6 @@
 //! The next token, chosen among logits.
 
+use super::random::Random;
 use crate::error::{Error, Result};
 
 /// Temperatures below this one take the likeliest token: logits divided by them would overflow.
@@ -9,14 +10,14 @@ const COLDEST: f64 = 1e-7;
 pub(super) struct Sampler {
     temperature: Option<f64>,
     top_p: Option<f64>,
-    random: SplitMix64,
+    random: Random,
 }
 
 impl Sampler {
     /// Samples at `temperature` among the likeliest tokens that add up to `top_p`; without a temperature, the likeliest.
     pub fn new(seed: u64, temperature: Option<f64>, top_p: Option<f64>) -> Self {
         let temperature = temperature.filter(|&t| t >= COLDEST);
-        Self { temperature, top_p, random: SplitMix64(seed) }
+        Self { temperature, top_p, random: Random(seed) }
     }
 
     /// The index of the logit that was chosen.
@@ -74,25 +75,6 @@ fn pick(weights: &[f64], total: f64, unit: f64) -> usize {
     }
     // Rounding can leave a little.
     last
-}
-
-/// SplitMix64: portable, of full period, and sound from any seed; one number a token needs no more. Source: Steele, Lea
-/// and Flood 2014, "Fast splittable pseudorandom number generators"; constants as in `java.util.SplittableRandom`.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in 0..1, in steps of 2^-53.
-    fn next_unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 #[cfg(test)]
@@ -153,7 +135,7 @@ mod tests {
     fn choices_agree_with_candle_transformers() {
         use candle_core::{Device, Tensor};
         use candle_transformers::generation::LogitsProcessor;
-        let mut random = SplitMix64(9);
+        let mut random = Random(9);
         for round in 0..50 {
             let logits: Vec<f32> = (0..40).map(|_| (8.0 * random.next_unit()) as f32).collect();
             let tensor = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
@@ -183,7 +165,7 @@ mod tests {
     #[test]
     fn a_seed_gives_the_same_tokens_for_ever() {
         // The first numbers of SplitMix64 from seed 1234567, as published with its reference implementation.
-        let mut random = SplitMix64(1_234_567);
+        let mut random = Random(1_234_567);
         let numbers = [6457827717110365317, 3203168211198807973, 9817491932198370423];
         assert_eq!([random.next(), random.next(), random.next()], numbers);
         assert_eq!(sampled(42, 1.0, None, 8), sampled(42, 1.0, None, 8));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::super::random::Random;
 use super::faithfulness::ablation;
-use super::statistics::Random;
 use super::{VerifyOptions, feature_at};
 use crate::error::Result;
 use crate::graph::{AttributionGraph, FeatureId};
