@@ -2,6 +2,7 @@
 //! and the features back in batches, and collects the edge rows.
 
 mod batches;
+mod finite;
 mod matrix;
 mod plan;
 mod rows;
@@ -124,6 +125,13 @@ pub fn attribute(
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
     let rows = rows::compute(linear, &layout, &chosen.targets, options, job)?;
+    for (what, values) in [
+        ("value", &rows.row_values),
+        ("bias effect", &rows.bias_effect),
+        ("effect of unselected features", &rows.unselected_effect),
+    ] {
+        finite::check_row_values(what, values, &linear.features, &rows.selected, &chosen.targets)?;
+    }
     let (rows_secs, short_of_device_memory) = (start.elapsed().as_secs_f64(), rows.short_of_device_memory);
 
     let start = Instant::now();
@@ -172,6 +180,9 @@ pub fn attribute(
     }
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
     let identity = graph.row_identity_error();
+    if !identity.is_finite() {
+        finite::check_edges(&graph)?;
+    }
     let scores = scores(graph.layout(), &influence, &graph.target_probabilities);
     let meta = graph.meta_mut();
     meta.row_identity_error = identity;
