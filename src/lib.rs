@@ -115,6 +115,7 @@ pub mod graph;
 pub mod intervene;
 pub mod job;
 pub mod labels;
+pub mod memory;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;

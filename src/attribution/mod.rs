@@ -4,6 +4,7 @@
 mod batches;
 mod finite;
 mod matrix;
+mod memory;
 mod plan;
 mod rows;
 mod targets;
@@ -124,6 +125,13 @@ pub fn attribute(
     let config = &replacement.model.config;
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
+    let sizes = memory::RowSizes {
+        n_selected: options.max_features.unwrap_or(usize::MAX).min(active.len()),
+        n_targets: chosen.targets.len(),
+        n_nodes: layout.n_nodes(),
+        d_decoder: if options.keep_decoders { config.d_model } else { 0 },
+    };
+    sizes.check()?;
     let rows = rows::compute(linear, &layout, &chosen.targets, options, job)?;
     for (what, values) in [
         ("value", &rows.row_values),

@@ -120,6 +120,7 @@ impl<'a> Original<'a> {
     ) -> Result<ChangedRun> {
         mode.check(self.replacement.model.config.n_layers)?;
         let resolved = self.resolve(alternatives)?;
+        self.replacement.check_changed_run(alternatives.len(), self.n_pos())?;
         let n_layers = self.replacement.model.config.n_layers;
         let first_layer = resolved.first_layer().unwrap_or(n_layers);
         let resid_pre = match first_layer == n_layers {
