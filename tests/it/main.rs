@@ -6,6 +6,7 @@ mod circuit_commands;
 mod circuits;
 mod command_line;
 mod docs;
+mod doors;
 mod export;
 mod finite;
 mod graph;
