@@ -160,7 +160,8 @@ fn a_sampled_graph_comes_back_from_its_files() {
 fn the_influence_of_another_graph_is_refused() {
     let mut graph = sampled(Visits::Rows(40), Some(50)).graph;
     let good = graph.whole_influence().unwrap().clone();
-    let changes: [(&str, fn(&mut WholeInfluence)); 5] = [
+    type Change = fn(&mut WholeInfluence);
+    let changes: [(&str, Change); 5] = [
         ("influence", |whole| whole.nodes.truncate(1)),
         ("influence_uncertainty", |whole| whole.uncertainty.push(0.0)),
         ("row_abs_sums", |whole| whole.row_abs_sums.truncate(1)),
