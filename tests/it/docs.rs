@@ -353,6 +353,21 @@ fn links_between_pages_lead_somewhere() {
     }
 }
 
+/// The first code block of the crate's page, without the lines that rustdoc hides, is the README's: what it shows is run.
+#[test]
+fn the_readmes_example_is_the_first_one_that_the_crate_tests() {
+    let readme = read("README.md");
+    let shown: Vec<&str> =
+        readme.lines().skip_while(|line| *line != "```rust").skip(1).take_while(|line| *line != "```").collect();
+    let page = read("src/lib.rs");
+    let page =
+        page.lines().map_while(|line| line.strip_prefix("//!")).map(|line| line.strip_prefix(' ').unwrap_or(line));
+    let tested: Vec<&str> = page.skip_while(|line| *line != "```").skip(1).take_while(|line| *line != "```").collect();
+    let tested: Vec<&str> = tested.into_iter().filter(|line| !line.starts_with("# ")).collect();
+    assert_eq!(shown, tested);
+    assert!((5..=16).contains(&shown.len()), "{} lines: a first example is short", shown.len());
+}
+
 #[test]
 fn the_readme_is_short() {
     let n_lines = read("README.md").lines().count();
