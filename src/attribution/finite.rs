@@ -2,7 +2,7 @@
 
 use super::targets::Target;
 use crate::error::{Error, Result};
-use crate::graph::{AttributionGraph, NodeId};
+use crate::graph::{AttributionGraph, NodeId, NodeLayout};
 use crate::replacement::ActiveFeatures;
 
 /// Checks what was computed for each row beside its edges: `values` of the kind `what`, one a row, features first.
@@ -47,6 +47,20 @@ pub(super) fn check_edges(graph: &AttributionGraph) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks the influence of nodes, where rows were summed that the graph does not keep.
+///
+/// # Errors
+/// [`Error::ComputedNotFinite`] with the first node.
+pub(super) fn check_influence(layout: &NodeLayout, influence: &[f64]) -> Result<()> {
+    match influence.iter().position(|value| !value.is_finite()) {
+        Some(node) => Err(Error::ComputedNotFinite {
+            quantity: format!("the influence of {}", name(layout.node(node))),
+            value: influence[node] as f32,
+        }),
+        None => Ok(()),
+    }
 }
 
 fn name(node: Option<NodeId>) -> String {

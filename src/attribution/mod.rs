@@ -6,9 +6,12 @@ mod finite;
 mod matrix;
 mod memory;
 mod plan;
+mod row_choice;
 mod rows;
+mod sampled;
 mod targets;
 
+pub use row_choice::{RowChoice, Visits};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
@@ -17,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
-use crate::graph::{Influence, RAW_FORMAT_VERSION, influence, scores};
+use crate::graph::{Influence, RAW_FORMAT_VERSION, scores};
 use crate::job::Job;
 use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement};
 
@@ -32,9 +35,9 @@ pub struct AttributionOptions {
     pub max_logits: usize,
     /// Salient logits are cut once their probabilities add up to this.
     pub logit_prob: f64,
-    /// At most this many features get a row; `None`: all active ones.
-    pub max_features: Option<usize>,
-    /// With `max_features`: a quarter of the features that are chosen between two looks at the influence.
+    /// Which features get a row.
+    pub rows: RowChoice,
+    /// With [`RowChoice::BestFirst`]: a quarter of the features that are chosen between two looks at the influence.
     pub batch_size: usize,
     /// Whether the graph keeps the directions that its features write along, d_model values of two bytes for each.
     pub keep_decoders: bool,
@@ -47,7 +50,7 @@ impl Default for AttributionOptions {
             position: None,
             max_logits: 10,
             logit_prob: 0.95,
-            max_features: Some(7500),
+            rows: RowChoice::Auto,
             batch_size: 512,
             keep_decoders: true,
         }
@@ -68,7 +71,7 @@ impl AttributionOptions {
         if self.batch_size == 0 {
             return Err(out_of_range("batch_size", 0.0, "1.."));
         }
-        Ok(())
+        self.rows.check()
     }
 }
 
@@ -95,7 +98,7 @@ pub struct Attribution {
     pub targets: Vec<Target>,
     /// Influence of every node of the graph: the scores come from it, and pruning begins with it.
     pub influence: Influence,
-    /// Rows computed: targets and selected features.
+    /// Rows computed: targets and selected features; those that a sampled sweep visited count too.
     pub n_rows: usize,
     /// Whether the device had no room for the rows so far, so that the host chose the features: the same ones, slower.
     pub short_of_device_memory: bool,
@@ -125,13 +128,15 @@ pub fn attribute(
     let config = &replacement.model.config;
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
-    let sizes = memory::RowSizes {
-        n_selected: options.max_features.unwrap_or(usize::MAX).min(active.len()),
+    memory::RowSizes {
+        rows: options.rows.for_prompt(active.len()),
+        n_active: active.len(),
         n_targets: chosen.targets.len(),
-        n_nodes: layout.n_nodes(),
+        n_others: layout.n_nodes() - layout.n_features(),
+        n_pos: linear.tokens.len(),
         d_decoder: if options.keep_decoders { config.d_model } else { 0 },
-    };
-    sizes.check()?;
+    }
+    .check()?;
     let rows = rows::compute(linear, &layout, &chosen.targets, options, job)?;
     for (what, values) in [
         ("value", &rows.row_values),
@@ -144,7 +149,7 @@ pub fn attribute(
 
     let start = Instant::now();
     let tokenizer = &replacement.tokenizer;
-    let n_rows = rows.row_values.len();
+    let (n_rows, n_computed) = (rows.row_values.len(), rows.n_computed);
     let n_nodes = rows.selected.len() + layout.n_nodes() - layout.n_features();
     let selected = rows.selected.iter().map(|&i| active[i]);
     let feature_labels = replacement.transcoders.labels.of(selected.map(|f| (f.layer, f.feature)));
@@ -174,7 +179,7 @@ pub fn attribute(
             settings: GraphSettings {
                 max_logits: options.max_logits,
                 logit_prob: options.logit_prob,
-                max_features: options.max_features,
+                max_features: options.rows.for_prompt(linear.features.len()).max_features(),
                 batch_size: options.batch_size,
             },
             program_version: env!("CARGO_PKG_VERSION").into(),
@@ -186,18 +191,34 @@ pub fn attribute(
         let directions = decoder_directions(linear, &graph.selected_features)?;
         graph.set_decoder_directions(directions)?;
     }
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let estimated = match rows.estimate {
+        Some(estimate) => {
+            finite::check_influence(&layout, &estimate.influence.nodes)?;
+            graph.set_whole_influence(estimate.influence)?;
+            graph.meta_mut().sampling = Some(estimate.sampling);
+            Some(estimate.scores)
+        }
+        None => None,
+    };
+    let influence = graph.influence();
     let identity = graph.row_identity_error();
     if !identity.is_finite() {
         finite::check_edges(&graph)?;
     }
-    let scores = scores(graph.layout(), &influence, &graph.target_probabilities);
+    let scores = estimated.unwrap_or_else(|| scores(graph.layout(), &influence, &graph.target_probabilities));
     let meta = graph.meta_mut();
     meta.row_identity_error = identity;
     meta.replacement_score = scores.replacement;
     meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
-    Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, short_of_device_memory, elapsed_secs })
+    Ok(Attribution {
+        graph,
+        targets: chosen.targets,
+        influence,
+        n_rows: n_computed,
+        short_of_device_memory,
+        elapsed_secs,
+    })
 }
 
 /// Ids of all active features, in order.

@@ -267,13 +267,12 @@ mod signals {
 mod memory {
     use super::*;
 
-    /// A prompt of as many tokens as the embedded model takes.
-    fn long_prompt() -> Vec<String> {
-        let config: Value =
-            serde_json::from_slice(&std::fs::read(fixture("atlas/model/config.json")).unwrap()).unwrap();
-        let n = config["max_position_embeddings"].as_u64().unwrap() as usize;
+    /// A prompt of `n` tokens, all of whose features get rows.
+    fn long_prompt(n: usize) -> Vec<String> {
         let tokens: Vec<String> = (0..n).map(|i| (5 + i * 7 % 200).to_string()).collect();
-        vec!["trace".into(), "--tokens".into(), tokens.join(","), "--out-dir".into(), "out".into(), "--quiet".into()]
+        let tokens = tokens.join(",");
+        let args = ["trace", "--tokens", &tokens, "--max-features", "all", "--out-dir", "out", "--slug", "g", "--quiet"];
+        args.map(String::from).to_vec()
     }
 
     fn limited(folder: &Path, limit: &str, kib: u64, args: &[String]) -> Output {
@@ -282,45 +281,72 @@ mod memory {
         command.arg(env!("CARGO_BIN_EXE_circuitscope")).args(args).output().unwrap()
     }
 
-    /// From a limit under which nothing starts to one under which all fits, every run is a success or an error with a
-    /// message; the limits at which it turns are close to one another.
+    /// From a limit under which nothing fits to one under which all does, a run is a message or a success, never an
+    /// abort; what is enough once is enough under every larger limit.
     #[test]
     fn under_any_limit_a_run_is_a_success_or_a_message_that_says_what_would_fit() {
         let folder = TempDir::new().unwrap();
-        let args = long_prompt();
-        let (mut n_refused, mut n_done) = (0, 0);
-        for mib in [64, 96, 128, 160, 200, 256, 320, 400, 512, 768, 1024, 2048] {
+        let args = long_prompt(320);
+        let (mut doing, mut n_done) = (Vec::new(), 0);
+        for mib in (24..400).step_by(8) {
             let output = limited(folder.path(), "-d", mib * 1024, &args);
             let message = String::from_utf8_lossy(&output.stderr).into_owned();
             match output.status.code() {
                 Some(0) => n_done += 1,
                 Some(2) => {
                     assert_eq!(n_done, 0, "{mib} MiB are refused, less was enough: {message}");
-                    assert!(message.contains("of memory") && message.contains("ulimit -d"), "{mib} MiB: {message}");
-                    assert!(message.contains("hint: use a"), "{mib} MiB: {message}");
-                    n_refused += 1;
+                    assert!(message.contains("of memory (") && message.contains("ulimit -d"), "{mib} MiB: {message}");
+                    assert!(message.contains("hint: use a") || message.contains("hint: no prompt"), "{mib}: {message}");
+                    assert!(!folder.path().join("out/g.json").exists());
+                    doing.push(message.split(" needs ").next().unwrap().to_owned());
                 }
                 code => panic!("{mib} MiB: {code:?} {:?} {message}", output.status),
             }
+            if n_done == 2 {
+                break;
+            }
         }
-        assert!(n_refused > 0 && n_done > 0, "{n_refused} refused, {n_done} done");
+        doing.dedup();
+        assert!(doing.len() > 1 && n_done == 2, "{doing:?}");
     }
 
     #[test]
     fn the_number_of_features_that_the_message_names_fits() {
         let folder = TempDir::new().unwrap();
-        let args = long_prompt();
-        // The largest limit under which the rows are refused.
-        let refused = (64..2048).step_by(16).rev().find_map(|mib| {
+        let args = long_prompt(320);
+        // The least limit under which everything but the rows fits.
+        let refused = (24..400).step_by(4).find_map(|mib| {
             let output = limited(folder.path(), "-d", mib * 1024, &args);
             let message = String::from_utf8_lossy(&output.stderr).into_owned();
-            let fits = message.split("--max-features ").nth(1)?.split('`').next()?.to_owned();
-            Some((mib, fits))
+            Some((mib, message.split("--max-features ").nth(1)?.split('`').next()?.to_owned()))
         });
         let (mib, fits) = refused.expect("some limit refuses the rows");
         let mut fewer = args.clone();
-        fewer.extend(["--max-features".into(), fits.clone()]);
+        fewer[4] = fits.clone();
         let output = limited(folder.path(), "-d", mib * 1024, &fewer);
         assert!(output.status.success(), "{mib} MiB, {fits} features: {output:?}");
+    }
+
+    #[test]
+    fn a_limit_of_address_space_is_seen_too_and_by_every_command_that_runs_a_model() {
+        let folder = graph_folder();
+        let tokens = &long_prompt(512)[2];
+        let trace = ["trace", "--tokens", tokens].map(String::from);
+        let intervene = ["intervene", "--tokens", tokens, "--set", "0_1_5=1"].map(String::from);
+        for args in [&trace[..], &intervene[..]] {
+            let mut n_refused = 0;
+            // The program itself is mapped into more or less of it, by the number of cores.
+            for mib in (64..1024).step_by(32) {
+                let output = limited(folder.path(), "-v", mib * 1024, args);
+                let message = String::from_utf8_lossy(&output.stderr).into_owned();
+                if message.contains("`ulimit -v`") {
+                    assert_eq!(output.status.code(), Some(2), "{message}");
+                    n_refused += 1;
+                } else if output.status.success() {
+                    break;
+                }
+            }
+            assert!(n_refused > 0, "{}", args[0]);
+        }
     }
 }
