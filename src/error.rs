@@ -63,6 +63,14 @@ pub enum Error {
     #[error("the graph has a cycle through {node}")]
     CircuitCycle { node: String },
 
+    /// A name that is to be a file's and cannot be.
+    #[error("the name {name:?} {problem}")]
+    FileName { name: String, problem: &'static str },
+
+    /// A file that is to be written holds the graph of another trace.
+    #[error("`{}` holds another graph: {difference}", file.display())]
+    OtherGraph { file: PathBuf, difference: String },
+
     /// A node of a JSON graph whose id or layer makes no sense.
     #[error("node `{id}` of the graph cannot be read: {reason}")]
     WireNode { id: String, reason: String },
@@ -332,6 +340,8 @@ impl Error {
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
             Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
+            | Error::FileName { .. }
+            | Error::OtherGraph { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
             | Error::Picture { .. }
@@ -402,6 +412,7 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 format!("this transcoder set was trained for a model of {transcoders} layers")
             }
+            Error::OtherGraph { .. } => "choose another name, or say that it is to be replaced".into(),
             Error::EmptyRange { .. } => "the end of a range is not part of it: 4..7 is 4, 5 and 6".into(),
             Error::GraphMismatch { .. } => {
                 "open the model and the transcoders that the graph was traced with; its metadata names them".into()

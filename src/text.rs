@@ -108,14 +108,41 @@ pub fn dot(text: &str) -> String {
 }
 
 /// A file name from a text: its letters and digits in lower case, words joined by dashes, at most 60 characters; `graph`
-/// where nothing is left.
-pub fn slug(text: &str) -> String {
+/// where nothing is left. Also whether all of the text's words are in it.
+pub fn slug(text: &str) -> (String, bool) {
     const MAX_CHARS: usize = 60;
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let joined = words.map(str::to_lowercase).collect::<Vec<_>>().join("-");
-    let slug: String = joined.chars().take(MAX_CHARS).collect();
+    let mut slug = String::new();
+    for c in joined.chars().take(MAX_CHARS) {
+        // Room for what is added to it.
+        if slug.len() + c.len_utf8() <= MAX_NAME_BYTES / 2 {
+            slug.push(c);
+        }
+    }
+    let is_whole = slug.len() == joined.len() && !slug.is_empty();
     let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { "graph".into() } else { slug.into() }
+    if slug.is_empty() { ("graph".into(), is_whole) } else { (slug.into(), is_whole) }
+}
+
+/// File systems take 255 bytes a name; endings and the marks of unfinished files are added to this.
+const MAX_NAME_BYTES: usize = 200;
+
+/// Checks that a text is the name of a file in a folder, on every system, and nothing else: no path, nothing that is not
+/// seen.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence that began with the name.
+pub fn check_file_name(name: &str) -> Result<(), &'static str> {
+    match name {
+        "" => Err("is empty"),
+        "." | ".." => Err("is a folder"),
+        _ if name.contains(['/', '\\']) => Err("holds a `/` or `\\`, which names have not"),
+        _ if name.chars().any(is_invisible_command) => Err("holds characters that are not seen"),
+        _ if name.trim() != name => Err("begins or ends with a space"),
+        _ if name.len() > MAX_NAME_BYTES => Err("is longer than 200 bytes"),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -179,9 +206,22 @@ mod tests {
 
     #[test]
     fn slugs_are_safe_file_names() {
-        assert_eq!(slug("The capital of Texas, is"), "the-capital-of-texas-is");
-        assert_eq!(slug("../..\\ "), "graph");
-        assert!(slug(&"word ".repeat(100)).len() <= 60);
-        assert!(!has_commands(&slug(HOSTILE)) && !slug(HOSTILE).contains(['/', '.']));
+        assert_eq!(slug("The capital of Texas, is"), ("the-capital-of-texas-is".into(), true));
+        assert_eq!(slug("../..\\ "), ("graph".into(), false));
+        let (long, is_whole) = slug(&"word ".repeat(100));
+        assert!(long.len() <= 60 && !is_whole);
+        assert!(slug(&"𐐀".repeat(100)).0.len() <= MAX_NAME_BYTES / 2);
+        assert!(check_file_name(&slug(HOSTILE).0).is_ok() && !slug(HOSTILE).0.contains('.'));
+    }
+
+    #[test]
+    fn names_are_no_paths() {
+        for name in ["dallas", "a.b", "日本", "-", &"x".repeat(200)] {
+            assert_eq!(check_file_name(name), Ok(()), "{name}");
+        }
+        let long = "x".repeat(201);
+        for name in ["", ".", "..", "../x", "a/b", "a\\b", "/", "a\nb", "\u{1b}[2J", "\u{202e}x", " x", "x ", &long] {
+            assert!(check_file_name(name).is_err(), "{name:?}");
+        }
     }
 }

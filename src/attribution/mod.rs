@@ -145,25 +145,12 @@ pub fn attribute(
         target_probabilities: chosen.targets.iter().map(|t| t.weight).collect(),
         logits: chosen.logits,
         meta: GraphMeta {
-            format_version: RAW_FORMAT_VERSION,
             prompt: prompt.to_owned(),
             prompt_tokens: linear.tokens.iter().map(|&t| tokenizer.token(t)).collect(),
             target_labels: chosen.targets.iter().map(|t| t.label.clone()).collect(),
             target_positions: chosen.targets.iter().map(|t| t.pos as u32).collect(),
-            model: replacement.source.clone(),
-            scan: replacement.transcoders.scan.clone(),
-            feature_input_hook: replacement.transcoders.input_hook.name().into(),
-            feature_output_hook: replacement.transcoders.output_hook.name().into(),
-            n_layers: config.n_layers,
-            settings: GraphSettings {
-                max_logits: options.max_logits,
-                logit_prob: options.logit_prob,
-                max_features: options.max_features,
-                batch_size: options.batch_size,
-            },
-            program_version: env!("CARGO_PKG_VERSION").into(),
             feature_labels,
-            ..GraphMeta::default()
+            ..requested(replacement, &linear.tokens, options)
         },
     })?;
     if options.keep_decoders {
@@ -179,6 +166,34 @@ pub fn attribute(
     meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
     Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, short_of_device_memory, elapsed_secs })
+}
+
+/// The metadata that is known before anything is computed: of which model, with which settings.
+pub fn requested(replacement: &Replacement, tokens: &[u32], options: &AttributionOptions) -> GraphMeta {
+    // Taken apart, so that an option that is new cannot be forgotten. What the file leaves out is the same graph.
+    let AttributionOptions { targets, position, max_logits, logit_prob, max_features, batch_size, keep_decoders: _ } =
+        options;
+    let mut meta = GraphMeta {
+        format_version: RAW_FORMAT_VERSION,
+        model: replacement.source.clone(),
+        scan: replacement.transcoders.scan.clone(),
+        feature_input_hook: replacement.transcoders.input_hook.name().into(),
+        feature_output_hook: replacement.transcoders.output_hook.name().into(),
+        n_layers: replacement.model.config.n_layers,
+        settings: GraphSettings {
+            max_logits: *max_logits,
+            logit_prob: *logit_prob,
+            max_features: *max_features,
+            batch_size: *batch_size,
+            targets: targets.iter().map(TargetRequest::to_string).collect(),
+            position: *position,
+        },
+        program_version: env!("CARGO_PKG_VERSION").into(),
+        ..GraphMeta::default()
+    };
+    let tokens: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+    meta.trace_id = meta.fingerprint(&tokens);
+    meta
 }
 
 /// Ids of all active features, in order.

@@ -9,9 +9,15 @@ use crate::circuits::{Opening, Summary, relabel};
 use crate::graph::Circuit;
 use crate::labels::Labels;
 use crate::prune::PruneSettings;
+use crate::text::check_file_name;
 
 use super::summary::summary_text;
 use super::{Format, json_text};
+
+/// The value of `--slug`: the name of a file, not a path.
+pub(super) fn file_name(name: &str) -> std::result::Result<String, String> {
+    check_file_name(name).map(|()| name.to_owned()).map_err(|problem| format!("the name {problem}"))
+}
 
 /// Thresholds, as options.
 #[derive(Debug, Args)]

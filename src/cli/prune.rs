@@ -9,7 +9,7 @@ use crate::export::{WireGraph, raw, write_wire};
 use crate::prune::PruneSettings;
 use crate::{Error, Result};
 
-use super::graph_args::{Thresholds, relabel_from, render};
+use super::graph_args::{Thresholds, file_name, relabel_from, render};
 use super::{Format, note, print_data};
 
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ pub struct PruneArgs {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Name of the graph in the JSON [default: the file's name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = file_name)]
     slug: Option<String>,
     /// A feature_labels.json to name features from
     #[arg(long, value_name = "FILE")]

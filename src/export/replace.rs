@@ -32,6 +32,15 @@ fn make_folder(folder: &Path) -> Result<()> {
     })
 }
 
+/// Holds off other programs that write files which belong together into `folder`, until the lock is dropped or this
+/// program ends. `None` where the system or the file system has no such locks: what a lock would tell apart, the ids in
+/// the files still do.
+pub fn lock_folder(folder: &Path) -> Option<File> {
+    let lock = File::open(folder).ok()?;
+    lock.lock().ok()?;
+    Some(lock)
+}
+
 /// Writes `path` with `write`: first beside it, then renamed, so that a reader never sees half a file and a file that
 /// was there stays until the new one is complete. Folders that are missing are made.
 ///

@@ -272,6 +272,9 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
     if !meta.model.is_empty() {
         extra.insert("model".to_owned(), json!(meta.model));
     }
+    if let Some(trace_id) = &meta.trace_id {
+        extra.insert("trace_id".to_owned(), json!(trace_id));
+    }
     WireMetadata {
         slug: slug.to_owned(),
         scan: Some(Value::String(meta.scan.clone())),

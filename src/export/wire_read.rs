@@ -50,6 +50,7 @@ impl WireGraph {
             logit_prob: number("generation_settings", "desired_logit_prob").unwrap_or_default(),
             max_features: count("max_feature_nodes"),
             batch_size: count("batch_size").unwrap_or_default(),
+            ..GraphSettings::default()
         });
         // Logits are written at layer n_layers + 1; without one, the highest layer there is has to do.
         let logit_layer = self
@@ -73,6 +74,7 @@ impl WireGraph {
             replacement_score: number("scores", "replacement_score"),
             completeness_score: number("scores", "completeness_score"),
             row_identity_error: number("scores", "row_identity_error"),
+            trace_id: extra.get("trace_id").and_then(Value::as_str).map(str::to_owned),
         }
     }
 }

@@ -88,6 +88,8 @@ pub struct CircuitMeta {
     pub completeness_score: Option<f64>,
     /// The largest relative error of the row identity.
     pub row_identity_error: Option<f64>,
+    /// What tells the trace from others ([`GraphMeta::fingerprint`](super::GraphMeta::fingerprint)), where it is known.
+    pub trace_id: Option<String>,
 }
 
 /// What one node gives another, seen from one of them.

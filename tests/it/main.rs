@@ -20,6 +20,7 @@ mod model;
 mod ops;
 mod oracle;
 mod package;
+mod pairs;
 mod pictures;
 mod prune;
 mod reference;

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::circuits::{
-    Report, SummarySettings, collapse, find_node, induced, members_within, open_graph, save, summarize,
+    Report, SummarySettings, collapse, find_node, has_strange_partner, induced, members_within, open_graph, save,
+    summarize,
 };
 use crate::export::replace_file;
 use crate::graph::Circuit;
@@ -99,6 +100,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let request = args.group.request()?;
     request.check()?;
     let mut opened = open_graph(&args.graph, &args.thresholds.opening()?)?;
+    if let Some(partner) = has_strange_partner(&args.graph) {
+        note(&format!("note: `{}` is of another trace than `{}`", partner.display(), args.graph.display()));
+    }
     relabel_from(&mut opened.circuit, args.labels.as_ref())?;
     let chosen = part.nodes(&opened.circuit)?;
     let groups = request.supernodes(&opened)?;
