@@ -11,7 +11,7 @@ pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
@@ -113,6 +113,55 @@ pub fn attribute(
     options: &AttributionOptions,
     job: &Job,
 ) -> Result<Attribution> {
+    attribute_rows(replacement, linear, prompt, options, None, job)
+}
+
+/// Computes a graph again, from its own settings and with rows for the features that it has: what is left to compare it
+/// with. Features of the graph that are not active in `linear` have no row in the other.
+///
+/// # Errors
+/// As [`attribute`], of settings that no trace can have had.
+pub fn retrace(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    graph: &AttributionGraph,
+    job: &Job,
+) -> Result<AttributionGraph> {
+    let settings = &graph.meta.settings;
+    let recorded: Option<Vec<TargetRequest>> = settings.targets.iter().map(|text| TargetRequest::parse(text)).collect();
+    // Older files do not say what was asked for, only what that led to.
+    let (targets, position) = match recorded.filter(|_| !graph.meta.trace_id.is_empty()) {
+        Some(targets) => (targets, settings.position),
+        None => {
+            let position = graph.meta.target_positions.first().map(|&pos| pos as usize);
+            (targets::requests_of(graph, replacement.model.config.d_model), position)
+        }
+    };
+    let options = AttributionOptions {
+        targets,
+        position,
+        max_logits: settings.max_logits,
+        logit_prob: settings.logit_prob,
+        max_features: settings.max_features,
+        batch_size: settings.batch_size,
+        keep_decoders: graph.decoder_directions().is_some(),
+    };
+    let active = feature_ids(linear);
+    let features = graph.layout().feature_ids().iter();
+    let features: Vec<usize> = features.filter_map(|feature| active.binary_search(feature).ok()).collect();
+    let again = attribute_rows(replacement, linear, &graph.meta.prompt, &options, Some(&features), job);
+    Ok(again.context(|| "cannot compute the graph again from its `settings`".into())?.graph)
+}
+
+/// As [`attribute`], with rows for the `given` features, ascending, where they are given.
+fn attribute_rows(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    prompt: &str,
+    options: &AttributionOptions,
+    given: Option<&[usize]>,
+    job: &Job,
+) -> Result<Attribution> {
     options.check()?;
     job.report(TARGETS_PHASE, 0, 1);
     let start = Instant::now();
@@ -123,7 +172,12 @@ pub fn attribute(
     let config = &replacement.model.config;
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
-    let rows = rows::compute(linear, &layout, &chosen.targets, options, job)?;
+    let rows = match given {
+        Some(features) if features.len() < active.len() => {
+            rows::compute_given(linear, &layout, &chosen.targets, features, job)?
+        }
+        _ => rows::compute(linear, &layout, &chosen.targets, options, job)?,
+    };
     let (rows_secs, short_of_device_memory) = (start.elapsed().as_secs_f64(), rows.short_of_device_memory);
 
     let start = Instant::now();

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 
 use super::AttributionOptions;
 use crate::error::{Error, Result};
+use crate::graph::AttributionGraph;
 use crate::replacement::{LinearModel, Replacement};
 
 /// What a user can ask to have explained.
@@ -81,6 +82,17 @@ impl TargetRequest {
             _ => None,
         }
     }
+}
+
+/// Requests that lead to the targets of a graph, as far as its ids and labels tell; a direction of zeros stands for what
+/// they do not.
+pub(super) fn requests_of(graph: &AttributionGraph, d_model: usize) -> Vec<TargetRequest> {
+    let request = |(&id, label): (&i64, &String)| match (u32::try_from(id), TargetRequest::parse(label)) {
+        (Ok(token), _) => TargetRequest::Token(token),
+        (Err(_), Some(feature @ TargetRequest::Feature { .. })) => feature,
+        _ => TargetRequest::Direction { vec: vec![0.0; d_model], label: label.clone() },
+    };
+    graph.target_ids.iter().zip(&graph.meta.target_labels).map(request).collect()
 }
 
 /// Where a target's gradient is put, and which.

@@ -30,6 +30,7 @@ mod smollm2;
 mod streams;
 mod support;
 mod transpose;
+mod verify_contents;
 mod weights;
 mod weights_folders;
 mod weights_gguf;
