@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::wire::{ERROR_TYPE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireNode};
-use crate::graph::{Circuit, CircuitMeta, GraphSettings, Link, Node, NodeId};
+use super::wire::{ERROR_TYPE, ESTIMATE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireNode};
+use crate::graph::{Circuit, CircuitMeta, GraphSettings, Link, Node, NodeId, Sampling, ShareEstimate};
 use crate::{Error, Result};
 
 impl WireGraph {
@@ -75,6 +76,8 @@ impl WireGraph {
             completeness_score: number("scores", "completeness_score"),
             row_identity_error: number("scores", "row_identity_error"),
             trace_id: extra.get("trace_id").and_then(Value::as_str).map(str::to_owned),
+            // What another program writes there is its own affair.
+            sampling: extra.get("sampling").and_then(|value| Sampling::deserialize(value).ok()),
         }
     }
 }
@@ -134,6 +137,7 @@ impl<'a> NodeReader<'a> {
             activation: wire.activation,
             influence: wire.influence.filter(|_| !is_logit),
             probability: wire.token_prob.filter(|_| is_logit),
+            estimate: wire.extra.get(ESTIMATE).and_then(|value| ShareEstimate::deserialize(value).ok()),
         })
     }
 }

@@ -7,7 +7,10 @@ use serde::Serialize;
 
 use super::feature_ids;
 use crate::error::Result;
-use crate::graph::{AttributionGraph, FeatureId, GraphData, GraphMeta, NodeId, RAW_FORMAT_VERSION, influence, scores};
+use crate::graph::{
+    AttributionGraph, FeatureId, GraphData, GraphMeta, NodeId, RAW_FORMAT_VERSION, Sampling, Scores, WholeInfluence,
+    influence, scores,
+};
 use crate::intervene::original::Original;
 use crate::replacement::{LinearModel, Replacement};
 use crate::transcoder::ActivationFunction;
@@ -25,6 +28,8 @@ const DIRECTION_ATOL: f64 = 2e-4;
 const DIRECTION_RTOL: f64 = 2e-3;
 /// Scores are sums in f64 of what the file holds, in any order.
 const SCORE_TOL: f64 = 1e-6;
+/// As [`SCORE_TOL`], of scores that are estimated from rows in f32.
+const SAMPLED_SCORE_TOL: f64 = 1e-4;
 
 /// What a file holds beside what its model gives.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -109,9 +114,15 @@ impl Tally {
         Tally { check: PartCheck { name: name.to_owned(), ..PartCheck::default() }, worst: 1.0 }
     }
 
-    fn add(&mut self, in_graph: f32, here: f32, tolerance: f64, at: impl FnOnce() -> String) {
+    fn add<T: Copy + Into<f64> + ToString>(
+        &mut self,
+        in_graph: T,
+        here: T,
+        tolerance: f64,
+        at: impl FnOnce() -> String,
+    ) {
         self.check.n_values += 1;
-        let excess = (f64::from(in_graph) - f64::from(here)).abs() / tolerance.max(f64::MIN_POSITIVE);
+        let excess = (in_graph.into() - here.into()).abs() / tolerance.max(f64::MIN_POSITIVE);
         // A NaN is within nothing.
         if excess <= 1.0 {
             return;
@@ -219,10 +230,35 @@ pub fn check(
         }
         tensors.push(tally.check);
     }
+    if let Some(in_graph) = graph.whole_influence() {
+        let WholeInfluence { nodes, uncertainty, row_abs_sums } = in_graph;
+        match again.whole_influence() {
+            Some(here) if others.is_empty() => {
+                tensors.push(influences("influence", nodes, &here.nodes));
+                tensors.push(influences("influence_uncertainty", uncertainty, &here.uncertainty));
+                tensors.push(rows.column("row_abs_sums", row_abs_sums, &here.row_abs_sums));
+            }
+            // Other features are active: another sample, whose estimates stand beside other nodes.
+            _ => tensors.extend(
+                ["influence", "influence_uncertainty", "row_abs_sums"]
+                    .map(|name| PartCheck { name: name.into(), ..PartCheck::default() }),
+            ),
+        }
+    }
     let metadata = metadata(original.replacement, graph, again);
     let mut found = ContentsCheck { tensors, metadata, passed: false };
     found.judge();
     Ok(found)
+}
+
+/// Two lists of influence, in the units of their sum.
+fn influences<T: Copy + Into<f64> + ToString>(name: &str, in_graph: &[T], here: &[T]) -> PartCheck {
+    let mut tally = Tally::new(name);
+    let largest = here.iter().fold(0f64, |largest, &value| largest.max(value.into()));
+    for (i, (&a, &b)) in in_graph.iter().zip(here).enumerate() {
+        tally.add(a, b, RTOL * b.into().abs() + SCALE_TOL * largest, || format!("[{i}]"));
+    }
+    tally.check
 }
 
 /// Features that are active in one of two sorted lists alone.
@@ -312,7 +348,12 @@ fn selection(graph: &AttributionGraph) -> PartCheck {
     }
     let n_active = graph.active_features.len();
     let wanted = graph.meta.settings.max_features.map_or(n_active, |limit| limit.min(n_active));
-    if graph.selected_features.len() != wanted {
+    // Of a sample, those that carry enough.
+    let fits = match graph.whole_influence() {
+        Some(_) => graph.selected_features.len() <= wanted,
+        None => graph.selected_features.len() == wanted,
+    };
+    if !fits {
         tally.differs("their number".into(), graph.selected_features.len().to_string(), wanted.to_string());
     }
     tally.check
@@ -421,6 +462,7 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
         row_identity_error,
         replacement_score,
         completeness_score,
+        sampling,
         program_version,
         trace_id,
         feature_labels,
@@ -445,9 +487,20 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
     // Files of older programs have none.
     let is_asked = trace_id.is_empty() || *trace_id == fingerprint;
     let is_model = same_model(model, &here.model) || (!trace_id.is_empty() && is_asked);
-    let totals = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-    let own_scores = scores(graph.layout(), &totals, &graph.target_probabilities);
+    // Of a sample the scores are estimates, which only the whole of it gives again.
+    let (own_scores, score_tolerance) = match graph.whole_influence() {
+        Some(_) => {
+            (Scores { replacement: here.replacement_score, completeness: here.completeness_score }, SAMPLED_SCORE_TOL)
+        }
+        None => {
+            let totals = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+            (scores(graph.layout(), &totals, &graph.target_probabilities), SCORE_TOL)
+        }
+    };
     let identity = graph.row_identity_error();
+    let n_nodes = here.settings.max_features;
+    let settings_here = if is_asked { format!("max_features {n_nodes:?}") } else { "others, by `trace_id`".into() };
+    let is_set = is_asked && (trace_id.is_empty() || settings.max_features == n_nodes);
     let mut checks = vec![
         number("format_version", f64::from(*format_version), f64::from(RAW_FORMAT_VERSION), 0.0),
         PartCheck::key("prompt", is_prompt, String::new(), format!("{prompt:?}"), format!("{decoded:?}")),
@@ -459,12 +512,15 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
         text("feature_input_hook", feature_input_hook, &here.feature_input_hook),
         text("feature_output_hook", feature_output_hook, &here.feature_output_hook),
         number("n_layers", *n_layers as f64, here.n_layers as f64, 0.0),
-        PartCheck::key("settings", is_asked, String::new(), format!("{settings:?}"), "others, by `trace_id`".into()),
+        PartCheck::key("settings", is_set, String::new(), format!("{settings:?}"), settings_here),
         number("row_identity_error", *row_identity_error, identity, 1e-3 * identity + f64::EPSILON),
-        number("replacement_score", *replacement_score, own_scores.replacement, SCORE_TOL),
-        number("completeness_score", *completeness_score, own_scores.completeness, SCORE_TOL),
+        number("replacement_score", *replacement_score, own_scores.replacement, score_tolerance),
+        number("completeness_score", *completeness_score, own_scores.completeness, score_tolerance),
         version(program_version, &here.program_version),
     ];
+    if let Some(sampling) = sampling {
+        checks.push(same_sampling(sampling, here.sampling.as_ref()));
+    }
     if !trace_id.is_empty() {
         checks.push(text("trace_id", trace_id, &fingerprint));
     }
@@ -472,6 +528,19 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
         checks.push(labels(replacement, graph));
     }
     checks
+}
+
+/// The same sample was drawn, and is as uncertain.
+fn same_sampling(in_graph: &Sampling, here: Option<&Sampling>) -> PartCheck {
+    let Sampling { theta, n_visited, replacement_uncertainty, completeness_uncertainty } = in_graph;
+    let is_near = |a: f64, b: f64| (a - b).abs() <= RTOL * b.abs() + SCORE_TOL;
+    let holds = here.is_some_and(|here| {
+        *n_visited == here.n_visited
+            && is_near(*theta, here.theta)
+            && is_near(*replacement_uncertainty, here.replacement_uncertainty)
+            && is_near(*completeness_uncertainty, here.completeness_uncertainty)
+    });
+    PartCheck::key("sampling", holds, String::new(), format!("{in_graph:?}"), format!("{here:?}"))
 }
 
 /// Whether two names are of one model: a folder or a file may have moved, and a repository may have been copied.
