@@ -67,6 +67,18 @@ pub enum Error {
     #[error("the name {name:?} {problem}")]
     FileName { name: String, problem: &'static str },
 
+    /// A pipe or a device where a file is needed.
+    #[error("`{}` is a pipe or a device, and {what} must be a file: it is not read from start to end", path.display())]
+    MustBeFile { path: PathBuf, what: &'static str },
+
+    /// An output that is one of the inputs: the same file, whatever it is called.
+    #[error("`{}` is read, and cannot be written over: it is the same file as `{}`", output.display(), input.display())]
+    OwnInput { output: PathBuf, input: PathBuf },
+
+    /// A file that is to be written is there already, and was not written by this program.
+    #[error("`{}` is there already and is no graph", file.display())]
+    InTheWay { file: PathBuf },
+
     /// A file that is to be written holds the graph of another trace.
     #[error("`{}` holds another graph: {difference}", file.display())]
     OtherGraph { file: PathBuf, difference: String },
@@ -342,6 +354,9 @@ impl Error {
             Error::Threshold { .. }
             | Error::FileName { .. }
             | Error::OtherGraph { .. }
+            | Error::MustBeFile { .. }
+            | Error::OwnInput { .. }
+            | Error::InTheWay { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
             | Error::Picture { .. }
@@ -412,6 +427,9 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 format!("this transcoder set was trained for a model of {transcoders} layers")
             }
+            Error::MustBeFile { .. } => "write it into a file first".into(),
+            Error::OwnInput { .. } => "name another file to write".into(),
+            Error::InTheWay { .. } => "choose another name, or move it away".into(),
             Error::OtherGraph { .. } => "choose another name, or say that it is to be replaced".into(),
             Error::EmptyRange { .. } => "the end of a range is not part of it: 4..7 is 4, 5 and 6".into(),
             Error::GraphMismatch { .. } => {

@@ -68,15 +68,28 @@ pub fn xml(text: &str) -> String {
     out
 }
 
+/// Who reads the cells of a table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cells {
+    /// Perhaps a spreadsheet, which computes cells that begin like a formula: these get an apostrophe in front.
+    #[default]
+    Spreadsheet,
+    /// A program, which takes every cell as it is.
+    Exact,
+}
+
 /// `text` as a cell of a table (RFC 4180): quoted where commas, quotes, line breaks or spaces at its ends need it.
 ///
-/// Spreadsheets compute cells that begin with `=`, `+`, `-` or `@`: such a text gets an apostrophe in front, which they
-/// take for "this is text". Numbers and single characters, which compute nothing, stay as they are.
-pub fn csv_cell(text: &str) -> String {
+/// Spreadsheets compute cells that begin with `=`, `+`, `-`, `@` (in their wide forms too), a tab or a carriage return: for
+/// them such a text gets an apostrophe in front, which they take for "this is text". Numbers and single characters, which
+/// compute nothing, stay as they are.
+pub fn csv_cell(text: &str, cells: Cells) -> String {
+    const FORMULA: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
     let mut cell: String = String::with_capacity(text.len());
     let trimmed = text.trim();
-    let is_formula = trimmed.starts_with(['=', '+', '-', '@']) && trimmed.len() > 1 && trimmed.parse::<f64>().is_err();
-    if is_formula {
+    let is_formula =
+        trimmed.starts_with(FORMULA) && trimmed.chars().nth(1).is_some() && trimmed.parse::<f64>().is_err();
+    if cells == Cells::Spreadsheet && (is_formula || text.starts_with(['\t', '\r'])) {
         cell.push('\'');
     }
     for c in text.chars() {
@@ -194,14 +207,21 @@ mod tests {
 
     #[test]
     fn cells_are_quoted_where_they_must_be_and_compute_nothing() {
-        assert_eq!(csv_cell("plain"), "plain");
-        assert_eq!(csv_cell(" Austin"), "\" Austin\"");
-        assert_eq!(csv_cell("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
-        assert_eq!(csv_cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
-        assert_eq!(csv_cell("\t@x"), "'\t@x");
-        assert_eq!(csv_cell(" +a"), "' +a");
-        assert_eq!(["-", "-1.5", "0_-1_4"].map(csv_cell), ["-", "-1.5", "0_-1_4"]);
-        assert!(!has_commands(&csv_cell(HOSTILE)));
+        let cell = |text: &str| csv_cell(text, Cells::Spreadsheet);
+        assert_eq!(cell("plain"), "plain");
+        assert_eq!(cell(" Austin"), "\" Austin\"");
+        assert_eq!(cell("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
+        assert_eq!(cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
+        assert_eq!(cell("\t@x"), "'\t@x");
+        assert_eq!(cell("\tx"), "'\tx");
+        assert_eq!(cell("＝1+1"), "'＝1+1");
+        assert_eq!(cell(" +a"), "' +a");
+        assert_eq!(["-", "-1.5", "0_-1_4"].map(cell), ["-", "-1.5", "0_-1_4"]);
+        assert!(!has_commands(&cell(HOSTILE)));
+        let exact = |text: &str| csv_cell(text, Cells::Exact);
+        assert_eq!(exact("=HYPERLINK(1)"), "=HYPERLINK(1)");
+        assert_eq!(exact(" +a"), "\" +a\"");
+        assert!(!has_commands(&exact(HOSTILE)));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use group::{GroupRequest, NamedGroup, members_within};
 pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
 pub use pair::{PairPlan, has_strange_partner};
-pub use relabel::relabel;
+pub use relabel::{relabel, rename};
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};
 pub use select::{Selection, carrying_paths, neighborhood};

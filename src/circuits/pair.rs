@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use crate::export::{WireGraph, lock_folder, raw, write_raw, write_wire};
+use crate::export::{WireGraph, check_not_input, lock_folder, raw, write_raw, write_wire};
 use crate::graph::{AttributionGraph, Circuit, GraphMeta};
 use crate::prune::PruneSettings;
 use crate::text::{check_file_name, slug};
@@ -31,6 +31,8 @@ pub struct PairPlan {
     pub raw: bool,
     /// Whether the JSON graph is written.
     pub json: bool,
+    /// Files that are read, and never written over.
+    pub inputs: Vec<PathBuf>,
 }
 
 /// What is known of a graph file that is in the way.
@@ -50,7 +52,7 @@ impl PairPlan {
     /// trace's. `meta` as [`crate::attribution::requested`] gives it.
     ///
     /// # Errors
-    /// [`Error::FileName`], [`Error::OtherGraph`].
+    /// [`Error::FileName`], [`Error::OtherGraph`], [`Error::InTheWay`], [`Error::OwnInput`].
     pub fn check(&self, meta: &GraphMeta, prompt: &str, settings: &PruneSettings) -> Result<()> {
         self.name_for(meta, prompt, settings).map(drop)
     }
@@ -99,11 +101,9 @@ impl PairPlan {
     }
 
     /// # Errors
-    /// [`Error::OtherGraph`] where a file of this name is another trace's, and those are not replaced.
+    /// [`Error::OtherGraph`] where a file of this name is another trace's, and those are not replaced;
+    /// [`Error::InTheWay`] where it is no graph, [`Error::OwnInput`] where it is read.
     fn free(&self, name: &str, meta: &GraphMeta, prompt: &str, settings: &PruneSettings) -> Result<()> {
-        if self.replaces_others {
-            return Ok(());
-        }
         let here = Known {
             trace_id: meta.trace_id.clone(),
             prompt: prompt.to_owned(),
@@ -115,9 +115,14 @@ impl PairPlan {
         for (extension, read) in [("safetensors", known_raw as fn(&Path) -> Option<Known>), ("json", known_json)] {
             let path = self.path(name, extension);
             // What is written through, a pipe or a device, holds nothing.
-            if path.metadata().is_ok_and(|file| file.is_file())
-                && let Some(difference) = difference(read(&path), &here)
-            {
+            if !path.metadata().is_ok_and(|file| file.is_file()) {
+                continue;
+            }
+            let inputs: Vec<&Path> = self.inputs.iter().map(PathBuf::as_path).collect();
+            check_not_input(&path, &inputs)?;
+            // Weights, say: what no program of this kind has written is for nobody to replace.
+            let Some(there) = read(&path) else { return Err(Error::InTheWay { file: path }) };
+            if let Some(difference) = difference(&there, &here).filter(|_| !self.replaces_others) {
                 return Err(Error::OtherGraph { file: path, difference });
             }
         }
@@ -126,8 +131,7 @@ impl PairPlan {
 }
 
 /// How a file differs from the trace that is to take its place; `None` where it is of the same.
-fn difference(there: Option<Known>, here: &Known) -> Option<String> {
-    let Some(there) = there else { return Some("it is no graph".to_owned()) };
+fn difference(there: &Known, here: &Known) -> Option<String> {
     // The same tokens are the same prompt, whatever text they were given as.
     if there.trace_id != here.trace_id {
         return Some(if there.prompt != here.prompt {

@@ -34,6 +34,9 @@ pub struct VerifyArgs {
     seed: u64,
     #[command(flatten)]
     thresholds: Thresholds,
+    /// The feature_labels.json that the graph was traced with [default: the one beside the transcoders]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -49,7 +52,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;
     let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
-    let tracer = args.setup.open(None)?;
+    let tracer = args.setup.open(args.labels.as_deref())?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
     let mut found = tracer.verify(&graph, &options, &Job::default())?;
     let (tensors, keys) = raw_contents(&args.graph)?;

@@ -15,6 +15,7 @@ use super::replace::replace_file;
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION, WholeInfluence,
 };
+use crate::input::{check_is_file, is_stream};
 use crate::{Error, Result};
 
 /// The metadata key whose value is a [`GraphMeta`].
@@ -130,6 +131,7 @@ fn write_f32s(writer: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
 /// # Errors
 /// A file that cannot be read, that is no raw graph or damaged, another format version, parts that disagree.
 pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
+    check_is_file(path, "a raw graph")?;
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let file_bytes = file.metadata().map_err(failed)?.len();
@@ -222,6 +224,7 @@ pub fn raw_contents(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
 }
 
 fn read_header(path: &Path) -> Result<Metadata> {
+    check_is_file(path, "a raw graph")?;
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
     let mut len = [0u8; HEADER_LEN_BYTES];
@@ -233,6 +236,10 @@ fn read_header(path: &Path) -> Result<Metadata> {
 
 /// Whether the file at `path` begins like safetensors and not like JSON. `None` where it cannot be read.
 pub(crate) fn looks_raw(path: &Path) -> Option<bool> {
+    // A look at a pipe would take what is looked at out of it.
+    if is_stream(path) {
+        return None;
+    }
     let mut start = [0u8; HEADER_LEN_BYTES + 1];
     File::open(path).ok()?.read_exact(&mut start).ok()?;
     // Eight bytes of a length below 2^56, then the header's brace.

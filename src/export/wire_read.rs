@@ -128,6 +128,13 @@ impl<'a> NodeReader<'a> {
             }
         };
         let is_logit = matches!(id, NodeId::Target { .. });
+        // JSON has larger numbers than f32, which become infinite.
+        if wire.activation.is_some_and(|activation| !activation.is_finite()) {
+            return Err(unknown("its `activation` is outside the range of f32"));
+        }
+        if wire.token_prob.is_some_and(|probability| !(probability.is_finite() && probability >= 0.0)) {
+            return Err(unknown("its `token_prob` is negative or outside the range of f32"));
+        }
         Ok(Node {
             id,
             pos,

@@ -213,6 +213,14 @@ impl Circuit {
         }
     }
 
+    /// Gives one node a label, or takes it away.
+    ///
+    /// # Panics
+    /// For an index of another graph.
+    pub fn set_label(&mut self, index: NodeIndex, label: Option<String>) {
+        self.graph[index].label = label;
+    }
+
     /// What feeds `index`, largest share first.
     pub fn inputs(&self, index: NodeIndex) -> Vec<Neighbor> {
         self.neighbors(index, Direction::Incoming)

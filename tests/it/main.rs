@@ -5,6 +5,7 @@ mod attribution;
 mod circuit_commands;
 mod circuits;
 mod command_line;
+mod data_traps;
 mod docs;
 mod export;
 mod graph;

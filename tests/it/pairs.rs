@@ -99,7 +99,10 @@ fn a_name_that_is_taken_is_refused_before_the_work() {
     std::fs::rename(at.join("graphs/pinned.json"), at.join("graphs/g.json")).unwrap();
     refused_with(at, &named(&[PROMPT]), &["g.json", "pinned"]);
     std::fs::write(at.join("graphs/g.json"), "{}").unwrap();
+    // What no trace has written is not replaced at all.
     refused_with(at, &named(&[PROMPT]), &["g.json", "no graph"]);
+    refused_with(at, &named(&[PROMPT, "--force"]), &["g.json", "no graph"]);
+    std::fs::remove_file(at.join("graphs/g.json")).unwrap();
 
     trace(at, &["Dallas is in", "--slug", "g", "--force"]);
     assert_eq!(meta(&at.join("graphs/g.safetensors"))["prompt"], "Dallas is in");

@@ -52,6 +52,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         replaces_others: args.force,
         raw: !args.no_raw,
         json: !args.no_json,
+        inputs: args.labels.iter().chain(args.prompt.file()).cloned().collect(),
     };
     pair.check(&requested(tracer.replacement(), &prompt.tokens, &options), &prompt.text, &settings)?;
     end_phase("open", terminal(&format!("{} with {}", tracer.model_name(), tracer.transcoder_name())));
