@@ -7,6 +7,8 @@ mod circuits;
 mod command_line;
 mod docs;
 mod export;
+#[cfg(target_os = "linux")]
+mod faults;
 mod graph;
 mod hostile;
 mod hostile_text;
@@ -29,6 +31,7 @@ mod smollm2;
 mod streams;
 mod support;
 mod transpose;
+mod unsafe_code;
 mod weights;
 mod weights_folders;
 mod weights_gguf;
