@@ -213,12 +213,19 @@ fn has_strace() -> bool {
     works
 }
 
+/// The program under strace, which does to its writes what `fault` says; the log of them goes to `log`.
+fn traced(bench: &Bench, log: &Path, fault: Option<&str>) -> Outcome {
+    let trace = format!("trace={WRITES}");
+    let mut runner = vec!["strace", "-f", "-qq", "--seccomp-bpf", "-o", log.to_str().unwrap(), "-e", &trace];
+    let inject = fault.map(|fault| format!("inject={WRITES}:{fault}"));
+    runner.extend(inject.iter().flat_map(|inject| ["-e", inject]));
+    bench.run(bench.program_behind(&runner))
+}
+
 /// How many of its writes the first thread of a run makes.
 fn count_writes(bench: &Bench) -> usize {
     let log = bench.path().join("log");
-    let trace = format!("trace={WRITES}");
-    let outcome =
-        bench.run(bench.program_behind(&["strace", "-f", "--seccomp-bpf", "-o", log.to_str().unwrap(), "-e", &trace]));
+    let outcome = traced(bench, &log, None);
     assert_eq!(outcome.code, Some(0), "{}", outcome.message);
     let log = std::fs::read_to_string(log).unwrap();
     let thread = |line: &str| line.split_whitespace().next().map(str::to_owned);
@@ -232,9 +239,8 @@ fn failing_writes(bench: &Bench, errors: &[&str]) -> Line {
     for at in 1..=count_writes(bench) {
         for error in errors {
             for on in ["", "+"] {
-                let fault = format!("inject={WRITES}:error={error}:when={at}{on}");
-                let runner = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", &fault];
-                let outcome = bench.run(bench.program_behind(&runner));
+                let fault = format!("error={error}:when={at}{on}");
+                let outcome = traced(bench, Path::new("/dev/null"), Some(&fault));
                 is_answered(bench, &outcome, &fault);
                 if outcome.code == Some(2) && on.is_empty() {
                     assert!(outcome.message.starts_with("error: "), "{fault}: {}", outcome.message);
@@ -250,9 +256,7 @@ fn failing_writes(bench: &Bench, errors: &[&str]) -> Line {
 fn kills_at_writes(bench: &Bench) -> Line {
     let mut line = Line::default();
     for at in 1..=count_writes(bench) {
-        let fault = format!("inject={WRITES}:signal=KILL:when={at}");
-        let runner = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", &fault];
-        let outcome = bench.run(bench.program_behind(&runner));
+        let outcome = traced(bench, Path::new("/dev/null"), Some(&format!("signal=KILL:when={at}")));
         assert!(outcome.n_temporary <= 1, "{}: one file is written at a time", bench.case.name);
         line.add(&outcome);
     }
