@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, Visits, attribute};
 use circuitscope::export::{WireGraph, write_raw, write_wire};
 use circuitscope::job::Job;
 use circuitscope::prune::{PruneSettings, prune};
@@ -187,19 +187,25 @@ pub fn gguf() -> Vec<u8> {
     out
 }
 
-pub fn graphs() -> (Vec<u8>, Vec<u8>) {
+/// Raw graphs and a JSON graph: of rows best first, and of sampled rows.
+pub fn graphs() -> (Vec<Vec<u8>>, Vec<u8>) {
     let replacement = Replacement::open(atlas_model().expect("atlas"), &atlas_transcoders(), &Device::Cpu);
     let replacement = replacement.expect("atlas");
     let prompt = "He went";
     let tokens = replacement.tokenizer.encode_prompt(prompt).expect("a prompt");
     let linear = replacement.linearize(&tokens, &Job::default()).expect("a pass");
-    let options = AttributionOptions { max_features: Some(8), ..AttributionOptions::default() };
-    let found = attribute(&replacement, &linear, prompt, &options, &Job::default()).expect("a graph");
-    let circuit = prune(&found.graph, &found.influence, &PruneSettings::default()).expect("thresholds");
-    let circuit = circuit.circuit(&found.graph).expect("a circuit");
     let folder = tempfile::tempdir().expect("a folder can be made");
     let (raw, wire) = (folder.path().join("a.safetensors"), folder.path().join("a.json"));
-    write_raw(&found.graph, &raw).expect("the folder can be written");
-    write_wire(&WireGraph::new(&circuit, "a").expect("a circuit"), &wire).expect("the folder can be written");
-    (std::fs::read(raw).expect("it was written"), std::fs::read(wire).expect("it was written"))
+    let best_first = RowChoice::BestFirst { max_features: 8 };
+    let sampled = RowChoice::Sampled { visits: Visits::Rows(4), nodes: Some(8) };
+    let raws = [sampled, best_first].map(|rows| {
+        let options = AttributionOptions { rows, ..AttributionOptions::default() };
+        let found = attribute(&replacement, &linear, prompt, &options, &Job::default()).expect("a graph");
+        let circuit = prune(&found.graph, &found.influence, &PruneSettings::default()).expect("thresholds");
+        let circuit = circuit.circuit(&found.graph).expect("a circuit");
+        write_raw(&found.graph, &raw).expect("the folder can be written");
+        write_wire(&WireGraph::new(&circuit, "a").expect("a circuit"), &wire).expect("the folder can be written");
+        std::fs::read(&raw).expect("it was written")
+    });
+    (raws.into(), std::fs::read(&wire).expect("it was written"))
 }

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use circuitscope::circuits::{GroupRequest, Opening, SummarySettings, collapse, open_graph, summarize};
+use circuitscope::circuits::{GroupRequest, Opening, SummarySettings, collapse, open_graph, prune_raw, summarize};
 use circuitscope::export::{read_raw, stream_wire};
-use circuitscope::graph::influence;
 use circuitscope::intervene::{FeatureSpec, Plan, Positions, Supernodes, Sweep};
 use circuitscope::labels::Labels;
 use circuitscope::model::{HookPoint, Model};
 use circuitscope::picture::{PictureSettings, arrange, svg};
-use circuitscope::prune::{PruneSettings, prune};
+use circuitscope::prune::PruneSettings;
 use circuitscope::transcoder::open as open_transcoders;
 use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_model};
 use serde_json::{Value, json};
@@ -199,12 +198,11 @@ fn shards() -> Target {
 
 fn raw() -> Target {
     let (path, write) = in_folder("a.safetensors");
-    Target::new(Form::Safetensors, vec![seeds::graphs().0], move |input| {
+    Target::new(Form::Safetensors, seeds::graphs().0, move |input| {
         write(input);
         let Ok(graph) = read_raw(&path) else { return false };
-        let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-        let pruned = prune(&graph, &influence, &PruneSettings::default()).and_then(|pruned| pruned.circuit(&graph));
-        pruned.is_ok_and(|circuit| summarize(&circuit, &SummarySettings::default()).is_ok())
+        let circuit = prune_raw(&graph, &PruneSettings::default());
+        circuit.is_ok_and(|circuit| summarize(&circuit, &SummarySettings::default()).is_ok())
     })
 }
 
