@@ -10,6 +10,8 @@ mod docs;
 mod doors;
 mod export;
 mod finite;
+#[cfg(target_os = "linux")]
+mod faults;
 mod graph;
 mod hostile;
 mod hostile_text;
@@ -35,6 +37,7 @@ mod streams;
 mod support;
 mod transpose;
 mod verify_contents;
+mod unsafe_code;
 mod weights;
 mod weights_folders;
 mod weights_gguf;
