@@ -5,6 +5,7 @@
 
 mod atlas;
 mod checkpoint;
+mod columns;
 mod encoding;
 mod folder;
 mod foreign;
@@ -25,6 +26,7 @@ mod tokenizer_check;
 
 pub use atlas::{ATLAS, atlas_model, atlas_transcoders};
 pub use checkpoint::Checkpoint;
+pub use columns::{Column, Columns, Number};
 pub use folder::Folder;
 pub use hub::{Hub, Token};
 pub use model_files::ModelFiles;

@@ -1,0 +1,17 @@
+//! `features`: what features mean. A text goes through the model once, and for each feature of each layer stays what it
+//! is active on: how often, how strongly, the strongest and some sampled examples, the tokens and what precedes them.
+//!
+//! In: a [`Replacement`](crate::replacement::Replacement) and files of text. Out: a folder of features, which
+//! [`FeatureSet`] opens: without the model, and one feature in microseconds.
+
+mod dashboard;
+mod files;
+mod histogram;
+mod manifest;
+mod tokens;
+
+pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
+pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};
+pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
+pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Subject, TextFile, TextSource};
+pub use tokens::TokenStore;
