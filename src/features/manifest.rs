@@ -24,6 +24,37 @@ pub struct Manifest {
     pub settings: Settings,
     /// Whether the files that `features merge` needs are there too.
     pub mergeable: bool,
+    /// Which part of the text this is, where it is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
+}
+
+/// One of several parts of a text: every so many units of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Which part, from 1.
+    pub index: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
+impl std::fmt::Display for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
+}
+
+impl std::str::FromStr for Shard {
+    type Err = Error;
+
+    /// `2/4` is the second of four.
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
+        match parsed {
+            Some((index, of)) if index >= 1 && index <= of => Ok(Self { index, of }),
+            _ => Err(Error::Spec { text: text.to_owned(), expected: "a part such as 2/4, the second of four" }),
+        }
+    }
 }
 
 /// Whose features these are.
@@ -173,6 +204,11 @@ impl Subject {
         Ok(())
     }
 
+    /// The model and the set, by name.
+    pub(super) fn named(&self) -> String {
+        format!("`{}` with `{}` (weights {}, {})", self.model, self.scan, self.model_hash, self.transcoder_hash)
+    }
+
     fn shape(&self) -> String {
         let kind = if self.kind == "cross_layer" { "cross-layer" } else { "per-layer" };
         let (layers, first) = (self.n_features.len(), self.n_features.first().copied().unwrap_or(0));
@@ -184,7 +220,7 @@ impl Subject {
 }
 
 /// 64 bits of FNV-1a: tells files apart that were not made to deceive.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hash(u64);
 
 impl Default for Hash {

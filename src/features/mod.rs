@@ -4,14 +4,23 @@
 //! In: a [`Replacement`](crate::replacement::Replacement) and files of text. Out: a folder of features, which
 //! [`FeatureSet`] opens: without the model, and one feature in microseconds.
 
+mod accumulate;
+mod collect;
+mod corpus;
 mod dashboard;
 mod files;
 mod histogram;
 mod manifest;
+mod merge;
+mod sequences;
+mod state;
 mod tokens;
 
+pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
+pub use corpus::{Input, Split, TextFormat, inputs};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
 pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
-pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Subject, TextFile, TextSource};
+pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
+pub use merge::merge;
 pub use tokens::TokenStore;

@@ -1,11 +1,15 @@
 //! The token store: every sequence that was read, once, and what each token of the vocabulary looks like. Examples
 //! refer to it by position, so that a window costs nothing however wide it is.
 
+use std::io::{Result as IoResult, Write};
 use std::ops::Range;
+use std::path::Path;
 
 use safetensors::Dtype;
 
+use super::accumulate::Tokens;
 use crate::error::{Error, Result};
+use crate::export::{Numbers, write_columns};
 use crate::weights::{Column, Columns, Folder};
 
 /// The name of its file.
@@ -83,6 +87,87 @@ impl Runs {
     }
 }
 
+/// Where sequences are, on their way into a token store.
+#[derive(Clone, Debug)]
+pub(super) struct SequenceTable {
+    /// First position of each, and the number of positions. `[n_sequences + 1]`
+    pub starts: Vec<u32>,
+    /// The document of each. `[n_sequences]`
+    pub documents: Vec<u32>,
+    /// The unit of each. `[n_sequences]`
+    pub units: Vec<u32>,
+}
+
+impl SequenceTable {
+    pub(super) fn new() -> Self {
+        Self { starts: vec![0], documents: Vec::new(), units: Vec::new() }
+    }
+
+    /// Adds a sequence; where it begins, or nothing where positions would no longer fit into 32 bits.
+    pub(super) fn push(&mut self, n_tokens: usize, document: u32, unit: u32) -> Option<u32> {
+        let start = self.n_tokens();
+        self.starts.push(u32::try_from(n_tokens).ok().and_then(|n| start.checked_add(n))?);
+        self.documents.push(document);
+        self.units.push(unit);
+        Some(start)
+    }
+
+    pub(super) fn n_tokens(&self) -> u32 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    pub(super) fn n_sequences(&self) -> usize {
+        self.documents.len()
+    }
+}
+
+/// The texts of all tokens of a vocabulary: where each begins, and their bytes.
+#[derive(Clone, Debug)]
+pub(super) struct TokenTexts {
+    starts: Vec<u32>,
+    bytes: Vec<u8>,
+}
+
+impl TokenTexts {
+    pub(super) fn new(texts: impl Iterator<Item = Vec<u8>>) -> Self {
+        let mut all = Self { starts: vec![0], bytes: Vec::new() };
+        for text in texts {
+            all.bytes.extend(text);
+            all.starts.push(all.bytes.len() as u32);
+        }
+        all
+    }
+}
+
+/// Writes a token store; `write` gives the tokens of all sequences.
+pub(super) fn write_tokens(
+    folder: &Path,
+    table: &SequenceTable,
+    texts: &TokenTexts,
+    write: &dyn Fn(&mut dyn FnMut(u32) -> IoResult<()>) -> IoResult<()>,
+) -> Result<()> {
+    let narrow = are_narrow(texts.starts.len() - 1);
+    let stream = |writer: &mut dyn Write| {
+        write(&mut |token: u32| match narrow {
+            true => writer.write_all(&(token as u16).to_le_bytes()),
+            false => writer.write_all(&token.to_le_bytes()),
+        })
+    };
+    let dtype = if narrow { Dtype::U16 } else { Dtype::U32 };
+    write_columns(
+        &folder.join(TOKENS_FILE),
+        "features",
+        &[
+            ("sequence_starts", Numbers::U32(&table.starts)),
+            ("sequence_documents", Numbers::U32(&table.documents)),
+            ("sequence_units", Numbers::U32(&table.units)),
+            ("text_starts", Numbers::U32(&texts.starts)),
+            ("tokens", Numbers::Streamed { dtype, len: table.n_tokens() as usize, write: &stream }),
+            ("text_bytes", Numbers::U8(&texts.bytes)),
+        ],
+    )
+}
+
 /// All sequences, one after another, and the texts of the tokens.
 #[derive(Clone, Debug)]
 pub struct TokenStore {
@@ -90,6 +175,8 @@ pub struct TokenStore {
     sequences: Runs,
     /// `[n_sequences]`
     documents: Column<u32>,
+    /// `[n_sequences]`
+    units: Column<u32>,
     /// Where the text of each token is. `[d_vocab]`
     texts: Runs,
     text_bytes: Column<u8>,
@@ -104,7 +191,8 @@ impl TokenStore {
         let sequences = Runs::open(&columns, "sequence_starts", documents.len(), tokens.len())?;
         let text_bytes = columns.column::<u8>("text_bytes")?;
         let texts = Runs::open(&columns, "text_starts", d_vocab, text_bytes.len())?;
-        Ok(Self { tokens, sequences, documents, texts, text_bytes, d_vocab })
+        let units = columns.column_of("sequence_units", documents.len())?;
+        Ok(Self { tokens, sequences, documents, units, texts, text_bytes, d_vocab })
     }
 
     /// Number of tokens, those that begin sequences included.
@@ -142,6 +230,11 @@ impl TokenStore {
         self.documents.get(sequence)
     }
 
+    /// The unit that a sequence was computed in, counted over all files.
+    pub(super) fn unit(&self, sequence: usize) -> u32 {
+        self.units.get(sequence)
+    }
+
     /// The bytes of a token's text: some tokens are parts of a character. Of ids that are no token, none.
     pub fn bytes(&self, token: u32) -> Vec<u8> {
         if token as usize >= self.d_vocab {
@@ -158,5 +251,11 @@ impl TokenStore {
     /// The number of tokens that the store has texts of.
     pub fn d_vocab(&self) -> usize {
         self.d_vocab
+    }
+}
+
+impl Tokens for TokenStore {
+    fn token(&self, position: usize) -> u32 {
+        TokenStore::token(self, position)
     }
 }
