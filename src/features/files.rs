@@ -9,7 +9,8 @@ use super::manifest::{FEATURES_FORMAT_VERSION, Manifest};
 use super::tokens::{Ids, Runs, TokenStore, are_narrow};
 use crate::error::{Error, Result};
 use crate::export::{Numbers, replace_file, write_columns};
-use crate::weights::{Column, Columns, Folder};
+use crate::labels::Labels;
+use crate::weights::{ATLAS, Column, Columns, Folder, atlas_features};
 
 /// The name of the folder beside a transcoder set's `config.yaml`.
 pub const FEATURES_FOLDER: &str = "features";
@@ -30,6 +31,7 @@ pub struct FeatureSet {
     manifest: Manifest,
     tokens: TokenStore,
     layers: Vec<LayerFile>,
+    labels: Labels,
 }
 
 impl FeatureSet {
@@ -45,6 +47,22 @@ impl FeatureSet {
         Self::open_folder(&Folder::on_disk(path))
     }
 
+    /// Opens a folder of features, the one in a folder of transcoders, or those of the embedded model by their name.
+    ///
+    /// # Errors
+    /// As [`FeatureSet::open`].
+    pub fn open_named(name: &str) -> Result<Self> {
+        let path = Path::new(name);
+        if name == ATLAS && !path.exists() {
+            return Self::open_folder(&atlas_features());
+        }
+        let within = path.join(FEATURES_FOLDER);
+        match !path.join(MANIFEST_FILE).exists() && within.join(MANIFEST_FILE).exists() {
+            true => Self::open(&within),
+            false => Self::open(path),
+        }
+    }
+
     /// As [`FeatureSet::open`], of a folder that may be part of the program.
     ///
     /// # Errors
@@ -55,7 +73,8 @@ impl FeatureSet {
         let layers = manifest.subject.n_features.iter().enumerate();
         let layers = layers.map(|(layer, &n_features)| LayerFile::open(folder, layer, n_features));
         let layers = layers.collect::<Result<_>>()?;
-        Ok(Self { folder: folder.clone(), manifest, tokens, layers })
+        let labels = read_labels(folder)?;
+        Ok(Self { folder: folder.clone(), manifest, tokens, layers, labels })
     }
 
     /// What these features are of, and how they were collected.
@@ -108,6 +127,28 @@ impl FeatureSet {
         }
     }
 
+    /// The tokens that a feature is active on, without the rest: for going through all features.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFeature`]
+    pub fn tokens_of(&self, layer: usize, feature: usize) -> Result<Vec<TokenCount>> {
+        match self.layers.get(layer) {
+            Some(file) if feature < file.count.len() => Ok(file.tokens.get(feature)),
+            _ => self.dashboard(layer, feature).map(|dashboard| dashboard.tokens),
+        }
+    }
+
+    /// How many activations the tokens of a feature were counted on.
+    pub(super) fn n_sampled(&self, layer: usize, feature: usize) -> Result<u32> {
+        let (count, _) = self.count_and_max(layer, feature)?;
+        Ok(count.min(self.manifest.settings.n_sampled as u32))
+    }
+
+    /// What features are called, where `feature_labels.json` in this folder or beside it says so.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
     /// The tokens around an example, with the activations that are stored: at most [`WINDOW_BEFORE`] tokens before it
     /// and [`WINDOW_AFTER`] after, all of its sequence.
     pub fn window(&self, example: &Example, before: usize, after: usize) -> Window {
@@ -123,6 +164,7 @@ impl FeatureSet {
             }
         };
         Window {
+            texts: self.tokens.texts((start..end).map(|at| self.tokens.token(at))),
             tokens: (start..end).map(|at| self.tokens.token(at)).collect(),
             activations: (start..end).map(activation).collect(),
             at: position - start,
@@ -137,6 +179,8 @@ impl FeatureSet {
 pub struct Window {
     /// Token ids.
     pub tokens: Vec<u32>,
+    /// Their texts. A character of several tokens is with the last of them.
+    pub texts: Vec<String>,
     /// The feature's activation on each; 0 where it is not active. As many as tokens.
     pub activations: Vec<f32>,
     /// Which of them is the example's own.
@@ -145,6 +189,19 @@ pub struct Window {
     pub document: u32,
     /// Whether the first token is the first of its sequence, which stands for no text.
     pub starts_sequence: bool,
+}
+
+/// Labels in the folder, and those beside it, where the transcoders are.
+fn read_labels(folder: &Folder) -> Result<Labels> {
+    let within = match folder.read(Labels::FILE)? {
+        Some(bytes) => Labels::parse(&bytes, &folder.shown(Labels::FILE))?,
+        None => Labels::default(),
+    };
+    let beside = folder.path().and_then(Path::parent).map(|parent| parent.join(Labels::FILE));
+    match beside.filter(|path| path.is_file()) {
+        Some(path) => Ok(within.or(Labels::read(&path)?)),
+        None => Ok(within),
+    }
 }
 
 pub(super) fn read_manifest(folder: &Folder) -> Result<Manifest> {

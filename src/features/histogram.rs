@@ -43,7 +43,8 @@ pub fn bin_start(bin: usize) -> f32 {
 }
 
 /// Where a step begins.
-pub(super) fn step_start(step: u8) -> f32 {
+#[cfg(test)]
+fn step_start(step: u8) -> f32 {
     lower_edge(step.into(), STEP_BITS)
 }
 

@@ -12,6 +12,8 @@ mod files;
 mod histogram;
 mod manifest;
 mod merge;
+mod report;
+mod search;
 mod sequences;
 mod state;
 mod tokens;
@@ -23,4 +25,6 @@ pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window}
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
 pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
 pub use merge::merge;
+pub use report::{FeatureId, FeatureReport, ReportBin, ReportExample, ReportToken, report};
+pub use search::{ActiveHere, Found, SearchBy, active_on, search};
 pub use tokens::TokenStore;

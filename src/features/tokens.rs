@@ -248,6 +248,26 @@ impl TokenStore {
         String::from_utf8_lossy(&self.bytes(token)).into_owned()
     }
 
+    /// The texts of tokens that follow each other. The bytes of a character can be spread over several tokens: it is with
+    /// the last of them, and the others have none.
+    pub fn texts(&self, tokens: impl IntoIterator<Item = u32>) -> Vec<String> {
+        let mut pending = Vec::new();
+        let mut texts: Vec<String> = tokens
+            .into_iter()
+            .map(|token| {
+                pending.extend(self.bytes(token));
+                match std::str::from_utf8(&pending) {
+                    Err(e) if e.error_len().is_none() => String::new(),
+                    _ => String::from_utf8_lossy(&std::mem::take(&mut pending)).into_owned(),
+                }
+            })
+            .collect();
+        if let (false, Some(last)) = (pending.is_empty(), texts.last_mut()) {
+            *last = String::from_utf8_lossy(&pending).into_owned();
+        }
+        texts
+    }
+
     /// The number of tokens that the store has texts of.
     pub fn d_vocab(&self) -> usize {
         self.d_vocab
