@@ -7,6 +7,7 @@ mod circuits;
 mod command_line;
 mod docs;
 mod export;
+mod features;
 mod graph;
 mod hostile;
 mod hostile_text;
