@@ -13,7 +13,7 @@
 //! let circuit = graph.prune(&PruneSettings::default())?;
 //! for (index, share) in circuit.strongest_nodes(5) {
 //!     let node = circuit.node(index);
-//!     println!("{:5.1} %  {:?}  {}", 100.0 * share, node.id, node.label.as_deref().unwrap_or(""));
+//!     println!("{:5.1} %  {}  {}", 100.0 * share, node.id, node.label.as_deref().unwrap_or(""));
 //! }
 //! let texas: FeatureSpec = "0_39_7".parse()?;
 //! let run = tracer.intervene(prompt, &[texas.ablated()], &RunOptions::default())?;
@@ -40,7 +40,7 @@
 //! let circuit = graph.prune(&PruneSettings { node_threshold: 0.5, ..PruneSettings::default() })?;
 //! let texas = circuit.find(NodeId::Feature { layer: 0, pos: 7, feature: 39 }).expect("it is the strongest of its layer");
 //! for output in circuit.outputs(texas) {
-//!     println!("{:+.3} to {:?}", output.edge.weight, circuit.node(output.node).id);
+//!     println!("{:+.3} to {}", output.edge.weight, circuit.node(output.node).id);
 //! }
 //! assert!(circuit.graph().edge_count() < graph.prune(&PruneSettings::default())?.graph().edge_count());
 //! # Ok(())

@@ -3,6 +3,7 @@
 //! Order (definitions 3): selected features by (layer, position, feature), error nodes layer-major, token nodes, targets.
 //! Rows exist for features and targets only: feature i is row i, target k is row `n_features + k`.
 
+use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,19 @@ pub enum NodeId {
         /// Place in the list of targets.
         index: u32,
     },
+}
+
+/// Short, to be read: `0_39_7` (layer, feature, position) and `0_-1_7` as on the command line; `token@7`, `target#0`,
+/// since their ids there need the vocabulary ([`node_id_text`](crate::export::node_id_text)).
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodeId::Feature { layer, pos, feature } => write!(f, "{layer}_{feature}_{pos}"),
+            NodeId::Error { layer, pos } => write!(f, "{layer}_-1_{pos}"),
+            NodeId::Token { pos } => write!(f, "token@{pos}"),
+            NodeId::Target { index } => write!(f, "target#{index}"),
+        }
+    }
 }
 
 /// What a node stands for.
