@@ -12,6 +12,7 @@ mod export;
 mod finite;
 #[cfg(target_os = "linux")]
 mod faults;
+mod features;
 mod graph;
 mod hostile;
 mod hostile_text;
