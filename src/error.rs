@@ -231,6 +231,14 @@ pub enum Error {
     #[error("no transcoders are named for the model `{model}`")]
     NeedsTranscoders { model: String },
 
+    /// A name that no configuration has a set-up for.
+    #[error("there is no set-up `{name}`{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) })]
+    UnknownSetup { name: String, nearest: Option<String>, known: Vec<String>, files: Vec<String> },
+
+    /// A configuration of set-ups that cannot be understood.
+    #[error("the configuration `{file}`: {problem}")]
+    SetupFile { file: String, problem: String },
+
     /// A device that cannot be used.
     #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
@@ -255,6 +263,30 @@ pub enum Error {
     /// A feature that is to be scaled where it is not active.
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
+
+    /// The address of a graph's page that says nothing of this graph.
+    #[error("cannot read the address of the graph's page: {problem}")]
+    SharedView { problem: String },
+
+    /// A name that a graph has no supernode or label for.
+    #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
+    UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
+
+    /// A feature of a graph that does not say how active it is.
+    #[error("`{file}` does not say how active `{node}` is")]
+    NoActivation { node: String, file: String },
+
+    /// A position of another prompt that has none like it in this one.
+    #[error("position {pos}, {token:?}, of `{file}` has no counterpart in this prompt")]
+    NoCounterpart { pos: usize, token: String, file: String },
+
+    /// Prompts that cannot be laid over each other.
+    #[error("the prompt has {here} tokens, that of {other} {there}")]
+    PromptLengths { here: usize, there: usize, other: String },
+
+    /// Two prompts of the same tokens, where their difference is asked for.
+    #[error("the prompt has the same tokens as that of {other}, so there is nothing to exchange")]
+    SamePrompt { other: String },
 
     /// A file that is no plan of interventions.
     #[error("the plan `{file}`: {problem}")]
@@ -321,6 +353,10 @@ impl Error {
             Error::TooManyLinks { .. } | Error::PromptTooLong { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
             | Error::UnknownSource { .. }
+            | Error::UnknownSetup { .. }
+            | Error::UnknownSupernode { .. }
+            | Error::NoActivation { .. }
+            | Error::NoCounterpart { .. }
             | Error::NotCached { .. }
             | Error::MissingFile { .. }
             | Error::NotOneToken { .. }
@@ -330,7 +366,10 @@ impl Error {
             | Error::NoSuchLayer { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
+            Error::PromptLengths { .. }
+            | Error::LayerCount { .. }
+            | Error::GraphMismatch { .. }
+            | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
@@ -341,6 +380,8 @@ impl Error {
             | Error::EmptyRange { .. }
             | Error::Spec { .. }
             | Error::NothingToChange
+            | Error::SamePrompt { .. }
+            | Error::SharedView { .. }
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
@@ -370,6 +411,7 @@ impl Error {
             | Error::Config { .. }
             | Error::Transcoders { .. }
             | Error::UnknownHook { .. }
+            | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
     }

@@ -152,6 +152,7 @@ pub fn attribute(
             target_positions: chosen.targets.iter().map(|t| t.pos as u32).collect(),
             model: replacement.source.clone(),
             scan: replacement.transcoders.scan.clone(),
+            transcoders: replacement.transcoder_source.clone(),
             feature_input_hook: replacement.transcoders.input_hook.name().into(),
             feature_output_hook: replacement.transcoders.output_hook.name().into(),
             n_layers: config.n_layers,

@@ -11,7 +11,7 @@ use crate::labels::Labels;
 use crate::prune::PruneSettings;
 
 use super::summary::summary_text;
-use super::{Format, json_text};
+use super::{Format, json_text, terminal};
 
 /// Thresholds, as options.
 #[derive(Debug, Args)]
@@ -53,7 +53,7 @@ pub(super) fn relabel_from(circuit: &mut Circuit, labels: Option<&PathBuf>) -> R
 /// A summary as it is printed.
 pub(super) fn render(summary: &Summary, format: Format) -> Result<String> {
     match format {
-        Format::Text => Ok(summary_text(summary)),
+        Format::Text => Ok(terminal::shown(&summary_text(summary))),
         Format::Json => json_text(summary),
     }
 }

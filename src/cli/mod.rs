@@ -1,32 +1,40 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
+mod config;
+mod direction;
 mod graph_args;
 mod hints;
 mod inspect;
 mod intervene;
-mod intervene_text;
+mod manual;
 mod memory;
 mod prompt;
 mod prune;
 mod setup;
+mod setups;
 mod shortened;
 mod summary;
+mod terminal;
 mod trace;
 mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::text::{json_lines, terminal};
-use crate::{Error, Result};
+use crate::text::json_lines;
+use crate::{Error, Result, text};
+
+use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
+pub use manual::{CompletionsArgs, ManArgs};
 pub use prune::PruneArgs;
+pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
 pub use verify::VerifyArgs;
@@ -43,6 +51,9 @@ const EXIT_ERROR: u8 = 2;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, help_heading = "Output")]
+    color: Color,
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,6 +72,12 @@ enum Command {
     Intervene(InterveneArgs),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
+    /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
+    Setups(SetupsArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(ManArgs),
 }
 
 /// How a summary is printed.
@@ -74,7 +91,11 @@ pub enum Format {
 /// Runs the command line.
 pub fn main() -> ExitCode {
     shortened::explain();
-    let result = match Cli::parse().command {
+    let mut command = Cli::command().color(Color::of_arguments(std::env::args_os()).for_clap());
+    let matches = command.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
+    terminal::start(cli.color);
+    let result = match cli.command {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
@@ -86,6 +107,9 @@ pub fn main() -> ExitCode {
             Ok(false) => return ExitCode::from(EXIT_NO),
             Err(error) => Err(error),
         },
+        Command::Setups(args) => setups::run(&args),
+        Command::Completions(args) => manual::run_completions(&args),
+        Command::Man(args) => manual::run_man(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,19 +122,20 @@ pub fn main() -> ExitCode {
 
 /// Says on stderr what was done; paths and names in it are not the program's own.
 fn note(text: &str) {
-    eprintln!("{}", terminal(text));
+    eprintln!("{}", text::terminal(text));
 }
 
 /// An error with its causes and the hint, as it is printed: what messages quote from files cannot add lines.
 pub fn error_text(error: &Error) -> String {
-    let mut text = format!("error: {}\n", terminal(&error.to_string()));
+    let safe = |text: &str| text::terminal(text);
+    let mut text = format!("{} {}\n", terminal::label("error:"), safe(&error.to_string()));
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text.push_str(&format!("  caused by: {}\n", terminal(&error.to_string())));
+        text.push_str(&format!("  caused by: {}\n", safe(&error.to_string())));
         cause = error.source();
     }
     if let Some(hint) = hints::hint(error) {
-        text.push_str(&format!("\nhint: {}\n", terminal(&hint)));
+        text.push_str(&format!("\n{} {}\n", terminal::label("hint:"), safe(&hint)));
     }
     text
 }
@@ -126,6 +151,11 @@ fn json_text(value: &impl serde::Serialize) -> Result<String> {
 /// Prints a value as JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print_data(&json_text(value)?)
+}
+
+/// Prints text for people: as wide and as coloured as the terminal is.
+fn print_text(text: &str) -> Result<()> {
+    print_data(&terminal::shown(text))
 }
 
 /// Prints data. A reader that has seen enough (`| head`) is no error.

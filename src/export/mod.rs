@@ -5,6 +5,7 @@
 //! `replace_file`: whole or not at all.
 
 mod link_seed;
+mod listing;
 mod load;
 pub(crate) mod raw;
 mod replace;
@@ -12,6 +13,7 @@ pub mod wire;
 mod wire_read;
 mod wire_stream;
 
+pub use listing::list_graph;
 pub use raw::{read_raw, write_raw};
 pub use replace::{check_writable, replace_file};
 pub use wire::{WireGraph, node_id_text, read_wire, write_wire};

@@ -62,6 +62,9 @@ pub struct GraphMeta {
     pub model: String,
     /// The transcoder set's own name.
     pub scan: String,
+    /// What `--transcoders` said; empty in files that did not note it.
+    #[serde(default)]
+    pub transcoders: String,
     /// Where transcoders read (definitions 2).
     pub feature_input_hook: String,
     /// Where they write (definitions 2).

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::PROMPT;
+use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
@@ -141,8 +141,7 @@ fn steps(page: &str) -> Vec<Step> {
 fn run(folder: &Path, args: &[String]) -> (bool, String) {
     let path = folder.join("output.txt");
     let file = std::fs::File::create(&path).unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_circuitscope"))
-        .current_dir(folder)
+    let status = program(folder)
         .args(args)
         // Pages show what the CPU computes, and nothing on them may need the network.
         .env("CUDA_VISIBLE_DEVICES", "")

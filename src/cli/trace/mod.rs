@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::circuits::{Summary, SummarySettings, summarize};
-use crate::export::{WireGraph, check_writable, write_wire};
+use crate::export::{WireGraph, check_writable, list_graph, write_wire};
 use crate::job::Job;
 use crate::text::{slug, terminal};
 
-use super::{Format, note, print_data, print_json, summary_text};
+use super::{Format, note, print_json, print_text, summary_text};
 pub use args::TraceArgs;
 use phases::{Phase, Phases};
 use progress::TraceProgress;
@@ -69,7 +69,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     }
     if !args.no_json {
         files.push(args.out_dir.join(format!("{slug}.json")));
-        write_wire(&WireGraph::new(&circuit, &slug)?, &files[files.len() - 1])?;
+        let graph = WireGraph::new(&circuit, &slug)?;
+        write_wire(&graph, &files[files.len() - 1])?;
+        list_graph(&args.out_dir, &graph.metadata)?;
     }
     end_phase("write", String::new());
 
@@ -77,7 +79,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     phases.note("forward", format!("{n_pos} positions, {n_active} active features"));
     let summary = summarize(&circuit, &SummarySettings { top: args.top, paths: args.paths, node: None })?;
     match args.format {
-        Format::Text => print_data(&summary_text(&summary))?,
+        Format::Text => print_text(&summary_text(&summary))?,
         Format::Json => print_json(&Report { summary: &summary, phases: phases.all(), files: &files })?,
     }
     if !args.setup.quiet {
