@@ -11,6 +11,7 @@ mod manual;
 mod memory;
 mod prompt;
 mod prune;
+mod row_args;
 mod setup;
 mod setups;
 mod shortened;

@@ -25,6 +25,7 @@ mod prune;
 mod reference;
 mod rooms;
 mod sampled;
+mod sampled_trace;
 mod setups;
 mod smollm2;
 mod streams;

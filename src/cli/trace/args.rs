@@ -14,6 +14,7 @@ use super::super::Format;
 use super::super::direction::{check_not_zero, directions};
 use super::super::graph_args::Thresholds;
 use super::super::prompt::PromptArgs;
+use super::super::row_args::RowArgs;
 use super::super::setup::SetupArgs;
 
 #[derive(Debug, Args)]
@@ -47,9 +48,8 @@ pub struct TraceArgs {
     /// No more tokens once their probabilities add up to this
     #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob, help_heading = "What to explain")]
     logit_prob: f64,
-    /// At most this many features become nodes, the most influential ones; or `all`
-    #[arg(long, value_name = "N", default_value = "7500", value_parser = parse_max_features, help_heading = "Features")]
-    max_features: MaxFeatures,
+    #[command(flatten, next_help_heading = "Features")]
+    rows: RowArgs,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, help_heading = "Features")]
     batch_size: usize,
@@ -82,16 +82,6 @@ pub struct TraceArgs {
     /// How to print the summary
     #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     pub(super) format: Format,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct MaxFeatures(Option<usize>);
-
-fn parse_max_features(text: &str) -> Result<MaxFeatures, String> {
-    match text {
-        "all" => Ok(MaxFeatures(None)),
-        _ => text.parse().map(|n| MaxFeatures(Some(n))).map_err(|_| "expected a number or `all`".into()),
-    }
 }
 
 impl TraceArgs {
@@ -131,7 +121,7 @@ impl TraceArgs {
             position: self.position,
             max_logits: self.max_logits,
             logit_prob: self.logit_prob,
-            max_features: self.max_features.0,
+            rows: self.rows.choice(),
             batch_size: self.batch_size,
             keep_decoders: !(self.no_decoders || self.no_raw),
         };
