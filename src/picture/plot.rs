@@ -82,14 +82,16 @@ pub fn sweep_svg(result: &SweepResult) -> String {
     svg
 }
 
-/// Alternatives as CSV with a header (RFC 4180).
+/// Alternatives as CSV with a header (RFC 4180); what else was followed in columns of its own, at the end.
 pub fn sweep_csv(result: &SweepResult) -> String {
     let mut text = String::from(
-        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability\n",
+        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability",
     );
+    result.followed.iter().for_each(|(label, _)| text.extend([",", &csv_cell(label)]));
+    text.push('\n');
     for point in &result.points {
         let value = point.value.map(|v| v.to_string()).unwrap_or_default();
-        let _ = writeln!(
+        let _ = write!(
             text,
             "{},{value},{},{},{},{},{},{},{}",
             csv_cell(&point.name),
@@ -101,6 +103,10 @@ pub fn sweep_csv(result: &SweepResult) -> String {
             csv_cell(&point.top_token),
             point.top_probability,
         );
+        point.followed.iter().for_each(|value| {
+            let _ = write!(text, ",{value}");
+        });
+        text.push('\n');
     }
     text
 }

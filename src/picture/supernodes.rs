@@ -62,18 +62,19 @@ pub struct DiagramEdge {
 /// The diagram as SVG.
 pub fn supernode_svg(diagram: &SupernodeDiagram) -> String {
     let rows = rows(diagram);
-    let widest = rows.iter().map(Vec::len).max().unwrap_or(1).max(1) as f64;
-    let inner = widest * BOX.0 + (widest - 1.0) * GAP.0;
+    let row_width = |row: &[usize]| row.len() as f64 * BOX.0 + (row.len() as f64 - 1.0) * GAP.0;
+    let shift = |at: usize| shift(at, rows.len());
+    let inner = rows.iter().enumerate().map(|(at, row)| row_width(row) + 2.0 * shift(at).abs()).fold(0.0, f64::max);
     let (width, height) = (
         LEFT * 2.0 + inner + PANEL,
-        (HEAD + rows.len() as f64 * (BOX.1 + GAP.1) + 16.0).max(HEAD + 40.0 + 22.0 * MAX_TOKENS as f64),
+        (HEAD + rows.len() as f64 * (BOX.1 + GAP.1)).max(HEAD + 40.0 + 22.0 * MAX_TOKENS as f64) + 10.0,
     );
     let mut places = vec![(0.0, 0.0); diagram.nodes.len() + 1];
-    for (from_top, row) in rows.iter().rev().enumerate() {
-        let row_width = row.len() as f64 * BOX.0 + (row.len() as f64 - 1.0) * GAP.0;
-        for (at, &node) in row.iter().enumerate() {
-            let x = LEFT + (inner - row_width) / 2.0 + at as f64 * (BOX.0 + GAP.0);
-            places[node] = (x, HEAD + from_top as f64 * (BOX.1 + GAP.1));
+    for (at, row) in rows.iter().enumerate() {
+        let from_top = (rows.len() - 1 - at) as f64;
+        for (place, &node) in row.iter().enumerate() {
+            let x = LEFT + (inner - row_width(row)) / 2.0 + shift(at) + place as f64 * (BOX.0 + GAP.0);
+            places[node] = (x, HEAD + from_top * (BOX.1 + GAP.1));
         }
     }
     let mut out = String::new();
@@ -102,8 +103,24 @@ pub fn supernode_svg(diagram: &SupernodeDiagram) -> String {
     }
     write_prediction(&mut out, diagram, places[diagram.nodes.len()]);
     write_tokens(&mut out, diagram, LEFT + inner + 44.0);
+    let _ = writeln!(
+        out,
+        "<text x=\"{LEFT}\" y=\"{:.0}\" font-size=\"9.5\" fill=\"#777\">filled as far as active, in % of the original; \
+         red border: changed; edges: direct effects in the graph, red where negative</text>",
+        height - 10.0
+    );
     out.push_str("</svg>\n");
     out
+}
+
+/// Rows between the first and the last stand aside by turns, so that edges over them show.
+fn shift(row: usize, n_rows: usize) -> f64 {
+    match row {
+        0 => 0.0,
+        _ if row + 1 == n_rows => 0.0,
+        _ if row % 2 == 1 => -0.64 * BOX.0,
+        _ => 0.64 * BOX.0,
+    }
 }
 
 /// Nodes from the lowest layer up, those of near layers in one row, left to right by position; the prediction is last.
@@ -128,11 +145,18 @@ fn rows(diagram: &SupernodeDiagram) -> Vec<Vec<usize>> {
 }
 
 fn write_edges(out: &mut String, diagram: &SupernodeDiagram, places: &[(f64, f64)]) {
+    let shown: Vec<&DiagramEdge> = diagram.edges.iter().filter(|edge| edge.share >= LEAST_SHARE).collect();
+    // Edges of one box leave and enter side by side, in the order of where they lead.
+    let port = |edge: &DiagramEdge, own: &dyn Fn(&DiagramEdge) -> usize, other: &dyn Fn(&DiagramEdge) -> usize| {
+        let mut beside: Vec<&&DiagramEdge> = shown.iter().filter(|e| own(e) == own(edge)).collect();
+        beside.sort_by(|a, b| places[other(a)].0.total_cmp(&places[other(b)].0).then(other(a).cmp(&other(b))));
+        let at = beside.iter().position(|e| other(e) == other(edge)).unwrap_or(0);
+        places[own(edge)].0 + BOX.0 * (at as f64 + 1.0) / (beside.len() as f64 + 1.0)
+    };
     out.push_str("<g fill=\"none\">\n");
-    for edge in diagram.edges.iter().filter(|edge| edge.share >= LEAST_SHARE) {
-        let (from, to) = (places[edge.source], places[edge.target]);
-        let (x1, y1) = (from.0 + BOX.0 / 2.0, from.1);
-        let (x2, y2) = (to.0 + BOX.0 / 2.0, to.1 + BOX.1 + 2.0);
+    for edge in &shown {
+        let (x1, y1) = (port(edge, &|e| e.source, &|e| e.target), places[edge.source].1);
+        let (x2, y2) = (port(edge, &|e| e.target, &|e| e.source), places[edge.target].1 + BOX.1 + 2.0);
         let bend = (y1 - y2).abs().max(30.0) / 2.0;
         let color = if edge.is_positive { "#8a8a8a" } else { "#c8452f" };
         let _ = writeln!(
@@ -169,7 +193,7 @@ fn write_node(out: &mut String, node: &DiagramNode, (x, y): (f64, f64)) {
         out,
         "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"#222\">{}</text><text x=\"{:.1}\" y=\"{:.1}\" font-weight=\"bold\" \
          fill=\"#222\">{percent}</text><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" font-size=\"9.5\" \
-         fill=\"#666\">{}{}</text></g>",
+         fill=\"#666\">{}</text></g>",
         x + 9.0,
         y + 19.0,
         xml(&cut(&node.name, 22)),
@@ -177,7 +201,6 @@ fn write_node(out: &mut String, node: &DiagramNode, (x, y): (f64, f64)) {
         y + 39.0,
         x + w - 8.0,
         y + 39.0,
-        if node.is_changed { "changed, " } else { "" },
         xml(&node.detail)
     );
 }

@@ -1,7 +1,6 @@
 //! What is to be changed, from all options that say so.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::Path;
 
 use crate::circuits::{GroupRequest, aligned_positions};
@@ -119,7 +118,7 @@ impl Changes {
             Change::Scale(factor) => format!(" x{factor}"),
         };
         self.described.push(match is_named {
-            true => format!("{name}{to} ({} features)", features.len()),
+            true => format!("{name}{to} ({})", counted(features.len())),
             false => format!("{name}{to}"),
         });
         if is_named {
@@ -183,7 +182,7 @@ impl Changes {
             members.push((FeatureId { pos, ..id }, value));
         }
         self.interventions.extend(members.iter().map(|(id, value)| spec(*id).changed(Change::Set(*value))));
-        self.described.push(format!("{name} as in {path} ({} features)", members.len()));
+        self.described.push(format!("{name} as in {path} ({})", counted(members.len())));
         self.group(name, members.into_iter().map(|(id, value)| (id, Some(value))).collect());
         Ok(())
     }
@@ -240,12 +239,17 @@ impl Changes {
         self.interventions.extend(on.iter().map(|(id, value)| spec(*id).changed(Change::Set(*value))));
         let at: Vec<String> = positions.iter().map(u32::to_string).collect();
         self.described.push(format!(
-            "position {} as in {named} ({} features off, {} set)",
+            "position{} {} as in {named} ({} off, {} set)",
+            if at.len() == 1 { "" } else { "s" },
             at.join(", "),
-            off.len(),
+            counted(off.len()),
             on.len()
         ));
     }
+}
+
+fn counted(n_features: usize) -> String {
+    if n_features == 1 { "1 feature".to_owned() } else { format!("{n_features} features") }
 }
 
 fn id(feature: &FeatureSpec) -> Option<FeatureId> {
@@ -294,10 +298,13 @@ fn differing(there: &[String], at: Option<&str>, named: &str, context: &Context)
     }
     let positions: BTreeSet<u32> = match at {
         Some(text) => {
-            let positions: Positions = text.parse().context(|| format!("cannot use `--like-at {text}`"))?;
-            positions.check(here.len())?;
-            let window: Range<usize> = 0..here.len();
-            positions.within(window, here.len(), 1).map(|pos| pos as u32).collect()
+            let mut all = BTreeSet::new();
+            for part in text.split(',') {
+                let positions: Positions = part.trim().parse().context(|| format!("cannot use `--like-at {text}`"))?;
+                positions.check(here.len())?;
+                all.extend(positions.within(0..here.len(), here.len(), 1).map(|pos| pos as u32));
+            }
+            all
         }
         None => (0..here.len()).filter(|&pos| here[pos] != there[pos]).map(|pos| pos as u32).collect(),
     };

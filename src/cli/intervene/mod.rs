@@ -56,8 +56,8 @@ pub struct InterveneArgs {
     /// As --like FILE, for a prompt: exchange the features at the tokens where it differs from this one
     #[arg(long, value_name = "PROMPT", help_heading = "What to change")]
     like_prompt: Option<String>,
-    /// Exchange the features at these positions: 4, 4..7 (7 not included), 4.. or *
-    #[arg(long, value_name = "P", help_heading = "What to change")]
+    /// Exchange the features at these positions: 4, 4..7 (7 not included), 4.. or *, several with commas
+    #[arg(long, value_name = "P,..", help_heading = "What to change")]
     like_at: Option<String>,
     /// Interventions from a JSON file: a list of {"node": "L_F_P" | "supernode": NAME | "layer", "feature", "position",
     /// and "set": V | "scale": X | "ablate": true}, or {"interventions": [..], "alternatives": [{"name",
