@@ -15,7 +15,7 @@ const PAGES: [(&str, usize, usize); 5] =
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,
 /// and so are those that name a model, which has to be downloaded.
-const OTHER_PROGRAMS: [&str; 8] = ["cargo", "done", "export", "for", "jq", "just", "pip", "unzip"];
+const OTHER_PROGRAMS: [&str; 9] = ["cargo", "done", "echo", "export", "for", "jq", "just", "pip", "unzip"];
 
 /// How a reader of the README calls the program before it is installed.
 const FROM_SOURCES: [&str; 4] = ["cargo", "run", "--release", "--"];
