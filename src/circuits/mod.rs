@@ -12,6 +12,7 @@ mod collapse;
 mod compare;
 mod group;
 mod open;
+mod pair;
 mod relabel;
 mod report;
 mod save;
@@ -27,7 +28,8 @@ pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff}
 pub use group::{GroupRequest, NamedGroup, members_within};
 pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
-pub use relabel::relabel;
+pub use pair::{PairPlan, has_strange_partner};
+pub use relabel::{relabel, rename};
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};
 pub use select::{Selection, carrying_paths, neighborhood};

@@ -1,10 +1,10 @@
 //! The prompt, as arguments of the commands that run a model on one.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::input::read_text;
 use crate::tracer::Prompt;
 use crate::{Error, Result};
 
@@ -39,6 +39,11 @@ struct OtherPromptArgs {
 }
 
 impl PromptArgs {
+    /// The file that it is read from, if it is.
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.other.prompt_file.as_ref()
+    }
+
     /// The prompt, as it was given.
     ///
     /// # Errors
@@ -49,6 +54,11 @@ impl PromptArgs {
 }
 
 impl OptionalPromptArgs {
+    /// As [`PromptArgs::file`].
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.other.prompt_file.as_ref()
+    }
+
     /// The prompt, where one was given.
     ///
     /// # Errors
@@ -71,16 +81,7 @@ impl OtherPromptArgs {
 }
 
 fn read_prompt(path: &Path) -> Result<String> {
-    let is_stdin = path.as_os_str() == "-";
-    let read = || match is_stdin {
-        true => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map(|_| text)
-        }
-        false => std::fs::read_to_string(path),
-    };
-    let shown = if is_stdin { Path::new("stdin") } else { path };
-    let text = read().map_err(|source| Error::Io { doing: "cannot read", path: shown.to_owned(), source })?;
+    let text = read_text(path)?;
     // Editors end files with a newline that is not meant, and so does `echo`.
     Ok(text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text)).to_owned())
 }

@@ -18,6 +18,7 @@ mod supernodes;
 mod svg;
 mod table;
 
+pub use crate::text::Cells;
 pub use arrange::{Arrangement, DrawnBox, DrawnEdge, PictureSettings, arrange};
 pub use plot::{sweep_csv, sweep_svg};
 pub use png::png;

@@ -10,8 +10,13 @@ use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 5] =
-    [("README.md", 9, 13), ("docs/guide.md", 28, 84), ("docs/interventions.md", 10, 51), ("docs/tutorial.md", 24, 100), ("docs/setups.md", 3, 9)];
+const PAGES: [(&str, usize, usize); 5] = [
+    ("README.md", 9, 13),
+    ("docs/guide.md", 28, 84),
+    ("docs/interventions.md", 10, 51),
+    ("docs/tutorial.md", 24, 100),
+    ("docs/setups.md", 3, 9),
+];
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,
 /// and so are those that name a model, which has to be downloaded.

@@ -29,6 +29,11 @@ pub(in crate::cli) struct GroupArgs {
 }
 
 impl GroupArgs {
+    /// The file that supernodes are read from, if one is named.
+    pub(in crate::cli) fn file(&self) -> Option<&PathBuf> {
+        self.group_file.as_ref()
+    }
+
     /// The supernodes that the options ask for.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use crate::tracer::{Prompt, RunOptions, Swept, Tracer};
 use crate::{Error, Result};
 
 use super::direction::{check_not_zero, directions};
+use super::graph_args::{CellsFor, refuse_own_inputs, relabel_from};
 use super::inspect::group::GroupArgs;
 use super::prompt::OptionalPromptArgs;
 use super::setup::{GraphSource, SetupArgs};
@@ -119,6 +120,13 @@ pub struct InterveneArgs {
     /// Draw (.svg or .png): the supernodes before and after; of a sweep or a plan's alternatives, the target's probability
     #[arg(long, value_name = "FILE", alias = "svg", help_heading = "Output")]
     picture: Option<PathBuf>,
+    /// A feature_labels.json to name features from [default: the one beside the transcoders]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    labels: Option<PathBuf>,
+    /// Who reads csv: perhaps a spreadsheet, so that what begins like a formula gets an apostrophe in front; or a program,
+    /// with every cell exactly as it is
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
+    cells: CellsFor,
     /// How to print; csv is for sweeps and alternatives
     #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: InterveneFormat,
@@ -141,12 +149,20 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     args.setup.start_threads();
     let mode = mode(args)?;
     let generate = generate_options(args, &mode)?;
-    let graph = match &args.graph {
+    if let Some(picture) = &args.picture {
+        let inputs =
+            [args.plan.as_ref(), args.graph.as_ref(), args.labels.as_ref(), args.prompt.file(), args.group.file()];
+        refuse_own_inputs(picture, inputs)?;
+    }
+    let mut graph = match &args.graph {
         Some(path) => Some(NamedGraph::open(path, args.group.request()?)?),
         None => None,
     };
+    if let Some(graph) = &mut graph {
+        relabel_from(&mut graph.opened.circuit, args.labels.as_ref())?;
+    }
     let source = graph.as_ref().map(|graph| GraphSource::of_circuit(&graph.path, &graph.circuit().meta));
-    let tracer = args.setup.open_with(None, source.as_ref())?;
+    let tracer = args.setup.open_with(args.labels.as_deref(), source.as_ref())?;
     mode.check(tracer.replacement().model.config.n_layers)?;
     if let Some(graph) = &graph {
         graph.check_model(tracer.replacement())?;
@@ -206,7 +222,7 @@ fn print_sweep(args: &InterveneArgs, report: &Swept, described: &[String]) -> Re
     match args.format {
         InterveneFormat::Text => print_text(&sweep_text(report, described))?,
         InterveneFormat::Json => print_json(report)?,
-        InterveneFormat::Csv => print_data(&sweep_csv(&report.result))?,
+        InterveneFormat::Csv => print_data(&sweep_csv(&report.result, args.cells.into()))?,
     }
     match &args.picture {
         Some(path) => write_picture(args, path, &sweep_svg(&report.result)),
