@@ -119,6 +119,7 @@ mod tests {
     #[test]
     fn every_alternative_is_a_dot_and_texts_are_xml() {
         let point = |value: f32| SweepPoint {
+            followed: vec![0.5],
             name: format!("0_1_2={value}"),
             value: Some(value),
             target_probability: 0.5,
@@ -129,7 +130,13 @@ mod tests {
             top_probability: 0.5,
         };
         let points = vec![point(-1.0), point(0.0), point(1.0)];
-        let result = SweepResult { target_id: 0, target: "<&".into(), original_probability: 1.0, points };
+        let result = SweepResult {
+            target_id: 0,
+            target: "<&".into(),
+            original_probability: 1.0,
+            followed: vec![("\"a\" - \"b\"".into(), 1.0)],
+            points,
+        };
         let svg = sweep_svg(&result);
         assert_eq!(svg.matches("<circle").count(), 3);
         assert!(svg.contains("&lt;&amp;") && !svg.contains("<&"));
