@@ -23,11 +23,7 @@ const LISTED: [&str; 7] =
 /// A file of that name that is no such list, which is left as it is; a list that cannot be written.
 pub fn list_graph(folder: &Path, metadata: &WireMetadata) -> Result<PathBuf> {
     let path = folder.join(LISTING);
-    let mut listing = match std::fs::read(&path) {
-        Ok(bytes) => parse(&bytes, &path)?,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => json!({"graphs": []}),
-        Err(source) => return Err(Error::Io { doing: "cannot read", path, source }),
-    };
+    let mut listing = read_list(&path)?;
     let metadata = json!(metadata);
     let entry: Value = LISTED.iter().filter_map(|&key| Some((key.to_owned(), metadata.get(key)?.clone()))).collect();
     if let Some(graphs) = listing["graphs"].as_array_mut() {
@@ -39,6 +35,22 @@ pub fn list_graph(folder: &Path, metadata: &WireMetadata) -> Result<PathBuf> {
         writer.write_all(b"\n")
     })?;
     Ok(path)
+}
+
+/// Checks, before hours of work, that a folder's list is one, if it has any.
+///
+/// # Errors
+/// A file of that name that is no such list.
+pub fn check_list(folder: &Path) -> Result<()> {
+    read_list(&folder.join(LISTING)).map(drop)
+}
+
+fn read_list(path: &Path) -> Result<Value> {
+    match std::fs::read(path) {
+        Ok(bytes) => parse(&bytes, path),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(json!({"graphs": []})),
+        Err(source) => Err(Error::Io { doing: "cannot read", path: path.to_owned(), source }),
+    }
 }
 
 fn parse(bytes: &[u8], path: &Path) -> Result<Value> {

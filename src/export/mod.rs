@@ -14,7 +14,7 @@ pub mod wire;
 mod wire_read;
 mod wire_stream;
 
-pub use listing::list_graph;
+pub use listing::{check_list, list_graph};
 pub use raw::{raw_contents, read_raw, write_raw};
 pub use replace::{check_not_input, check_writable, lock_folder, replace_file};
 pub use temporary::abandon_files;

@@ -16,7 +16,11 @@ fn circuit_tracers_classes_accept_our_json() {
     let folder = folder.path();
     let requests: [&[&str]; 3] = [&[], &["--target-diff", " Austin", " TX"], &["--target-feature", "3_955_8"]];
     for request in requests {
-        assert!(circuitscope(folder, &[&["trace", PROMPT, "--slug", "g", "-q"], request].concat()).status.success());
+        assert!(
+            circuitscope(folder, &[&["trace", PROMPT, "--slug", "g", "-q", "--force"], request].concat())
+                .status
+                .success()
+        );
         let save =
             ["inspect", "graphs/g.json", "--subgraph", "0_39_7", "--group", "Texas=0_39_7", "--save", "saved.json"];
         assert!(circuitscope(folder, &save).status.success());
@@ -45,7 +49,7 @@ fn the_folder_lists_its_graphs_as_circuit_tracers_server_reads_it() {
     list["graphs"].as_array_mut().unwrap().push(theirs.clone());
     std::fs::write(&listing, list.to_string()).unwrap();
     trace("second", &[]);
-    trace("first", &["--node-threshold", "0.5"]);
+    trace("first", &["--node-threshold", "0.5", "--force"]);
     trace("unlisted", &["--no-json"]);
     let list = read(&listing);
     let graphs = list["graphs"].as_array().unwrap();
@@ -57,6 +61,12 @@ fn the_folder_lists_its_graphs_as_circuit_tracers_server_reads_it() {
         assert_eq!(graphs[2][key], own[key], "{key}");
     }
     assert_eq!(graphs[2]["node_threshold"], 0.5);
+
+    // A file of that name that is something else stays, and is found before the work.
+    std::fs::write(&listing, "[1]").unwrap();
+    refused_with(folder, &["trace", PROMPT, "--slug", "third", "-q"], &["graph-metadata.json", "graphs"]);
+    assert_eq!(std::fs::read_to_string(&listing).unwrap(), "[1]");
+    assert!(!folder.join("graphs/third.json").exists() && !folder.join("graphs/third.safetensors").exists());
 }
 
 #[test]
