@@ -251,6 +251,14 @@ pub enum Error {
     #[error("no transcoders are named for the model `{model}`")]
     NeedsTranscoders { model: String },
 
+    /// A name that no configuration has a set-up for.
+    #[error("there is no set-up `{name}`{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) })]
+    UnknownSetup { name: String, nearest: Option<String>, known: Vec<String>, files: Vec<String> },
+
+    /// A configuration of set-ups that cannot be understood.
+    #[error("the configuration `{file}`: {problem}")]
+    SetupFile { file: String, problem: String },
+
     /// A device that cannot be used.
     #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
@@ -291,6 +299,30 @@ pub enum Error {
     /// A feature that is to be scaled where it is not active.
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
+
+    /// The address of a graph's page that says nothing of this graph.
+    #[error("cannot read the address of the graph's page: {problem}")]
+    SharedView { problem: String },
+
+    /// A name that a graph has no supernode or label for.
+    #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
+    UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
+
+    /// A feature of a graph that does not say how active it is.
+    #[error("`{file}` does not say how active `{node}` is")]
+    NoActivation { node: String, file: String },
+
+    /// A position of another prompt that has none like it in this one.
+    #[error("position {pos}, {token:?}, of `{file}` has no counterpart in this prompt")]
+    NoCounterpart { pos: usize, token: String, file: String },
+
+    /// Prompts that cannot be laid over each other.
+    #[error("the prompt has {here} tokens, that of {other} {there}")]
+    PromptLengths { here: usize, there: usize, other: String },
+
+    /// Two prompts of the same tokens, where their difference is asked for.
+    #[error("the prompt has the same tokens as that of {other}, so there is nothing to exchange")]
+    SamePrompt { other: String },
 
     /// A file that is no plan of interventions.
     #[error("the plan `{file}`: {problem}")]
@@ -374,6 +406,10 @@ impl Error {
             Error::TooManyLinks { .. } | Error::PromptTooLong { .. } | Error::OutOfMemory { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
             | Error::UnknownSource { .. }
+            | Error::UnknownSetup { .. }
+            | Error::UnknownSupernode { .. }
+            | Error::NoActivation { .. }
+            | Error::NoCounterpart { .. }
             | Error::NotCached { .. }
             | Error::MissingFile { .. }
             | Error::NotOneToken { .. }
@@ -383,7 +419,8 @@ impl Error {
             | Error::NoSuchLayer { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. }
+            Error::PromptLengths { .. }
+            | Error::LayerCount { .. }
             | Error::GraphMismatch { .. }
             | Error::FeaturesMismatch { .. }
             | Error::Cache { .. } => ErrorKind::Mismatch,
@@ -402,6 +439,8 @@ impl Error {
             | Error::EmptyRange { .. }
             | Error::Spec { .. }
             | Error::NothingToChange
+            | Error::SamePrompt { .. }
+            | Error::SharedView { .. }
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
@@ -435,6 +474,7 @@ impl Error {
             | Error::UnknownHook { .. }
             | Error::FeaturesVersion { .. }
             | Error::Text { .. }
+            | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
     }
@@ -454,7 +494,8 @@ impl Error {
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
             Error::OutOfMemory { fits, .. } => fits.clone(),
             Error::ComputedNotFinite { .. } => {
-                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged".into()
+                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
+                    .into()
             }
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 format!("these are single tokens: {}; leading spaces count", quoted(near))
