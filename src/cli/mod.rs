@@ -1,6 +1,8 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
+mod effects_text;
+mod file_kind;
 mod graph_args;
 mod hints;
 mod inspect;

@@ -28,6 +28,7 @@ mod sampled;
 mod sampled_trace;
 mod smollm2;
 mod streams;
+mod summaries;
 mod support;
 mod transpose;
 mod weights;

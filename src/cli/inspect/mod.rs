@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::circuits::{
-    Report, SummarySettings, collapse, find_node, induced, members_within, open_graph, save, summarize,
+    Report, SummarySettings, collapse, members_within, open_graph, save, summarize, summarize_with_raw,
 };
 use crate::export::replace_file;
 use crate::graph::Circuit;
@@ -43,17 +43,17 @@ enum InspectFormat {
 pub struct InspectArgs {
     /// A raw graph (.safetensors, pruned on the way) or a pruned one (.json, also circuit-tracer's)
     graph: PathBuf,
-    /// Show the inputs and outputs of this node, e.g. 3_41_7
-    #[arg(long, value_name = "ID")]
+    /// Show the inputs and outputs of these nodes: 3_41_7, 3_41 (wherever it is), " Dallas", Dallas@7, a label
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     node: Option<String>,
     /// How many of the strongest paths to show
     #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths)]
     paths: usize,
     /// Where the paths begin [default: all tokens]
-    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     from: Vec<String>,
     /// Where the paths end [default: the first target]
-    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     to: Vec<String>,
     /// How many nodes every list shows
     #[arg(long, value_name = "N", default_value_t = SummarySettings::default().top)]
@@ -100,20 +100,19 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     request.check()?;
     let mut opened = open_graph(&args.graph, &args.thresholds.opening()?)?;
     relabel_from(&mut opened.circuit, args.labels.as_ref())?;
-    let chosen = part.nodes(&opened.circuit)?;
-    let groups = request.supernodes(&opened)?;
+    let chosen = part.nodes(&opened.circuit).map_err(|error| opened.explained(error))?;
+    let groups = request.supernodes(&opened).map_err(|error| opened.explained(error))?;
     if let Some(path) = &args.save {
         save(&opened, chosen.as_deref(), &groups, path)?;
         note(&format!("wrote {}", path.display()));
     }
 
     let shown: std::borrow::Cow<'_, Circuit> = match &chosen {
-        Some(nodes) => std::borrow::Cow::Owned(induced(&opened.circuit, nodes)?),
+        Some(nodes) => std::borrow::Cow::Owned(opened.circuit.part(nodes)),
         None => std::borrow::Cow::Borrowed(&opened.circuit),
     };
-    // Supernodes keep those of their members that are shown.
-    let groups = members_within(&opened.circuit, &shown, groups);
-    let shown_collapsed = || collapse(&shown, &groups);
+    // In pictures and tables supernodes keep those of their members that are shown.
+    let shown_collapsed = || collapse(&shown, &members_within(&opened.circuit, &shown, groups.clone()));
     let settings = PictureSettings {
         max_nodes: args.max_nodes,
         edge_share: args.edge_share,
@@ -132,18 +131,19 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         InspectFormat::Csv => csv_edges(&shown, &shown_collapsed()?).into_bytes(),
         InspectFormat::CsvNodes => csv_nodes(&shown, &shown_collapsed()?).into_bytes(),
         InspectFormat::Text | InspectFormat::Json => {
-            let summary_settings = SummarySettings { top: args.top, paths: args.paths, node: args.node.clone() };
-            let mut summary = summarize(&shown, &summary_settings)?;
-            if !args.from.is_empty() || !args.to.is_empty() {
-                let found = |ids: &[String]| ids.iter().map(|id| find_node(&shown, id)).collect::<Result<Vec<_>>>();
-                let from = if args.from.is_empty() { shown.tokens() } else { found(&args.from)? };
-                let mut to = found(&args.to)?;
-                if to.is_empty() {
-                    to.extend(shown.targets().first());
-                }
-                summary.set_paths(&shown, &from, &to, args.paths);
-            }
-            let report = Report::new(&opened, &shown, chosen.as_deref(), &groups, summary)?;
+            let settings = SummarySettings {
+                top: args.top,
+                paths: args.paths,
+                node: args.node.clone(),
+                from: args.from.clone(),
+                to: args.to.clone(),
+            };
+            let summary = match &opened.raw {
+                Some(raw) => summarize_with_raw(&shown, raw, &settings),
+                None => summarize(&shown, &settings),
+            };
+            let summary = summary.map_err(|error| opened.explained(error))?;
+            let report = Report::new(&opened, chosen.as_deref(), &groups, summary)?;
             match args.format {
                 InspectFormat::Json => json_text(&report)?.into_bytes(),
                 _ => (summary_text(&report.summary) + &report_text(&report)).into_bytes(),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::Result;
-use crate::circuits::{Summary, SummarySettings, summarize};
+use crate::circuits::{Summary, SummarySettings, summarize_with_raw};
 use crate::export::{WireGraph, check_writable, write_wire};
 use crate::job::Job;
 use crate::text::{slug, terminal};
@@ -75,7 +75,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 
     let mut phases = phases.lock().unwrap_or_else(PoisonError::into_inner);
     phases.note("forward", format!("{n_pos} positions, {n_active} active features"));
-    let summary = summarize(&circuit, &SummarySettings { top: args.top, paths: args.paths, node: None })?;
+    let settings = SummarySettings { top: args.top, paths: args.paths, ..Default::default() };
+    let summary = summarize_with_raw(&circuit, graph.graph(), &settings)?;
     match args.format {
         Format::Text => print_data(&summary_text(&summary))?,
         Format::Json => print_json(&Report { summary: &summary, phases: phases.all(), files: &files })?,
