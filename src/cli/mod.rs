@@ -1,9 +1,11 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
-mod features;
 mod config;
 mod direction;
+mod effects_text;
+mod features;
+mod file_kind;
 mod graph_args;
 mod hints;
 mod inspect;

@@ -29,6 +29,6 @@ pub use plan::{Plan, Supernodes};
 pub use read_out::{FeatureGroup, GroupChange};
 pub use sweep::{Alternative, Sweep, SweepPoint, SweepResult, named_values};
 pub use verify::{
-    AblationPoint, CircuitCheck, ContentsCheck, CurvePoint, Difference, EdgeCheck, Faithfulness, IdentityCheck,
-    ModeFaithfulness, PartCheck, Verification, VerifyOptions, verify,
+    AblationPoint, CircuitCheck, ContentsCheck, CurvePoint, Difference, EdgeCheck, ErrorParts, Faithfulness,
+    IdentityCheck, ModeFaithfulness, PartCheck, Predictor, Retraced, Verification, VerifyOptions, VerifyTarget, verify,
 };

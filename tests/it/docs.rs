@@ -256,6 +256,48 @@ fn commands_of_the_pages_run_and_print_what_the_pages_show() {
     }
 }
 
+/// Commands with a mistake in each, and what the program says to them.
+const MISTYPED: &str = "tests/mistyped.md";
+
+#[test]
+fn mistyped_commands_get_the_messages_of_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let trace = ["trace", PROMPT, "--slug", "dallas", "--quiet"].map(str::to_owned);
+    assert!(run(folder.path(), &trace).0);
+    // Files that are not what they are taken for.
+    let raw = std::fs::read(at("graphs/dallas.safetensors")).unwrap();
+    let json = std::fs::read(at("graphs/dallas.json")).unwrap();
+    let files: [(&str, &[u8]); 6] = [
+        ("picture.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+        ("model.pt", b"PK\x03\x04\0\0\0\0archive/data.pkl"),
+        ("notes.txt", b"hello"),
+        ("empty.json", b""),
+        ("half.safetensors", &raw[..2000]),
+        ("half.json", &json[..500]),
+    ];
+    files.iter().for_each(|(name, bytes)| std::fs::write(at(name), bytes).unwrap());
+    let before = folder.path().read_dir().unwrap().count();
+    let (mut n_run, mut n_compared) = (0, 0);
+    for step in steps(MISTYPED) {
+        match step {
+            Step::LeaveOut => panic!("everything in the table runs"),
+            Step::Write { name, text } => std::fs::write(at(&name), text).unwrap(),
+            Step::Run { place, args, shown } => {
+                let (is_success, output) = run(folder.path(), &args);
+                assert!(!is_success, "{place}: {args:?} is no mistake:\n{output}");
+                assert!(!shown.is_empty(), "{place}: what does it say?");
+                n_run += 1;
+                n_compared += compare(&place, &shown, &output);
+            }
+        }
+    }
+    assert!(n_run >= 40 && n_compared >= 80, "{n_run} commands, {n_compared} lines");
+    let after = folder.path().read_dir().unwrap().count();
+    // Two files of the table itself, and the output of the last command.
+    assert!(after <= before + 3, "a mistake has written files");
+}
+
 #[test]
 fn output_is_told_from_other_output() {
     let line = "  54.0 %  3_955_8  \" is\"           88.291  asks for capital";

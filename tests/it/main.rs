@@ -37,6 +37,7 @@ mod sampled_trace;
 mod setups;
 mod smollm2;
 mod streams;
+mod summaries;
 mod supernodes;
 mod support;
 mod transpose;
