@@ -211,8 +211,11 @@ fn write_bar(svg: &mut String, left: f64, top: f64, largest: f64) {
         let part = (at as f64 + 0.5) / BAR_STEPS as f64 * 2.0 - 1.0;
         let x = left + step * at as f64;
         let fill = hex(color(part));
-        let _ =
-            writeln!(svg, "<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"9\" fill=\"{fill}\"/>", step + 0.2);
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"9\" fill=\"{fill}\"/>",
+            step + 0.2
+        );
     }
     for (part, anchor) in [(0.0, "start"), (0.5, "middle"), (1.0, "end")] {
         let text = short((part * 2.0 - 1.0) * largest).replace('-', "−");

@@ -63,7 +63,10 @@ impl Legend {
         let largest = largest_share(boxes);
         if largest > 0.0 {
             let text = format!("{} of all influence", node_text::percent(largest));
-            wanted.extend([(boxed(BoxKind::Feature, 0.1, false), "0".to_owned()), (boxed(BoxKind::Feature, 1.0, false), text)]);
+            wanted.extend([
+                (boxed(BoxKind::Feature, 0.1, false), "0".to_owned()),
+                (boxed(BoxKind::Feature, 1.0, false), text),
+            ]);
         }
         let has = |kind: BoxKind| boxes.iter().any(|drawn| drawn.kind == kind);
         if boxes.iter().any(|drawn| drawn.n_nodes > 1 && drawn.kind != BoxKind::Supernode) {

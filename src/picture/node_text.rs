@@ -103,7 +103,10 @@ pub(super) fn of_box(
     match kind {
         BoxKind::Token => {
             let text: String = members.iter().map(|&member| inner(member).text.as_str()).collect();
-            BoxText { label: token(&text), small_print: with_share(if n > 1 { format!("{n} tokens") } else { String::new() }) }
+            BoxText {
+                label: token(&text),
+                small_print: with_share(if n > 1 { format!("{n} tokens") } else { String::new() }),
+            }
         }
         BoxKind::Error => {
             let label = if n > 1 { format!("{n} errors") } else { "error".to_owned() };
@@ -124,7 +127,9 @@ pub(super) fn of_box(
             let own = id(circuit, strongest);
             match &inner(members[0]).label {
                 // The number first: the end is what is cut.
-                Some(label) if n > 1 => BoxText { label: format!("{n}× {label}"), small_print: with_share(own + "…") },
+                Some(label) if n > 1 => {
+                    BoxText { label: format!("{n}× {label}"), small_print: with_share(own + "…") }
+                }
                 Some(label) => BoxText { label: label.clone(), small_print: with_share(own) },
                 None if n > 1 => BoxText { label: format!("{n} features"), small_print: with_share(own + "…") },
                 None => BoxText { label: own, small_print: with_share(String::new()) },

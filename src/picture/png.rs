@@ -107,7 +107,8 @@ fn note_svg(missing: &str, width: f64) -> String {
     let codes: Vec<String> = missing.chars().map(|c| format!("U+{:04X}", u32::from(c))).collect();
     let note = format!("no font here has {} character(s) of this picture: {}", codes.len(), codes.join(" "));
     let note = node_text::cut(&note, width - 36.0, NOTE_SIZE);
-    super::svg::open(width, NOTE_HEIGHT, NOTE_SIZE) + &format!("<text x=\"18\" y=\"9\" fill=\"#a33\">{note}</text></svg>")
+    super::svg::open(width, NOTE_HEIGHT, NOTE_SIZE)
+        + &format!("<text x=\"18\" y=\"9\" fill=\"#a33\">{note}</text></svg>")
 }
 
 /// Draws at `top` pixels from above. Bands are independent, so cores share the picture.

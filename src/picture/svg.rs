@@ -250,7 +250,8 @@ fn sign_svg(sign: Sign, x: f64, y: f64) -> String {
         Sign::Box { kind, part, is_stack } => {
             let (full, border, extra) = colors(kind);
             let (fill, top) = (tinted(full, part), y - 4.5);
-            let sheet = format!("<path d=\"M{:.1} {top:.1}v-2h16v9h-2\" fill=\"{fill}\" stroke=\"{border}\"/>", x + 2.0);
+            let sheet =
+                format!("<path d=\"M{:.1} {top:.1}v-2h16v9h-2\" fill=\"{fill}\" stroke=\"{border}\"/>", x + 2.0);
             let sheet = if is_stack { sheet } else { String::new() };
             format!(
                 "{sheet}<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"16\" height=\"9\" rx=\"2\" fill=\"{fill}\" \

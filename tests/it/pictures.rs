@@ -79,6 +79,7 @@ fn labels_stay_within_their_boxes_and_the_picture() {
                     && f64::from(*left) > drawn.x - 20.0
                     && f64::from(*left) < drawn.x + drawn.width
                     && f64::from(*top) > drawn.y - 5.0
+                    && f64::from(*top) < drawn.y + drawn.height
             });
             let (_, [left, top, right, bottom]) = room.unwrap_or_else(|| panic!("{line:?} is not in {found:?}"));
             let fits = f64::from(*left) >= drawn.x && f64::from(*right) <= drawn.x + drawn.width;

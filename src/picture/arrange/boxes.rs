@@ -1,5 +1,6 @@
 //! How large a box is: as its label and small print ask, within bounds.
 
+use super::columns::GAP;
 use super::shown::Picked;
 use super::stacks::Stack;
 use super::{BoxKind, DrawnBox};
@@ -33,6 +34,12 @@ pub(super) fn measured(circuit: &Circuit, collapsed: &CollapsedCircuit, picked: 
         drawn.width = drawn.width.max(f64::max(above, below).min(MAX_BOX_WIDTH));
     }
     boxes
+}
+
+/// Width of all tokens side by side, without what edges need.
+pub(super) fn width_of_tokens(circuit: &Circuit, collapsed: &CollapsedCircuit, stacks: &[Stack]) -> f64 {
+    let tokens = stacks.iter().filter(|stack| stack.kind == BoxKind::Token);
+    tokens.map(|stack| box_of(circuit, collapsed, stack).width + GAP).sum()
 }
 
 fn box_of(circuit: &Circuit, collapsed: &CollapsedCircuit, stack: &Stack) -> DrawnBox {

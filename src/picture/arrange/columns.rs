@@ -11,7 +11,7 @@ use super::shown::Cells;
 use super::{DrawnBox, MARGIN};
 
 /// Between boxes of one line; edges pass through it.
-const GAP: f64 = 16.0;
+pub(super) const GAP: f64 = 16.0;
 /// Sums of the same widths may differ by so much.
 const ROUNDING: f64 = 1e-6;
 /// Room for the layers' names on the left.

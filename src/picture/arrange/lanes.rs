@@ -251,7 +251,8 @@ fn curve_of(boxes: &[DrawnBox], lines: &Lines, edge: &DrawnEdge, way: &Way, (x1,
         // A way that would cut a corner is held there, at last upright. Each is held twice at most, so this ends.
         let cut = way.passes.iter().enumerate().find(|&(at, pass)| {
             let Band { top, bottom, ref taken } = lines.bands[pass.band];
-            let left = taken.iter().map(|taken| taken.1).filter(|&edge| edge <= pass.x).fold(f64::NEG_INFINITY, f64::max);
+            let left =
+                taken.iter().map(|taken| taken.1).filter(|&edge| edge <= pass.x).fold(f64::NEG_INFINITY, f64::max);
             let right = taken.iter().map(|taken| taken.0).filter(|&edge| edge >= pass.x).fold(f64::INFINITY, f64::min);
             let room = if held[at] == Held::Free { CLEARANCE.min((right - left) / 3.0) } else { 1.0 };
             let stays = |x: f64| x >= left + room && x <= right - room;

@@ -172,6 +172,10 @@ pub fn arrange(circuit: &Circuit, collapsed: &CollapsedCircuit, settings: &Pictu
     let mut grid = grid::Grid::new(circuit, collapsed);
     let (picked, mut boxes) = loop {
         let stacks = stacks::merged(circuit, collapsed, &grid);
+        // Before edges are looked at, which are many: the tokens alone say whether they fit.
+        if boxes::width_of_tokens(circuit, collapsed, &stacks) > PAGE_WIDTH && grid.merge_least_positions() {
+            continue;
+        }
         let picked = shown::Picked::new(circuit, collapsed, &stacks, settings);
         let boxes = boxes::measured(circuit, collapsed, &picked);
         if columns::least_width(&picked.cells, &boxes) <= PAGE_WIDTH || !grid.merge_least_positions() {

@@ -56,9 +56,8 @@ fn stacks_shown(
     stacks: &[Stack],
     settings: &PictureSettings,
 ) -> (Vec<usize>, Hidden) {
-    let n_nodes = |at: &usize| -> usize {
-        stacks[*at].members.iter().map(|&member| collapsed.nodes[member].members.len()).sum()
-    };
+    let n_nodes =
+        |at: &usize| -> usize { stacks[*at].members.iter().map(|&member| collapsed.nodes[member].members.len()).sum() };
     let (mut ranked, fixed): (Vec<usize>, Vec<usize>) = (0..stacks.len()).partition(|&at| stacks[at].is_between());
     let share = |at: usize| stacks[at].share.unwrap_or(0.0);
     ranked.sort_by(|&a, &b| share(b).total_cmp(&share(a)).then(a.cmp(&b)));
