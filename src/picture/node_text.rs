@@ -94,6 +94,7 @@ pub(super) fn of_box(
     let strongest = &collapsed.nodes[members[0]];
     let n = members.len();
     let inner = |member: usize| circuit.node(collapsed.nodes[member].members[0]);
+    let is_token = inner(members[0]).token_id.is_some_and(|id| id >= 0);
     let share = share.map(percent);
     let with_share = |text: String| match &share {
         Some(share) if text.is_empty() => share.clone(),
@@ -114,7 +115,8 @@ pub(super) fn of_box(
         }
         BoxKind::Target => BoxText {
             label: token(&inner(members[0]).text),
-            small_print: inner(members[0]).probability.map_or_else(String::new, |p| match p {
+            // A difference of logits, or another direction, has a weight that is no probability.
+            small_print: inner(members[0]).probability.filter(|_| is_token).map_or_else(String::new, |p| match p {
                 p if p >= 0.005 => format!("p = {p:.2}"),
                 p => format!("p = {p:.0e}"),
             }),

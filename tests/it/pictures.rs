@@ -7,7 +7,7 @@ use circuitscope::Error;
 use circuitscope::circuits::collapse;
 use circuitscope::graph::{Circuit, CircuitMeta, Link, Node, NodeId};
 use circuitscope::picture::{
-    Arrangement, BoxKind, HeatMap, PictureSettings, arrange, characters_without_font, heat_map, png, svg,
+    Arrangement, BoxKind, DrawnBox, HeatMap, PictureSettings, arrange, characters_without_font, heat_map, png, svg,
 };
 use proptest::prelude::*;
 use resvg::usvg;
@@ -142,6 +142,20 @@ fn features_that_say_the_same_at_one_place_are_one_box_with_their_number() {
     assert!((edge.weight - sum).abs() < 1e-6 && (edge.share - sum / weights.iter().sum::<f64>()).abs() < 1e-6);
 }
 
+fn targets_of(drawn: &Arrangement) -> impl Iterator<Item = &DrawnBox> {
+    drawn.boxes.iter().filter(|drawn| drawn.kind == BoxKind::Target)
+}
+
+#[test]
+fn a_difference_of_logits_shows_no_probability() {
+    let mut target = node(NodeId::Target { index: 0 }, 0);
+    (target.token_id, target.probability) = (Some(-1), Some(1.0));
+    let links = [Link { source: 0, target: 1, weight: 1.0 }];
+    let nodes = vec![node(NodeId::Token { pos: 0 }, 0), target];
+    let circuit = Circuit::new(CircuitMeta::default(), nodes, links).unwrap();
+    assert_eq!(targets_of(&arranged(&circuit)).next().unwrap().small_print, "");
+}
+
 #[test]
 fn unlikely_targets_are_left_out_and_counted() {
     let probabilities = [0.7, 0.1, 0.02, 0.01, 0.001];
@@ -155,12 +169,12 @@ fn unlikely_targets_are_left_out_and_counted() {
     let view = collapse(&circuit, &[]).unwrap();
     for (target_share, shown) in [(0.05, 2), (0.0, 5), (0.5, 1), (1.0, 1)] {
         let drawn = arrange(&circuit, &view, &PictureSettings { target_share, ..PictureSettings::default() });
-        let targets = drawn.boxes.iter().filter(|drawn| drawn.kind == BoxKind::Target);
-        let texts: Vec<&str> = targets.map(|drawn| drawn.lines[0].as_str()).collect();
+        let texts: Vec<&str> = targets_of(&drawn).map(|drawn| drawn.lines[0].as_str()).collect();
         assert_eq!(texts, ["t0", "t1", "t2", "t3", "t4"][..shown]);
         assert_eq!(drawn.hidden.targets, 5 - shown);
         let picture = svg(&circuit, &view, &drawn);
         assert!(picture.contains("p = 0.70"));
+        assert!(targets_of(&drawn).all(|drawn| drawn.small_print.starts_with("p = ")));
         assert_eq!(picture.contains(&format!("{} less likely target", 5 - shown)), shown < 5);
     }
 }
