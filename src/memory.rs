@@ -53,7 +53,7 @@ impl MemoryPlan {
             return Ok(());
         }
         // What makes less than a twentieth of it is not worth reading.
-        let mut large: Vec<&(&str, u64)> = self.parts.iter().filter(|part| part.1 > needed / 20).collect();
+        let mut large: Vec<&(&str, u64)> = self.parts.iter().filter(|part| part.1 > self.bytes() / 20).collect();
         large.sort_by_key(|part| std::cmp::Reverse(part.1));
         let parts: Vec<String> = large.iter().map(|(what, bytes)| format!("{what} {}", size(*bytes))).collect();
         Err(Error::OutOfMemory {
