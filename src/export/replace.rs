@@ -34,6 +34,45 @@ fn make_folder(folder: &Path) -> Result<()> {
     })
 }
 
+/// Checks that a file which is to be written is none of those that are read: not by another name, a symbolic or a hard
+/// link either. Pipes, devices and what is not there yet overwrite nothing.
+///
+/// # Errors
+/// [`Error::OwnInput`].
+pub fn check_not_input(output: &Path, inputs: &[&Path]) -> Result<()> {
+    for input in inputs {
+        if is_same_file(output, input) {
+            return Err(Error::OwnInput { output: output.to_owned(), input: (*input).to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let (Ok(found_a), Ok(found_b)) = (a.metadata(), b.metadata()) else { return false };
+    if !found_a.is_file() || !found_b.is_file() {
+        return false;
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (found_a.dev(), found_a.ino()) == (found_b.dev(), found_b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    }
+}
+
+/// Holds off other programs that write files which belong together into `folder`, until the lock is dropped or this
+/// program ends. `None` where the system or the file system has no such locks: what a lock would tell apart, the ids in
+/// the files still do.
+pub fn lock_folder(folder: &Path) -> Option<File> {
+    let lock = File::open(folder).ok()?;
+    lock.lock().ok()?;
+    Some(lock)
+}
+
 /// Writes `path` with `write`: first beside it, then renamed, so that a reader never sees half a file and a file that
 /// was there stays until the new one is complete. Folders that are missing are made.
 ///
