@@ -255,6 +255,22 @@ pub enum Error {
     #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
 
+    /// More memory would be needed than there is; nothing of that size was allocated.
+    #[error("{doing} needs {needed} of memory ({parts}), but {left} are left of {limit}")]
+    OutOfMemory {
+        doing: String,
+        needed: String,
+        parts: String,
+        left: String,
+        limit: &'static str,
+        /// What would fit.
+        fits: String,
+    },
+
+    /// A number that was computed is NaN or infinite: what follows from it would mean nothing.
+    #[error("the numbers computed are not finite from here on: {quantity} is {value}")]
+    ComputedNotFinite { quantity: String, value: f32 },
+
     // intervene
     /// The model's logits leave no choice of a next token.
     #[error("the model's logits are not finite, so no next token can be chosen")]
@@ -338,7 +354,7 @@ impl Error {
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Hub { .. } => ErrorKind::Network,
-            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } => ErrorKind::TooLarge,
+            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } | Error::OutOfMemory { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
             | Error::UnknownSource { .. }
             | Error::NotCached { .. }
@@ -387,6 +403,7 @@ impl Error {
             | Error::Dtype { .. }
             | Error::NotFinite { .. }
             | Error::LogitsNotFinite
+            | Error::ComputedNotFinite { .. }
             | Error::OutOfRange { .. }
             | Error::Metadata { .. }
             | Error::Architecture { .. }
@@ -412,6 +429,11 @@ impl Error {
         Some(match self.root() {
             Error::Damaged { .. } => "the file may be an incomplete download; fetch it again".into(),
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
+            Error::OutOfMemory { fits, .. } => fits.clone(),
+            Error::ComputedNotFinite { .. } => {
+                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
+                    .into()
+            }
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 format!("these are single tokens: {}; leading spaces count", quoted(near))
             }

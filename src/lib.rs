@@ -116,6 +116,7 @@ mod input;
 pub mod intervene;
 pub mod job;
 pub mod labels;
+pub mod memory;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;

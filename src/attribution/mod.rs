@@ -2,7 +2,9 @@
 //! and the features back in batches, and collects the edge rows.
 
 mod batches;
+mod finite;
 mod matrix;
+mod memory;
 mod plan;
 mod row_choice;
 mod rows;
@@ -187,12 +189,31 @@ fn attribute_rows(
     let config = &replacement.model.config;
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
+    memory::RowSizes {
+        rows: match given {
+            Some(features) => RowChoice::BestFirst { max_features: features.len() },
+            None => options.rows.for_prompt(active.len()),
+        },
+        n_active: active.len(),
+        n_targets: chosen.targets.len(),
+        n_others: layout.n_nodes() - layout.n_features(),
+        n_pos: linear.tokens.len(),
+        d_decoder: if options.keep_decoders { config.d_model } else { 0 },
+    }
+    .check()?;
     let rows = match given {
         Some(features) if features.len() < active.len() => {
             rows::compute_given(linear, &layout, &chosen.targets, features, job)?
         }
         _ => rows::compute(linear, &layout, &chosen.targets, options, job)?,
     };
+    for (what, values) in [
+        ("value", &rows.row_values),
+        ("bias effect", &rows.bias_effect),
+        ("effect of unselected features", &rows.unselected_effect),
+    ] {
+        finite::check_row_values(what, values, &linear.features, &rows.selected, &chosen.targets)?;
+    }
     let (rows_secs, short_of_device_memory) = (start.elapsed().as_secs_f64(), rows.short_of_device_memory);
 
     let start = Instant::now();
@@ -229,6 +250,7 @@ fn attribute_rows(
     }
     let estimated = match rows.estimate {
         Some(estimate) => {
+            finite::check_influence(&layout, &estimate.influence.nodes)?;
             graph.set_whole_influence(estimate.influence)?;
             graph.meta_mut().sampling = Some(estimate.sampling);
             Some(estimate.scores)
@@ -237,6 +259,9 @@ fn attribute_rows(
     };
     let influence = graph.influence();
     let identity = graph.row_identity_error();
+    if !identity.is_finite() {
+        finite::check_edges(&graph)?;
+    }
     let scores = estimated.unwrap_or_else(|| scores(graph.layout(), &influence, &graph.target_probabilities));
     let meta = graph.meta_mut();
     meta.row_identity_error = identity;

@@ -1,13 +1,12 @@
-//! Files that are there whole or not at all: the one place where this program opens a file for writing.
+//! Files that are there whole or not at all: with `temporary`, the one place where this program opens a file for
+//! writing.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::temporary::Temporary;
 use crate::{Error, Result};
-
-/// Marks files that are not complete yet.
-const TEMPORARY_PREFIX: &str = ".circuitscope-";
 
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -20,8 +19,11 @@ const MAX_LINKS: usize = 40;
 /// The folder cannot be made or written.
 pub fn check_writable(folder: &Path) -> Result<()> {
     make_folder(folder)?;
-    let probe = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder);
-    probe.map(drop).map_err(|source| Error::Io { doing: "cannot write to", path: folder.to_owned(), source })
+    Temporary::new(folder).map(drop).map_err(|source| Error::Io {
+        doing: "cannot write to",
+        path: folder.to_owned(),
+        source,
+    })
 }
 
 fn make_folder(folder: &Path) -> Result<()> {
@@ -92,18 +94,12 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> st
         _ => Path::new("."),
     };
     make_folder(folder)?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY_PREFIX);
-    // Temporary files are private by default; these become ordinary files, as far as the umask lets them.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder).map_err(failed)?;
-    fill(file.as_file(), write).map_err(failed)?;
+    let file = Temporary::new(folder).map_err(failed)?;
+    fill(file.file(), write).map_err(failed)?;
     if let Some(before) = before {
-        file.as_file().set_permissions(before.permissions()).map_err(failed)?;
+        file.set_permissions(before.permissions()).map_err(failed)?;
     }
-    file.persist(&path).map_err(|e| failed(e.error))?;
-    Ok(())
+    file.persist(&path).map_err(failed)
 }
 
 fn fill(file: &File, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> std::io::Result<()> {

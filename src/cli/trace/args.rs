@@ -81,6 +81,9 @@ pub struct TraceArgs {
     /// How to print the summary
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
+    /// With --format json: add `timings`, the time and memory of every phase; without them, equal runs print equal bytes
+    #[arg(long)]
+    pub(super) timings: bool,
 }
 
 impl TraceArgs {

@@ -16,7 +16,7 @@ use crate::export::check_writable;
 use crate::job::Job;
 use crate::text::terminal;
 
-use super::{Format, note, print_data, print_json, summary_text};
+use super::{Format, note, print_data, print_json, say, summary_text};
 pub use args::TraceArgs;
 use phases::{Phase, Phases};
 use progress::TraceProgress;
@@ -26,8 +26,10 @@ use progress::TraceProgress;
 struct Report<'a> {
     #[serde(flatten)]
     summary: &'a Summary,
-    phases: &'a [Phase],
     files: &'a [PathBuf],
+    /// Only where they were asked for: two runs never take the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<&'a [Phase]>,
 }
 
 /// Traces a prompt, prints the summary, writes the files.
@@ -79,10 +81,13 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let summary = summarize(&circuit, &SummarySettings { top: args.top, paths: args.paths, node: None })?;
     match args.format {
         Format::Text => print_data(&summary_text(&summary))?,
-        Format::Json => print_json(&Report { summary: &summary, phases: phases.all(), files: &files })?,
+        Format::Json => {
+            let timings = args.timings.then(|| phases.all());
+            print_json(&Report { summary: &summary, files: &files, timings })?;
+        }
     }
     if !args.setup.quiet {
-        eprint!("\n{}", phases.text());
+        say(&format!("\n{}", phases.text()));
         files.iter().for_each(|file| note(&format!("wrote {}", file.display())));
     }
     Ok(())
