@@ -213,7 +213,7 @@ fn a_sampled_trace_tells_its_progress_and_is_cancelled_in_both_passes() {
 fn trace_and_inspect_say_that_rows_were_sampled_and_how_near_the_scores_are() {
     let folder = tempfile::tempdir().unwrap();
     let trace = |args: &[&str]| {
-        let args = [&["trace", PROMPT, "--slug", "sampled"], args].concat();
+        let args = [&["trace", PROMPT, "--slug", "sampled", "--force"], args].concat();
         let output = circuitscope(folder.path(), &args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         stdout(&output)
