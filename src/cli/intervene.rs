@@ -11,7 +11,6 @@ use crate::circuits::{Opening, open_graph};
 use crate::error::ErrorContext;
 use crate::export::replace_file;
 use crate::graph::FeatureId;
-use crate::input::read_text;
 use crate::intervene::{
     Alternative, Change, CompareOptions, FeatureSpec, GenerateOptions, Intervention, Mode, Plan, Positions, Supernodes,
     Sweep,
@@ -272,8 +271,7 @@ fn generate_options(args: &InterveneArgs, mode: &Mode) -> Result<Option<Generate
 
 fn read_plan(path: Option<&Path>, supernodes: &Supernodes) -> Result<Plan> {
     let Some(path) = path else { return Ok(Plan::default()) };
-    let json = read_text(path)?;
-    Plan::parse(&json, &path.display().to_string(), supernodes)
+    Plan::read(path, supernodes)
 }
 
 fn target(args: &InterveneArgs, tracer: &Tracer) -> Result<Option<u32>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{PROMPT, Random, circuitscope, fixture, stdout};
+use crate::support::{PROMPT, Random, circuitscope, stdout};
 
 /// Runs a line of a shell with the program as `$0` and returns what came of it.
 fn shell(folder: &Path, line: &str) -> Output {

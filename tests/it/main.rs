@@ -9,6 +9,8 @@ mod data_traps;
 mod docs;
 mod doors;
 mod export;
+#[cfg(target_os = "linux")]
+mod faults;
 mod finite;
 mod graph;
 mod hostile;
@@ -34,6 +36,7 @@ mod smollm2;
 mod streams;
 mod support;
 mod transpose;
+mod unsafe_code;
 mod verify_contents;
 mod weights;
 mod weights_folders;
