@@ -308,6 +308,23 @@ pub enum Error {
     #[error("the graph is of another model: its {what} {graph}, here {model}")]
     GraphMismatch { what: &'static str, graph: String, model: String },
 
+    // features
+    /// A folder of features of another format version.
+    #[error("`{}` has format version {actual}, expected {expected}", path.display())]
+    FeaturesVersion { path: PathBuf, actual: u64, expected: u32 },
+
+    /// Features of another model or transcoder set.
+    #[error("the features in `{folder}` are of another {what}: {features}, here {here}")]
+    FeaturesMismatch { folder: String, what: &'static str, features: String, here: String },
+
+    /// Text that cannot be read as text.
+    #[error("cannot use the text `{file}`: {problem}")]
+    Text { file: String, problem: String },
+
+    /// Features that cannot be collected or merged as asked for.
+    #[error("cannot collect features into `{folder}`: {problem}")]
+    Collect { folder: String, problem: String },
+
     /// A setting outside its range; `name` is the field that holds it.
     #[error("`{name}` is {value}, expected {range}")]
     Setting { name: &'static str, value: f64, range: &'static str },
@@ -366,7 +383,10 @@ impl Error {
             | Error::NoSuchLayer { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
+            Error::LayerCount { .. }
+            | Error::GraphMismatch { .. }
+            | Error::FeaturesMismatch { .. }
+            | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
             | Error::FileName { .. }
             | Error::OtherGraph { .. }
@@ -385,6 +405,7 @@ impl Error {
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
+            | Error::Collect { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }
@@ -412,6 +433,8 @@ impl Error {
             | Error::Config { .. }
             | Error::Transcoders { .. }
             | Error::UnknownHook { .. }
+            | Error::FeaturesVersion { .. }
+            | Error::Text { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
     }
@@ -464,6 +487,13 @@ impl Error {
             Error::PromptTooLong { .. } => "shorten the prompt, or choose a model with a longer context".into(),
             Error::GraphVersion { .. } => {
                 "trace the prompt again, or read the file with the version of the program that wrote it".into()
+            }
+            Error::FeaturesVersion { .. } => {
+                "collect the features again, or read them with the version of the program that wrote them".into()
+            }
+            Error::FeaturesMismatch { .. } => {
+                "open the model and the transcoders that the features were collected with; features.json names them"
+                    .into()
             }
             Error::UnknownNode { near, .. } if !near.is_empty() => format!("there are {}", near.join(", ")),
             Error::TooManyLinks { .. } => "prune it while it is read, with thresholds".into(),

@@ -1,6 +1,7 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
+mod features;
 mod graph_args;
 mod hints;
 mod inspect;
@@ -26,6 +27,7 @@ use crate::text::{json_lines, terminal};
 use crate::{Error, Result};
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use features::FeaturesArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use prune::PruneArgs;
@@ -63,6 +65,8 @@ enum Command {
     Intervene(InterveneArgs),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
+    /// What features are active on: collect it from a text, show, search and merge it
+    Features(Box<FeaturesArgs>),
 }
 
 /// How a summary is printed.
@@ -88,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => compare::run_diff(&args),
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
+        Command::Features(args) => features::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),

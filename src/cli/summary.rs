@@ -186,7 +186,7 @@ pub(super) fn cut(label: &str) -> String {
     label.chars().take(MAX_LABEL_CHARS - 1).chain(['…']).collect()
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
