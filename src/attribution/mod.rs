@@ -223,7 +223,10 @@ fn attribute_rows(
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
     memory::RowSizes {
-        rows: options.rows.for_prompt(active.len()),
+        rows: match given {
+            Some(features) => RowChoice::BestFirst { max_features: features.len() },
+            None => options.rows.for_prompt(active.len()),
+        },
         n_active: active.len(),
         n_targets: chosen.targets.len(),
         n_others: layout.n_nodes() - layout.n_features(),

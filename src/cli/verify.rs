@@ -134,13 +134,19 @@ fn verification_text(found: &Verification) -> String {
 fn write_contents(text: &mut String, contents: &ContentsCheck, verdict: &str) {
     let (n_tensors, n_keys) = (contents.tensors.len(), contents.metadata.len());
     let n_values: usize = contents.tensors.iter().map(|check| check.n_values).sum();
-    let n_different = contents.different().count();
-    let result = if n_different == 0 { "are the model's".to_owned() } else { format!("and {n_different} differ") };
-    let what = format!("{n_tensors} tensors ({n_values} values) and {n_keys} keys computed again {result}");
+    let all = format!("{n_tensors} tensors ({n_values} values) and {n_keys} keys of metadata");
+    let what = match contents.different().count() {
+        0 => format!("{all} are what the model gives"),
+        n => format!("of {all}, {n} {} not what the model gives", if n == 1 { "is" } else { "are" }),
+    };
     let _ = writeln!(text, "{:<12}{verdict}: {what}", "contents");
     for check in contents.different() {
-        let of = if check.n_values > 1 { format!(" of {}", check.n_values) } else { String::new() };
-        let _ = writeln!(text, "  {}: {}{of} differ", terminal(&check.name), check.n_different);
+        let count = match (check.n_values, check.n_different) {
+            (0 | 1, _) => "differs".to_owned(),
+            (all, 1) => format!("1 of {all} differs"),
+            (all, n) => format!("{n} of {all} differ"),
+        };
+        let _ = writeln!(text, "  {}: {count}", terminal(&check.name));
         let Some(Difference { at, in_graph, here }) = &check.difference else { continue };
         if !at.is_empty() {
             let _ = writeln!(text, "    at {}", terminal(at));

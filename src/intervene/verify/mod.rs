@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 pub use circuit::{CircuitCheck, CurvePoint};
+use contents::differing;
 pub use contents::{ContentsCheck, Difference, PartCheck};
 pub use edges::EdgeCheck;
 pub use faithfulness::{AblationPoint, ErrorParts, Faithfulness, ModeFaithfulness, Predictor};
@@ -257,8 +258,10 @@ fn check_same(original: &Original, graph: &AttributionGraph) -> Result<()> {
     let shared = graph.active_features.len() - others;
     let n_different = others + here.len() - shared;
     if n_different as f64 > MAX_SHARE_OF_OTHERS * here.len().max(graph.active_features.len()) as f64 {
-        let (graph, model) = (graph.active_features.len().to_string(), here.len().to_string());
-        let model = format!("{model}, and {n_different} are not in both");
+        let other = differing(&graph.active_features, &here).first().copied();
+        let other = other.map_or(String::new(), |f| format!(", such as {}_{}_{}", f.layer, f.feature, f.pos));
+        let (graph, model) = (graph.active_features.len().to_string(), here.len());
+        let model = format!("{model}, and {n_different} are not in both{other}");
         return Err(Error::GraphMismatch { what: "active features are", graph, model });
     }
     Ok(())
