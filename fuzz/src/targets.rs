@@ -226,7 +226,7 @@ fn groups() -> Target {
     std::fs::write(&graph, seeds::graphs().1).expect("the folder can be written");
     let opened = open_graph(&graph, &Opening::new(None, None).expect("no thresholds")).expect("a graph");
     let circuit = &opened.circuit;
-    let ids: Vec<String> = circuit.nodes().take(3).map(|(_, node)| node.id.to_string()).collect();
+    let ids: Vec<String> = circuit.graph().node_weights().take(3).map(|node| node.id.to_string()).collect();
     let lists = json!([["a", ids[0]], ["b", ids[1], ids[2]]]);
     let by_name = json!({"a": [ids[0], ids[1]], "b": [ids[2]]});
     let graph = json!({"qParams": {"supernodes": lists}, "nodes": []});
