@@ -25,7 +25,7 @@ impl HubOnThisMachine {
     pub fn start() -> HubOnThisMachine {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port of this machine");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let answers = Arc::new(Mutex::new(Vec::new().into_iter()));
+        let answers = Arc::new(Mutex::new(Vec::<Vec<u8>>::new().into_iter()));
         let given = answers.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
