@@ -253,7 +253,8 @@ fn plan() -> Target {
 
 /// Words of the command line: what is read prints as it was written, up to leading zeros and signs.
 fn spec() -> Target {
-    let seeds = ["5_123_4..7", "5_123_*", "4..", "0_39_7=-1,0,2.5", "blocks.3.hook_resid_pre", "ln_final.hook_scale"];
+    let seeds =
+        ["5_123_4..7", "5_123_*", "4..", "0_39_7=-1..2.5/0.5", "blocks.3.hook_resid_pre", "ln_final.hook_scale"];
     let seeds = seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect();
     Target::new(Form::Text, seeds, |input| {
         let Ok(text) = std::str::from_utf8(input) else { return false };
