@@ -431,7 +431,8 @@ impl Error {
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
             Error::OutOfMemory { fits, .. } => fits.clone(),
             Error::ComputedNotFinite { .. } => {
-                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged".into()
+                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
+                    .into()
             }
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 format!("these are single tokens: {}; leading spaces count", quoted(near))

@@ -28,7 +28,11 @@ const fn case(name: &'static str, args: &'static [&'static str], makes: &'static
 
 /// Every command and every kind of file that one writes. `in.safetensors` and `in.json` are graphs of "He went".
 const CASES: [Case; 13] = [
-    case("trace", &["trace", "He went", "--out-dir", "out", "--slug", "a", "--quiet"], &["a.safetensors", "a.json"]),
+    case(
+        "trace",
+        &["trace", "He went", "--out-dir", "out", "--slug", "a", "--force", "--quiet"],
+        &["a.safetensors", "a.json"],
+    ),
     case("prune", &["prune", "in.safetensors", "-o", "out/a.json", "--slug", "a"], &["a.json"]),
     case("inspect text", &["inspect", "in.json", "-o", "out/a.txt"], &["a.txt"]),
     case("inspect json", &["inspect", "in.json", "--format", "json", "-o", "out/a.json"], &["a.json"]),
