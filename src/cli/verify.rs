@@ -13,32 +13,32 @@ use crate::job::Job;
 use crate::text::{quoted, terminal};
 
 use super::graph_args::Thresholds;
-use super::setup::SetupArgs;
+use super::setup::{GraphSource, SetupArgs};
 use super::summary::{Align, write_table};
-use super::{Format, print_data, print_json};
+use super::{Format, print_json, print_text};
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// The raw graph, a .safetensors file that `trace` wrote
     graph: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Model")]
     setup: SetupArgs,
     /// Features, errors and tokens whose edges are measured, at most so many of each
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "What to measure")]
     samples: usize,
     /// Ablate the K most influential features, one by one and together
-    #[arg(long, value_name = "K", default_value_t = 20)]
+    #[arg(long, value_name = "K", default_value_t = 20, help_heading = "What to measure")]
     ablate: usize,
     /// Seed of the random features that the circuit is compared with
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, help_heading = "What to measure")]
     seed: u64,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// The feature_labels.json that the graph was traced with [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// How to print
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
 }
 
@@ -52,14 +52,15 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;
     let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
-    let tracer = args.setup.open(args.labels.as_deref())?;
+    let source = GraphSource::of_raw(&args.graph, &graph.meta);
+    let tracer = args.setup.open_with(args.labels.as_deref(), Some(&source))?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
     let mut found = tracer.verify(&graph, &options, &Job::default())?;
     let (tensors, keys) = raw_contents(&args.graph)?;
     found.contents.require(&tensors, &keys);
     found.passed &= found.contents.passed;
     match args.format {
-        Format::Text => print_data(&verification_text(&found))?,
+        Format::Text => print_text(&verification_text(&found))?,
         Format::Json => print_json(&found)?,
     }
     Ok(found.passed)
@@ -95,19 +96,36 @@ fn verification_text(found: &Verification) -> String {
         edges.largest_error,
         edges.largest_edge
     );
-    if let Some(faithfulness) = &found.faithfulness {
-        write_faithfulness(&mut text, faithfulness);
+    if !found.untested.is_empty() {
+        let labels: Vec<String> = found.untested.iter().map(|label| quoted(label)).collect();
+        let _ = writeln!(
+            text,
+            "{:<12}{}: the file does not tell their directions (trace them again to have them measured)",
+            "untested",
+            labels.join(", ")
+        );
+    }
+    match &found.faithfulness {
+        Some(faithfulness) => write_faithfulness(&mut text, faithfulness),
+        None => text.push_str("\nno target can be measured, so that no prediction is tested\n"),
     }
     let circuit = &found.circuit;
     let n_pruned = circuit.n_pruned;
     write_curve(
         &mut text,
-        &format!("is the circuit sufficient? its {n_pruned} pruned-away features ablated, least influential first"),
+        &format!(
+            "is the circuit sufficient? its {n_pruned} pruned-away features ablated, least influential first;\n\
+                  it is where KL (nats, from the unchanged prediction) stays near 0, far below random features'"
+        ),
         &circuit.sufficiency,
     );
     write_curve(
         &mut text,
-        &format!("is it necessary? its {} kept features ablated, most influential first", circuit.n_kept),
+        &format!(
+            "is it necessary? its {} kept features ablated, most influential first;\n\
+                  it is where KL rises far above that of as many random features",
+            circuit.n_kept
+        ),
         &circuit.necessity,
     );
     text
@@ -134,12 +152,14 @@ fn write_contents(text: &mut String, contents: &ContentsCheck, verdict: &str) {
 fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     let _ = writeln!(
         text,
-        "\nthe {} most influential features ablated one by one: logit of {}, predicted and real",
+        "\nthe {} most influential features ablated one by one: change of {}, predicted and real;\n\
+         Pearson 1 says that the graph tells strong from weak as the model does. Graphs hold attention\n\
+         and norms: what they add is the difference between the modes",
         faithfulness.n_ablated,
         quoted(&faithfulness.target)
     );
     let header =
-        ["mode", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
+        ["held", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
     let correlation = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     let rows = faithfulness.modes.iter().map(|mode| {
         vec![
@@ -153,6 +173,25 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     });
     let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right, Align::Right];
     write_table(text, &aligns, header, rows);
+    let Some(parts) = &faithfulness.error_parts else { return };
+    let _ = writeln!(
+        text,
+        "\nwhere single predictions go wrong, attention frozen: mean |error| {:.4} of mean |change| {:.4}",
+        parts.total, parts.real
+    );
+    let rows = [
+        (parts.from_features, "features that saturate or switch, and what transcoders miss (norms held)"),
+        (parts.from_norms, "norms, when they are free as well"),
+        (parts.from_attention, "attention, when it is free too: not in the error above"),
+    ];
+    let rows = rows.into_iter().map(|(error, what)| vec![format!("{error:.4}"), what.to_owned()]);
+    write_table(text, &[Align::Right, Align::Left], Vec::new(), rows);
+    let _ = writeln!(text, "\nfirst-order predictors of the same; no graph does better than a small ablation, scaled");
+    let header = ["predictor", "mean |error|", "Pearson"].map(str::to_owned).to_vec();
+    let rows = parts.predictors.iter().map(|predictor| {
+        vec![predictor.name.to_owned(), format!("{:.4}", predictor.error), correlation(predictor.pearson)]
+    });
+    write_table(text, &[Align::Left, Align::Right, Align::Right], header, rows);
 }
 
 fn write_curve(text: &mut String, title: &str, points: &[CurvePoint]) {

@@ -54,6 +54,8 @@ pub enum Mode {
     Free,
     /// Attention patterns.
     FrozenAttention,
+    /// Attention patterns and every norm's denominator; MLPs are recomputed.
+    FrozenNorms,
     /// Attention patterns, and what the MLPs of these layers write; interventions act inside the range only. Over all
     /// layers also every norm's denominator, which leaves the direct effects alone.
     Constrained(Range<usize>),
@@ -65,7 +67,7 @@ impl Mode {
     /// The constrained layers, where the mode has such.
     pub fn constrained_layers(&self, n_layers: usize) -> Option<Range<usize>> {
         match self {
-            Mode::Free | Mode::FrozenAttention => None,
+            Mode::Free | Mode::FrozenAttention | Mode::FrozenNorms => None,
             Mode::Constrained(range) => Some(range.clone()),
             Mode::Direct => Some(0..n_layers),
         }
@@ -91,6 +93,7 @@ impl fmt::Display for Mode {
         match self {
             Mode::Free => write!(f, "free"),
             Mode::FrozenAttention => write!(f, "frozen attention"),
+            Mode::FrozenNorms => write!(f, "frozen attention and norms"),
             Mode::Constrained(range) => write!(f, "layers {}..{} constrained", range.start, range.end),
             Mode::Direct => write!(f, "direct"),
         }
