@@ -105,7 +105,7 @@ impl Positions {
     /// have no features.
     pub fn within(self, window: Range<usize>, n_prompt: usize, n_excluded: usize) -> Range<usize> {
         let range = match self {
-            Positions::At(pos) => pos..pos + 1,
+            Positions::At(pos) => pos..pos.saturating_add(1),
             Positions::Range { start, end } => start..end.min(n_prompt),
             Positions::From(start) => start..usize::MAX,
             Positions::All => n_excluded..usize::MAX,
@@ -241,6 +241,8 @@ mod tests {
         assert_eq!(Positions::All.within(0..6, 6, 1), 1..6);
         assert!(Positions::At(3).within(6..7, 6, 1).is_empty());
         assert!(Positions::Range { start: 3, end: 6 }.within(6..7, 6, 1).is_empty());
+        // Found by fuzzing.
+        assert!(Positions::At(usize::MAX).within(0..9, 9, 1).is_empty());
         assert_eq!(Positions::Range { start: 2, end: 4 }.within(0..6, 6, 1), 2..4);
     }
 }
