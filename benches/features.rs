@@ -49,12 +49,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => {
             let path = folder.path().join("text.txt");
             let d_vocab = replacement.model.config.d_vocab as u32;
-            let tokens: Vec<u32> = (0..2 * many as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % d_vocab).collect();
-            std::fs::write(&path, tokens.chunks(64).map(|c| replacement.tokenizer.decode(c) + "\n").collect::<String>())?;
+            let tokens: Vec<u32> =
+                (0..2 * many as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % d_vocab).collect();
+            std::fs::write(
+                &path,
+                tokens.chunks(64).map(|c| replacement.tokenizer.decode(c) + "\n").collect::<String>(),
+            )?;
             path
         }
     };
-    let (mut plain, mut secs_few, mut secs_many, mut n_plain, mut n_more) = (f64::INFINITY, f64::INFINITY, f64::INFINITY, 0, 0);
+    let (mut plain, mut secs_few, mut secs_many, mut n_plain, mut n_more) =
+        (f64::INFINITY, f64::INFINITY, f64::INFINITY, 0, 0);
     let encoders = encoders(&replacement)?;
     for repeat in 0..if is_test { 1 } else { REPEATS } {
         let out = |name: &str| folder.path().join(format!("{name}{repeat}"));
@@ -98,8 +103,10 @@ fn collecting(replacement: &Replacement, text: &Path, n: u64, out: &Path) -> Res
 /// Encoders in memory. `[n_layers]` of `[d_model, n_features]`
 fn encoders(replacement: &Replacement) -> Result<Vec<Tensor>, Box<dyn Error>> {
     let d_model = replacement.model.config.d_model;
-    let (eye, zero) =
-        (Tensor::eye(d_model, candle_core::DType::F32, &Device::Cpu)?, Tensor::zeros((1, d_model), candle_core::DType::F32, &Device::Cpu)?);
+    let (eye, zero) = (
+        Tensor::eye(d_model, candle_core::DType::F32, &Device::Cpu)?,
+        Tensor::zeros((1, d_model), candle_core::DType::F32, &Device::Cpu)?,
+    );
     let of = |layer: &circuitscope::transcoder::Transcoder| -> Result<Tensor, Box<dyn Error>> {
         Ok(layer.pre_activations(&eye)?.broadcast_sub(&layer.pre_activations(&zero)?)?)
     };

@@ -15,9 +15,7 @@ use circuitscope::{CancelToken, Error, Job};
 use tempfile::TempDir;
 
 use crate::reference::FAMILIES;
-use crate::support::{
-    circuitscope, close, copy_folder, fixture, open_replacement, refused_with, root, shared, stdout,
-};
+use crate::support::{circuitscope, close, copy_folder, fixture, open_replacement, refused_with, root, shared, stdout};
 
 /// A text of several documents, one of them longer than a sequence, one of them twice, one not in ASCII.
 const TEXT: &str = "He went to the house and she went to the shop, and then they both went home again in the rain.\n\
@@ -304,8 +302,7 @@ fn statistics_and_examples_are_those_of_a_literal_version_on_every_family() {
         let folder = TempDir::new().unwrap();
         let text = written(&folder, "text.txt", TEXT);
         let (out, options) = (folder.path().join("features"), small());
-        let collected =
-            collect(&replacement, &[Input::File(text)], &out, &options, &Job::default()).unwrap();
+        let collected = collect(&replacement, &[Input::File(text)], &out, &options, &Job::default()).unwrap();
         let literal = Literal::new(&replacement, TEXT, options.settings.context);
         assert_eq!(collected.manifest.text.n_documents, 6, "{family}");
         assert_eq!(collected.manifest.text.n_sequences as usize, literal.sequences.len(), "{family}");
@@ -340,9 +337,23 @@ fn any_number_of_threads_writes_the_same_bytes() {
         let output = circuitscope(
             folder.path(),
             &[
-                "features", "collect", "--text", "text.txt", "--split", "lines", "--context", "12", "--quiet",
-                "--model", model.to_str().unwrap(), "--transcoders", transcoders.to_str().unwrap(),
-                "--threads", threads, "--out", threads,
+                "features",
+                "collect",
+                "--text",
+                "text.txt",
+                "--split",
+                "lines",
+                "--context",
+                "12",
+                "--quiet",
+                "--model",
+                model.to_str().unwrap(),
+                "--transcoders",
+                transcoders.to_str().unwrap(),
+                "--threads",
+                threads,
+                "--out",
+                threads,
             ],
         );
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -447,8 +458,7 @@ fn text_is_read_from_json_lines_folders_and_compressed_files_alike() {
     let replacement = replacement("llama_relu");
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let json: String =
-        TEXT.lines().map(|line| format!("{}\n", serde_json::json!({ "id": 1, "body": line }))).collect();
+    let json: String = TEXT.lines().map(|line| format!("{}\n", serde_json::json!({ "id": 1, "body": line }))).collect();
     let plain = written(&folder, "plain.txt", TEXT);
     let json_lines = written(&folder, "lines.jsonl", &json);
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
