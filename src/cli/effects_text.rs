@@ -113,7 +113,7 @@ fn write_positions(text: &mut String, summary: &Summary, effects: &Effects, show
     let share: f64 = effects.positions.iter().map(|p| p.error_share).sum();
     let _ = writeln!(
         text,
-        "  unexplained: errors give {:+.2} directly{};\n  they are {} of all |direct effects|, and {} of the influence begins at them",
+        "  unexplained: errors give {:+.2} directly{};\n  {} of all |direct effects|; {} of the influence begins at them",
         direct.errors,
         along_paths(|paths| paths.errors),
         percent(direct.errors_abs_share),
