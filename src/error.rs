@@ -263,6 +263,14 @@ pub enum Error {
     #[error("no transcoders are named for the model `{model}`")]
     NeedsTranscoders { model: String },
 
+    /// A name that no configuration has a set-up for.
+    #[error("there is no set-up `{name}`{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) })]
+    UnknownSetup { name: String, nearest: Option<String>, known: Vec<String>, files: Vec<String> },
+
+    /// A configuration of set-ups that cannot be understood.
+    #[error("the configuration `{file}`: {problem}")]
+    SetupFile { file: String, problem: String },
+
     /// A device that cannot be used.
     #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
@@ -304,6 +312,30 @@ pub enum Error {
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
 
+    /// The address of a graph's page that says nothing of this graph.
+    #[error("cannot read the address of the graph's page: {problem}")]
+    SharedView { problem: String },
+
+    /// A name that a graph has no supernode or label for.
+    #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
+    UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
+
+    /// A feature of a graph that does not say how active it is.
+    #[error("`{file}` does not say how active `{node}` is")]
+    NoActivation { node: String, file: String },
+
+    /// A position of another prompt that has none like it in this one.
+    #[error("position {pos}, {token:?}, of `{file}` has no counterpart in this prompt")]
+    NoCounterpart { pos: usize, token: String, file: String },
+
+    /// Prompts that cannot be laid over each other.
+    #[error("the prompt has {here} tokens, that of {other} {there}")]
+    PromptLengths { here: usize, there: usize, other: String },
+
+    /// Two prompts of the same tokens, where their difference is asked for.
+    #[error("the prompt has the same tokens as that of {other}, so there is nothing to exchange")]
+    SamePrompt { other: String },
+
     /// A file that is no plan of interventions.
     #[error("the plan `{file}`: {problem}")]
     Plan { file: String, problem: String },
@@ -319,6 +351,23 @@ pub enum Error {
     /// A graph that was traced on another model, prompt or transcoder set.
     #[error("the graph is of another model: its {what} {graph}, here {model}")]
     GraphMismatch { what: &'static str, graph: String, model: String },
+
+    // features
+    /// A folder of features of another format version.
+    #[error("`{}` has format version {actual}, expected {expected}", path.display())]
+    FeaturesVersion { path: PathBuf, actual: u64, expected: u32 },
+
+    /// Features of another model or transcoder set.
+    #[error("the features in `{folder}` are of another {what}: {features}, here {here}")]
+    FeaturesMismatch { folder: String, what: &'static str, features: String, here: String },
+
+    /// Text that cannot be read as text.
+    #[error("cannot use the text `{file}`: {problem}")]
+    Text { file: String, problem: String },
+
+    /// Features that cannot be collected or merged as asked for.
+    #[error("cannot collect features into `{folder}`: {problem}")]
+    Collect { folder: String, problem: String },
 
     /// A setting outside its range; `name` is the field that holds it.
     #[error("`{name}` is {value}, expected {range}")]
@@ -372,6 +421,10 @@ impl Error {
             | Error::PrunedNode { .. }
             | Error::MaybePruned { .. }
             | Error::UnknownSource { .. }
+            | Error::UnknownSetup { .. }
+            | Error::UnknownSupernode { .. }
+            | Error::NoActivation { .. }
+            | Error::NoCounterpart { .. }
             | Error::NotCached { .. }
             | Error::MissingFile { .. }
             | Error::NotOneToken { .. }
@@ -381,7 +434,11 @@ impl Error {
             | Error::NoSuchLayer { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
+            Error::PromptLengths { .. }
+            | Error::LayerCount { .. }
+            | Error::GraphMismatch { .. }
+            | Error::FeaturesMismatch { .. }
+            | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
             | Error::FileName { .. }
             | Error::OtherGraph { .. }
@@ -397,9 +454,12 @@ impl Error {
             | Error::EmptyRange { .. }
             | Error::Spec { .. }
             | Error::NothingToChange
+            | Error::SamePrompt { .. }
+            | Error::SharedView { .. }
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
+            | Error::Collect { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }
@@ -427,6 +487,9 @@ impl Error {
             | Error::Config { .. }
             | Error::Transcoders { .. }
             | Error::UnknownHook { .. }
+            | Error::FeaturesVersion { .. }
+            | Error::Text { .. }
+            | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
     }
@@ -449,7 +512,8 @@ impl Error {
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
             Error::OutOfMemory { fits, .. } => fits.clone(),
             Error::ComputedNotFinite { .. } => {
-                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged".into()
+                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
+                    .into()
             }
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 format!("these are single tokens: {}; leading spaces count", quoted(near))
@@ -481,6 +545,13 @@ impl Error {
             Error::PromptTooLong { .. } => "shorten the prompt, or choose a model with a longer context".into(),
             Error::GraphVersion { .. } => {
                 "trace the prompt again, or read the file with the version of the program that wrote it".into()
+            }
+            Error::FeaturesVersion { .. } => {
+                "collect the features again, or read them with the version of the program that wrote them".into()
+            }
+            Error::FeaturesMismatch { .. } => {
+                "open the model and the transcoders that the features were collected with; features.json names them"
+                    .into()
             }
             Error::UnknownNode { near, .. } if !near.is_empty() => format!("nearest are {}", near.join(", ")),
             Error::PrunedNode { cumulative, threshold, .. } if cumulative > threshold => {

@@ -39,7 +39,8 @@ pub(super) fn check_edges(graph: &AttributionGraph) -> Result<()> {
         let effects = graph.row(row);
         let bad = layout.source_ranges(row).flatten().filter(|&source| !effects[source].is_finite());
         if let Some(source) = bad.max_by_key(|&source| depth(source)) {
-            let (from, to) = (name(layout.node(source)), name(layout.node_of_row(row).and_then(|node| layout.node(node))));
+            let (from, to) =
+                (name(layout.node(source)), name(layout.node_of_row(row).and_then(|node| layout.node(node))));
             return Err(Error::ComputedNotFinite {
                 quantity: format!("the edge from {from} to {to}"),
                 value: effects[source],

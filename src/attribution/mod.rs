@@ -316,6 +316,7 @@ pub fn requested(replacement: &Replacement, tokens: &[u32], options: &Attributio
         format_version: RAW_FORMAT_VERSION,
         model: replacement.source.clone(),
         scan: replacement.transcoders.scan.clone(),
+        transcoders: replacement.transcoder_source.clone(),
         feature_input_hook: replacement.transcoders.input_hook.name().into(),
         feature_output_hook: replacement.transcoders.output_hook.name().into(),
         n_layers: replacement.model.config.n_layers,

@@ -7,7 +7,7 @@ use petgraph::graph::NodeIndex;
 use serde::Deserialize;
 
 use super::collapse::check_groups;
-use super::{ClusterSettings, OpenedGraph, Supernode, find_node, find_nodes, find_supernodes};
+use super::{ClusterSettings, OpenedGraph, SharedView, Supernode, find_node, find_nodes, find_supernodes};
 use crate::graph::Circuit;
 use crate::input::read_json;
 use crate::{Error, Result};
@@ -22,6 +22,8 @@ pub struct GroupRequest {
     pub named: Vec<NamedGroup>,
     /// From a JSON file: a list of `[name, id, ..]`, an object of lists of ids, or a graph that holds them.
     pub file: Option<PathBuf>,
+    /// As the page of the graph has them: nodes that are not in the graph are left out.
+    pub shared: Option<SharedView>,
     /// Found by their edges, and by decoder directions where a raw graph holds them: [`ClusterSettings::cut`], a cosine
     /// in -1..=1. What is grouped otherwise stays as it is.
     pub auto_cut: Option<f64>,
@@ -76,6 +78,11 @@ impl GroupRequest {
         }
         if let Some(path) = &self.file {
             for group in read_groups(path)? {
+                groups.push(supernode(circuit, &group)?);
+            }
+        }
+        if let Some(view) = &self.shared {
+            for group in view.groups(circuit)? {
                 groups.push(supernode(circuit, &group)?);
             }
         }

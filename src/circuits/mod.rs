@@ -20,13 +20,14 @@ mod relabel;
 mod report;
 mod save;
 mod select;
+mod shared_view;
 mod subgraph;
 mod summary;
 
 pub use choose::Part;
 pub use cluster::{ClusterSettings, Directions, find_supernodes};
 pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, collapse};
-pub use compare::{ChangedFeature, Common, Diff, common, diff};
+pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff};
 pub use effects::{DirectEffects, EdgesSummed, EffectMap, Effects, LayerEffects, PathSums, PositionEffects};
 pub use group::{GroupRequest, NamedGroup, members_within};
 pub use names::{find_node, find_nodes};
@@ -38,6 +39,7 @@ pub use relabel::{relabel, rename};
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};
 pub use select::{Carried, Selection, carried, carrying_paths, neighborhood};
+pub use shared_view::SharedView;
 pub use subgraph::{circuit_scores, pinned_scores};
 pub use summary::{
     Counts, NamedNodes, Neighbors, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,

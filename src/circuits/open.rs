@@ -89,6 +89,11 @@ impl OpenedGraph {
     /// The supernodes in the file, their members as ids. Ids of nodes that pruning has dropped may be among them.
     pub fn stored_groups(&self) -> Vec<NamedGroup> {
         let stored = self.json.as_ref().and_then(|json| json.q_params().get("supernodes")).cloned();
+        // circuit-tracer's page saves the list as text.
+        let stored = stored.and_then(|lists| match lists.as_str() {
+            Some(text) => serde_json::from_str(text).ok(),
+            None => Some(lists),
+        });
         let lists: Vec<Vec<String>> = stored.and_then(|lists| serde_json::from_value(lists).ok()).unwrap_or_default();
         lists.into_iter().filter_map(split_name).collect()
     }

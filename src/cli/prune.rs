@@ -18,19 +18,19 @@ pub struct PruneArgs {
     /// The raw graph, a .safetensors file that `trace` wrote; or a .json, of any size, to be pruned further; - reads JSON
     /// from standard input
     graph: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// Where to write the pruned graph [default: beside a raw graph, as .json; needed for a .json]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
     /// Name of the graph in the JSON [default: the file's name]
-    #[arg(long, value_name = "NAME", value_parser = file_name)]
+    #[arg(long, value_name = "NAME", value_parser = file_name, help_heading = "Output")]
     slug: Option<String>,
     /// A feature_labels.json to name features from
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     labels: Option<PathBuf>,
     /// How to print the summary
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
 }
 

@@ -273,11 +273,14 @@ fn label(node: &SummaryNode) -> String {
 
 /// A label for a table, cut to its width.
 pub(super) fn cut(label: &str) -> String {
-    let label = terminal(label);
-    if label.chars().count() <= MAX_LABEL_CHARS {
-        return label;
+    cut_to(&terminal(label), MAX_LABEL_CHARS)
+}
+
+fn cut_to(text: &str, max_chars: usize) -> String {
+    if text.chars().count() <= max_chars {
+        return text.to_owned();
     }
-    label.chars().take(MAX_LABEL_CHARS - 1).chain(['…']).collect()
+    text.chars().take(max_chars - 1).chain(['…']).collect()
 }
 
 pub(super) fn percent(share: f64) -> String {
@@ -302,15 +305,20 @@ pub(super) fn write_table(
     rows: impl Iterator<Item = Vec<String>>,
 ) {
     let mut lines: Vec<Vec<String>> = rows.collect();
-    if !header.is_empty() {
+    let has_header = !header.is_empty();
+    if has_header {
         lines.insert(0, header);
     }
     let width_of = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..aligns.len()).map(width_of).collect();
+    // Lists without a head hold whole sentences, which are wrapped, not cut.
+    let is_text: Vec<bool> = aligns.iter().map(|&align| align == Align::Left && has_header).collect();
+    let widths = super::terminal::fitted(widths, &is_text);
     for line in &lines {
         let mut out = String::new();
         for ((cell, &width), &align) in line.iter().zip(&widths).zip(aligns) {
-            let padding = " ".repeat(width - cell.chars().count());
+            let cell = if has_header { cut_to(cell, width) } else { cell.clone() };
+            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
             out.push_str("  ");
             match align {
                 Align::Left => out.extend([cell.as_str(), &padding]),

@@ -13,32 +13,32 @@ use crate::job::Job;
 use crate::text::{quoted, terminal};
 
 use super::graph_args::Thresholds;
-use super::setup::SetupArgs;
+use super::setup::{GraphSource, SetupArgs};
 use super::summary::{Align, write_table};
-use super::{Format, print_data, print_json};
+use super::{Format, print_json, print_text};
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// The raw graph, a .safetensors file that `trace` wrote
     graph: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Model")]
     setup: SetupArgs,
     /// Features, errors and tokens whose edges are measured, at most so many of each
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "What to measure")]
     samples: usize,
     /// Ablate the K most influential features, one by one and together
-    #[arg(long, value_name = "K", default_value_t = 20)]
+    #[arg(long, value_name = "K", default_value_t = 20, help_heading = "What to measure")]
     ablate: usize,
     /// Seed of the random features that the circuit is compared with
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, help_heading = "What to measure")]
     seed: u64,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// The feature_labels.json that the graph was traced with [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// How to print
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
 }
 
@@ -52,14 +52,15 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;
     let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
-    let tracer = args.setup.open(args.labels.as_deref())?;
+    let source = GraphSource::of_raw(&args.graph, &graph.meta);
+    let tracer = args.setup.open_with(args.labels.as_deref(), Some(&source))?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
     let mut found = tracer.verify(&graph, &options, &Job::default())?;
     let (tensors, keys) = raw_contents(&args.graph)?;
     found.contents.require(&tensors, &keys);
     found.passed &= found.contents.passed;
     match args.format {
-        Format::Text => print_data(&verification_text(&found))?,
+        Format::Text => print_text(&verification_text(&found))?,
         Format::Json => print_json(&found)?,
     }
     Ok(found.passed)

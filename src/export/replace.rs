@@ -19,7 +19,11 @@ const MAX_LINKS: usize = 40;
 /// The folder cannot be made or written.
 pub fn check_writable(folder: &Path) -> Result<()> {
     make_folder(folder)?;
-    Temporary::new(folder).map(drop).map_err(|source| Error::Io { doing: "cannot write to", path: folder.to_owned(), source })
+    Temporary::new(folder).map(drop).map_err(|source| Error::Io {
+        doing: "cannot write to",
+        path: folder.to_owned(),
+        source,
+    })
 }
 
 fn make_folder(folder: &Path) -> Result<()> {

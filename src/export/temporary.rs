@@ -25,8 +25,7 @@ struct UnderWay {
     tidied: BTreeSet<PathBuf>,
 }
 
-static UNDER_WAY: Mutex<UnderWay> =
-    Mutex::new(UnderWay { files: BTreeSet::new(), tidied: BTreeSet::new() });
+static UNDER_WAY: Mutex<UnderWay> = Mutex::new(UnderWay { files: BTreeSet::new(), tidied: BTreeSet::new() });
 
 fn under_way() -> MutexGuard<'static, UnderWay> {
     UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)

@@ -76,6 +76,8 @@ pub struct CircuitMeta {
     pub scan: String,
     /// The base model's name.
     pub model: String,
+    /// Where the transcoders were opened; empty where that is not known.
+    pub transcoders: String,
     /// Layers of the base model.
     pub n_layers: usize,
     /// The share of influence that nodes were pruned to, in 0..=1.

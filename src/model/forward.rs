@@ -246,12 +246,8 @@ impl Model {
             };
             let mlp_out = seen(hooks, HookMlpOut(l), mlp_out)?;
             let resid_post = seen(hooks, ResidPost(l), (&resid_mid + &mlp_out)?)?;
-            let on_the_way = [
-                (AttnOut(l), &attn_out),
-                (ResidMid(l), &resid_mid),
-                (MlpIn(l), &mlp_in),
-                (HookMlpOut(l), &mlp_out),
-            ];
+            let on_the_way =
+                [(AttnOut(l), &attn_out), (ResidMid(l), &resid_mid), (MlpIn(l), &mlp_in), (HookMlpOut(l), &mlp_out)];
             check_layer((ResidPost(l), &resid_post), &on_the_way, &places.starts)?;
             resid_pre = resid_post;
             options.job.report("layers", l + 1 - layers.start, n_layers);

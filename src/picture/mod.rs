@@ -14,6 +14,7 @@ mod png;
 #[path = "without_png.rs"]
 mod png;
 mod route;
+mod supernodes;
 mod svg;
 mod table;
 
@@ -22,5 +23,6 @@ pub use arrange::{Arrangement, DrawnBox, DrawnEdge, PictureSettings, arrange};
 pub use plot::{sweep_csv, sweep_svg};
 pub use png::png;
 pub use route::Point;
+pub use supernodes::{DiagramEdge, DiagramNode, SupernodeDiagram, supernode_svg};
 pub use svg::svg;
 pub use table::{csv_edges, csv_nodes, dot, graphml};

@@ -15,11 +15,13 @@ pub use traced_graph::{TraceWork, TracedGraph};
 
 use crate::attribution::{Attribution, AttributionOptions, Target, TargetKind, attribute, retrace, targets_of};
 use crate::error::Result;
-use crate::graph::AttributionGraph;
-use crate::intervene::{Alternative, Intervention, Retraced, Verification, VerifyOptions, VerifyTarget, verify};
+use crate::graph::{AttributionGraph, FeatureId};
+use crate::intervene::{
+    Alternative, Intervention, Original, Retraced, Verification, VerifyOptions, VerifyTarget, verify,
+};
 use crate::job::Job;
 use crate::labels::Labels;
-use crate::replacement::{LinearModel, Replacement};
+use crate::replacement::{ActiveFeature, LinearModel, Replacement};
 use crate::weights::Tokenizer;
 
 /// A base model with its transcoders, opened. Holds weights once, whoever calls; `Send + Sync`.
@@ -171,7 +173,19 @@ impl Tracer {
         intervention::sweep(&self.replacement, prompt, interventions, alternatives, options, job)
     }
 
-    /// Checks a graph against the model: is everything that it holds what the model gives, do its rows add up, are its edges measured effects, do its predictions come
+    /// The features that are active in a prompt, with their activations, ascending.
+    ///
+    /// # Errors
+    /// As [`Tracer::intervene`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    pub fn active_features(&self, prompt: impl Into<Prompt>, job: &Job) -> Result<Vec<(FeatureId, f32)>> {
+        let prompt = self.tokenize(prompt)?;
+        let original = Original::run(&self.replacement, &prompt.tokens, job)?;
+        let id = |f: &ActiveFeature| FeatureId { layer: f.layer as u32, pos: f.pos as u32, feature: f.feature as u32 };
+        Ok(original.features.all.iter().map(|f| (id(f), f.value)).collect())
+    }
+
+    /// Checks a graph against the model: is everything that it holds what the model gives, do its rows add up, are its
+    /// edges measured effects, do its predictions come
     /// true in the free model.
     ///
     /// # Errors

@@ -2,26 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::PROMPT;
+use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 3] =
-    [("README.md", 9, 13), ("docs/guide.md", 28, 84), ("docs/interventions.md", 10, 51)];
+const PAGES: [(&str, usize, usize); 5] = [
+    ("README.md", 9, 13),
+    ("docs/guide.md", 28, 84),
+    ("docs/interventions.md", 10, 51),
+    ("docs/tutorial.md", 24, 100),
+    ("docs/setups.md", 3, 9),
+];
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,
 /// and so are those that name a model, which has to be downloaded.
-const OTHER_PROGRAMS: [&str; 8] = ["cargo", "done", "export", "for", "jq", "just", "pip", "unzip"];
+const OTHER_PROGRAMS: [&str; 9] = ["cargo", "done", "echo", "export", "for", "jq", "just", "pip", "unzip"];
 
 /// How a reader of the README calls the program before it is installed.
 const FROM_SOURCES: [&str; 4] = ["cargo", "run", "--release", "--"];
 
 /// Languages of blocks that hold no commands.
-const NO_COMMANDS: [&str; 3] = ["json", "python", "rust"];
+const NO_COMMANDS: [&str; 4] = ["json", "python", "rust", "toml"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -79,7 +84,7 @@ fn step_of(place: String, mut words: Vec<String>, shown: Vec<String>) -> Step {
     if words.starts_with(&FROM_SOURCES.map(str::to_owned)) {
         words.splice(0..FROM_SOURCES.len(), ["circuitscope".to_owned()]);
     }
-    let needs_a_model = words.iter().any(|word| word == "--model");
+    let needs_a_model = words.iter().any(|word| word == "--model" || word == "--setup");
     match words.first().map(String::as_str) {
         Some("circuitscope") if needs_a_model => Step::LeaveOut,
         Some("circuitscope") => Step::Run { place, args: words.split_off(1), shown },
@@ -141,8 +146,7 @@ fn steps(page: &str) -> Vec<Step> {
 fn run(folder: &Path, args: &[String]) -> (bool, String) {
     let path = folder.join("output.txt");
     let file = std::fs::File::create(&path).unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_circuitscope"))
-        .current_dir(folder)
+    let status = program(folder)
         .args(args)
         // Pages show what the CPU computes, and nothing on them may need the network.
         .env("CUDA_VISIBLE_DEVICES", "")

@@ -271,7 +271,8 @@ mod memory {
     fn long_prompt(n: usize) -> Vec<String> {
         let tokens: Vec<String> = (0..n).map(|i| (5 + i * 7 % 200).to_string()).collect();
         let tokens = tokens.join(",");
-        let args = ["trace", "--tokens", &tokens, "--max-features", "all", "--out-dir", "out", "--slug", "g", "--quiet"];
+        let args =
+            ["trace", "--tokens", &tokens, "--max-features", "all", "--out-dir", "out", "--slug", "g", "--quiet"];
         args.map(String::from).to_vec()
     }
 

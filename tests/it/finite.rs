@@ -153,7 +153,8 @@ fn numbers_in_json_are_never_null() {
         let mut found = Vec::new();
         nulls(&json, "", &mut found);
         // What a kind of node does not have is null by the schema; no figure is.
-        let figures = ["probab", "logit", "kl_", "weight", "influence", "strength", "share", "error", "score", "pearson"];
+        let figures =
+            ["probab", "logit", "kl_", "weight", "influence", "strength", "share", "error", "score", "pearson"];
         found.retain(|key| figures.iter().any(|figure| key.rsplit('.').next().unwrap().contains(figure)));
         found.retain(|key| !key.contains("nodes"));
         assert_eq!(found, Vec::<String>::new());

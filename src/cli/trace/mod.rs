@@ -16,7 +16,7 @@ use crate::export::check_writable;
 use crate::job::Job;
 use crate::text::terminal;
 
-use super::{Format, note, print_data, print_json, say, summary_text};
+use super::{Format, note, print_json, print_text, say, summary_text};
 pub use args::TraceArgs;
 use phases::{Phase, Phases};
 use progress::TraceProgress;
@@ -81,7 +81,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let settings = SummarySettings { top: args.top, paths: args.paths, ..Default::default() };
     let summary = summarize_with_raw(&circuit, graph.graph(), &settings)?;
     match args.format {
-        Format::Text => print_data(&summary_text(&summary))?,
+        Format::Text => print_text(&summary_text(&summary))?,
         Format::Json => {
             let timings = args.timings.then(|| phases.all());
             print_json(&Report { summary: &summary, files: &files, timings })?;
