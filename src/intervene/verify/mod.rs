@@ -85,11 +85,7 @@ pub fn verify(
     options: &VerifyOptions,
     job: &Job,
 ) -> Result<Verification> {
-    let tokens = check_shape(replacement, graph)?;
-    replacement.model.keep_layers()?;
-    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
-    check_same(&original, graph)?;
-
+    let (original, linear) = linearized_as_traced(replacement, graph, job)?;
     let largest = graph.row_identity_error();
     let identity = IdentityCheck {
         n_rows: graph.layout().n_rows(),
@@ -118,6 +114,22 @@ pub fn verify(
         faithfulness,
         circuit,
     })
+}
+
+/// Runs a graph's prompt again and compares with what the graph recorded.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) fn linearized_as_traced<'a>(
+    replacement: &'a Replacement,
+    graph: &AttributionGraph,
+    job: &Job,
+) -> Result<(Original<'a>, LinearModel)> {
+    let tokens = check_shape(replacement, graph)?;
+    replacement.model.keep_layers()?;
+    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
+    check_same(&original, graph)?;
+    Ok((original, linear))
 }
 
 /// A target that is a token, with the direction that its logit is read by.
