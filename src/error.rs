@@ -63,6 +63,26 @@ pub enum Error {
     #[error("the graph has a cycle through {node}")]
     CircuitCycle { node: String },
 
+    /// A name that is to be a file's and cannot be.
+    #[error("the name {name:?} {problem}")]
+    FileName { name: String, problem: &'static str },
+
+    /// A pipe or a device where a file is needed.
+    #[error("`{}` is a pipe or a device, and {what} must be a file: it is not read from start to end", path.display())]
+    MustBeFile { path: PathBuf, what: &'static str },
+
+    /// An output that is one of the inputs: the same file, whatever it is called.
+    #[error("`{}` is read, and cannot be written over: it is the same file as `{}`", output.display(), input.display())]
+    OwnInput { output: PathBuf, input: PathBuf },
+
+    /// A file that is to be written is there already, and was not written by this program.
+    #[error("`{}` is there already and is no graph", file.display())]
+    InTheWay { file: PathBuf },
+
+    /// A file that is to be written holds the graph of another trace.
+    #[error("`{}` holds another graph: {difference}", file.display())]
+    OtherGraph { file: PathBuf, difference: String },
+
     /// A node of a JSON graph whose id or layer makes no sense.
     #[error("node `{id}` of the graph cannot be read: {reason}")]
     WireNode { id: String, reason: String },
@@ -235,6 +255,22 @@ pub enum Error {
     #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
 
+    /// More memory would be needed than there is; nothing of that size was allocated.
+    #[error("{doing} needs {needed} of memory ({parts}), but {left} are left of {limit}")]
+    OutOfMemory {
+        doing: String,
+        needed: String,
+        parts: String,
+        left: String,
+        limit: &'static str,
+        /// What would fit.
+        fits: String,
+    },
+
+    /// A number that was computed is NaN or infinite: what follows from it would mean nothing.
+    #[error("the numbers computed are not finite from here on: {quantity} is {value}")]
+    ComputedNotFinite { quantity: String, value: f32 },
+
     // intervene
     /// The model's logits leave no choice of a next token.
     #[error("the model's logits are not finite, so no next token can be chosen")]
@@ -318,7 +354,7 @@ impl Error {
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Hub { .. } => ErrorKind::Network,
-            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } => ErrorKind::TooLarge,
+            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } | Error::OutOfMemory { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
             | Error::UnknownSource { .. }
             | Error::NotCached { .. }
@@ -332,6 +368,11 @@ impl Error {
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
             Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
+            | Error::FileName { .. }
+            | Error::OtherGraph { .. }
+            | Error::MustBeFile { .. }
+            | Error::OwnInput { .. }
+            | Error::InTheWay { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
             | Error::Picture { .. }
@@ -362,6 +403,7 @@ impl Error {
             | Error::Dtype { .. }
             | Error::NotFinite { .. }
             | Error::LogitsNotFinite
+            | Error::ComputedNotFinite { .. }
             | Error::OutOfRange { .. }
             | Error::Metadata { .. }
             | Error::Architecture { .. }
@@ -387,6 +429,11 @@ impl Error {
         Some(match self.root() {
             Error::Damaged { .. } => "the file may be an incomplete download; fetch it again".into(),
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
+            Error::OutOfMemory { fits, .. } => fits.clone(),
+            Error::ComputedNotFinite { .. } => {
+                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
+                    .into()
+            }
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 format!("these are single tokens: {}; leading spaces count", quoted(near))
             }
@@ -402,6 +449,10 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 format!("this transcoder set was trained for a model of {transcoders} layers")
             }
+            Error::MustBeFile { .. } => "write it into a file first".into(),
+            Error::OwnInput { .. } => "name another file to write".into(),
+            Error::InTheWay { .. } => "choose another name, or move it away".into(),
+            Error::OtherGraph { .. } => "choose another name, or say that it is to be replaced".into(),
             Error::EmptyRange { .. } => "the end of a range is not part of it: 4..7 is 4, 5 and 6".into(),
             Error::GraphMismatch { .. } => {
                 "open the model and the transcoders that the graph was traced with; its metadata names them".into()

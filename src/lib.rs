@@ -112,9 +112,11 @@ pub mod cli;
 pub mod error;
 pub mod export;
 pub mod graph;
+mod input;
 pub mod intervene;
 pub mod job;
 pub mod labels;
+pub mod memory;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::collapse::check_groups;
 use super::{ClusterSettings, OpenedGraph, Supernode, find_node, find_supernodes};
 use crate::graph::Circuit;
+use crate::input::read_json;
 use crate::{Error, Result};
 
 /// A supernode's name and the ids of its members.
@@ -113,8 +114,7 @@ fn supernode(circuit: &Circuit, (name, ids): &NamedGroup) -> Result<Supernode> {
 /// # Errors
 /// A file that cannot be read or has none of these forms.
 fn read_groups(path: &Path) -> Result<Vec<NamedGroup>> {
-    let bytes =
-        std::fs::read(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
+    let bytes = read_json(path, "supernode")?;
     let parsed = serde_json::from_slice(&bytes).map_err(|_| Error::Damaged {
         file: path.display().to_string(),
         format: "supernode",

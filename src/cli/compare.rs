@@ -7,7 +7,8 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::circuits::{ChangedFeature, Common, common, diff, open_circuit};
+use crate::circuits::{ChangedFeature, Common, common, diff, open_circuit, relabel};
+use crate::labels::Labels;
 use crate::text::{quoted, terminal};
 use crate::{Error, Result};
 
@@ -25,6 +26,9 @@ pub struct DiffArgs {
     top: usize,
     #[command(flatten)]
     thresholds: Thresholds,
+    /// A feature_labels.json to name features from, over the names that the graphs carry
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -43,6 +47,9 @@ pub struct CommonArgs {
     top: usize,
     #[command(flatten)]
     thresholds: Thresholds,
+    /// A feature_labels.json to name features from, over the names that the graphs carry
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -54,8 +61,13 @@ pub struct CommonArgs {
 /// A graph that cannot be read, bad thresholds.
 pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
     let opening = args.thresholds.opening()?;
+    let labels = args.labels.as_deref().map(Labels::read).transpose()?;
     let (left, right) = rayon::join(|| open_circuit(&args.left, &opening), || open_circuit(&args.right, &opening));
-    let (left, right) = (left?, right?);
+    let (mut left, mut right) = (left?, right?);
+    if let Some(labels) = &labels {
+        relabel(&mut left, labels);
+        relabel(&mut right, labels);
+    }
     let diff = diff(&left, &right);
     if args.format == Format::Json {
         return print_json(&diff);
@@ -110,7 +122,11 @@ pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
     if !(1..=args.graphs.len()).contains(&at_least) {
         return Err(Error::Setting { name: "at-least", value: at_least as f64, range: "1 to the number of graphs" });
     }
-    let circuits = args.graphs.par_iter().map(|path| open_circuit(path, &opening)).collect::<Result<Vec<_>>>()?;
+    let labels = args.labels.as_deref().map(Labels::read).transpose()?;
+    let mut circuits = args.graphs.par_iter().map(|path| open_circuit(path, &opening)).collect::<Result<Vec<_>>>()?;
+    if let Some(labels) = &labels {
+        circuits.iter_mut().for_each(|circuit| relabel(circuit, labels));
+    }
     let (features, edges) = common(&circuits, at_least);
     let graphs: Vec<String> = args.graphs.iter().map(|path| path.display().to_string()).collect();
     if args.format == Format::Json {

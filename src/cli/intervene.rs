@@ -11,6 +11,7 @@ use crate::circuits::{Opening, open_graph};
 use crate::error::ErrorContext;
 use crate::export::replace_file;
 use crate::graph::FeatureId;
+use crate::input::read_text;
 use crate::intervene::{
     Alternative, Change, CompareOptions, FeatureSpec, GenerateOptions, Intervention, Mode, Plan, Positions, Supernodes,
     Sweep,
@@ -21,6 +22,7 @@ use crate::replacement::Replacement;
 use crate::tracer::{RunOptions, Swept, Tracer};
 use crate::{Error, Result};
 
+use super::graph_args::{CellsFor, refuse_own_inputs};
 use super::intervene_text::{comparison_text, sweep_text};
 use super::prompt::PromptArgs;
 use super::setup::SetupArgs;
@@ -94,6 +96,13 @@ pub struct InterveneArgs {
     /// Write a line plot of the target's probability over a sweep or a plan's alternatives
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// A feature_labels.json to name features from [default: the one beside the transcoders]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// Who reads csv: perhaps a spreadsheet, so that what begins like a formula gets an apostrophe in front; or a program,
+    /// with every cell exactly as it is
+    #[arg(long, value_enum, default_value_t)]
+    cells: CellsFor,
     /// How to print; csv is for sweeps and alternatives
     #[arg(long, value_enum, default_value_t)]
     format: InterveneFormat,
@@ -119,7 +128,11 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     let sweep: Option<Sweep> = args.sweep.as_deref().map(|text| parse(text, "--sweep")).transpose()?;
     let flags = changes(args)?;
 
-    let tracer = args.setup.open(None)?;
+    if let Some(svg) = &args.svg {
+        let inputs = [args.plan.as_ref(), args.graph.as_ref(), args.labels.as_ref(), args.prompt.file()];
+        refuse_own_inputs(svg, inputs)?;
+    }
+    let tracer = args.setup.open(args.labels.as_deref())?;
     let replacement = tracer.replacement();
     mode.check(replacement.model.config.n_layers)?;
     let (features, supernodes) = match &args.graph {
@@ -149,7 +162,7 @@ fn print_sweep(args: &InterveneArgs, report: &Swept) -> Result<()> {
     match args.format {
         InterveneFormat::Text => print_data(&sweep_text(report))?,
         InterveneFormat::Json => print_json(report)?,
-        InterveneFormat::Csv => print_data(&sweep_csv(&report.result))?,
+        InterveneFormat::Csv => print_data(&sweep_csv(&report.result, args.cells.into()))?,
     }
     if let Some(path) = &args.svg {
         let svg = sweep_svg(&report.result);
@@ -259,11 +272,7 @@ fn generate_options(args: &InterveneArgs, mode: &Mode) -> Result<Option<Generate
 
 fn read_plan(path: Option<&Path>, supernodes: &Supernodes) -> Result<Plan> {
     let Some(path) = path else { return Ok(Plan::default()) };
-    let json = std::fs::read_to_string(path).map_err(|source| Error::Io {
-        doing: "cannot read",
-        path: path.to_owned(),
-        source,
-    })?;
+    let json = read_text(path)?;
     Plan::parse(&json, &path.display().to_string(), supernodes)
 }
 

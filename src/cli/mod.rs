@@ -12,6 +12,7 @@ mod prune;
 mod row_args;
 mod setup;
 mod shortened;
+mod signals;
 mod summary;
 mod trace;
 mod verify;
@@ -74,8 +75,13 @@ pub enum Format {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    signals::end_cleanly();
     shortened::explain();
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return usage(&answer),
+    };
+    let result = match cli.command {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
@@ -91,7 +97,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("{}", error_text(&error));
+            say(&error_text(&error));
             ExitCode::from(EXIT_ERROR)
         }
     }
@@ -99,7 +105,28 @@ pub fn main() -> ExitCode {
 
 /// Says on stderr what was done; paths and names in it are not the program's own.
 fn note(text: &str) {
-    eprintln!("{}", terminal(text));
+    say(&(terminal(text) + "\n"));
+}
+
+/// Writes to stderr. Whether anybody reads it changes nothing about what was done, so that a closed or full stderr is no
+/// error, and no panic as it would be with `eprintln!`.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Help and versions, which are data, and mistakes in the arguments, which are not.
+fn usage(answer: &clap::Error) -> ExitCode {
+    let printed = answer.print().and_then(|()| std::io::stdout().flush());
+    if answer.use_stderr() {
+        return ExitCode::from(EXIT_ERROR);
+    }
+    match to_stdout(printed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error_text(&error));
+            ExitCode::from(EXIT_ERROR)
+        }
+    }
 }
 
 /// An error with its causes and the hint, as it is printed: what messages quote from files cannot add lines.
@@ -137,7 +164,12 @@ fn print_data(text: &str) -> Result<()> {
 /// As [`print_data`], for what is no text.
 fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+    to_stdout(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+}
+
+/// What became of a write to stdout.
+fn to_stdout(written: std::io::Result<()>) -> Result<()> {
+    match written {
         Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source })
         }

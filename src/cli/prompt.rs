@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::input::read_text;
 use crate::tracer::Prompt;
 use crate::{Error, Result};
 
@@ -22,6 +23,11 @@ pub(super) struct PromptArgs {
 }
 
 impl PromptArgs {
+    /// The file that it is read from, if it is.
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.prompt_file.as_ref()
+    }
+
     /// The prompt, as it was given.
     ///
     /// # Errors
@@ -37,11 +43,7 @@ impl PromptArgs {
 }
 
 fn read_prompt(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
-        doing: "cannot read",
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = read_text(path)?;
     // Editors end files with a newline that is not meant.
     Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }

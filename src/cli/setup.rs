@@ -58,8 +58,8 @@ impl SetupArgs {
     /// Sets the number of threads. The first thing a command does: nothing else may run yet.
     pub fn start_threads(&self) {
         let Some(threads) = self.threads else { return };
-        // SAFETY: called before any other thread of this program exists; candle reads this variable when it
-        // multiplies matrices.
+        // SAFETY: called before any other thread of this program exists but the one that waits for signals, which reads
+        // no variable; candle reads this one when it multiplies matrices.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
         // The pool can be built once; a second command in one process keeps the first pool.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();

@@ -90,6 +90,8 @@ pub struct CircuitMeta {
     pub completeness_score: Option<f64>,
     /// The largest relative error of the row identity.
     pub row_identity_error: Option<f64>,
+    /// What tells the trace from others ([`GraphMeta::fingerprint`](super::GraphMeta::fingerprint)), where it is known.
+    pub trace_id: Option<String>,
     /// How the influence was sampled, where it was.
     pub sampling: Option<Sampling>,
 }
@@ -209,6 +211,14 @@ impl Circuit {
                 node.label = Some(label);
             }
         }
+    }
+
+    /// Gives one node a label, or takes it away.
+    ///
+    /// # Panics
+    /// For an index of another graph.
+    pub fn set_label(&mut self, index: NodeIndex, label: Option<String>) {
+        self.graph[index].label = label;
     }
 
     /// What feeds `index`, largest share first.

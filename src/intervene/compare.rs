@@ -156,7 +156,7 @@ impl Distribution {
     /// Σ p·ln(p/q) with p this distribution; never below 0, which rounding may give.
     pub fn kl_divergence(&self, other: &Distribution) -> f64 {
         let terms = self.log_probabilities.iter().zip(&other.log_probabilities);
-        terms.map(|(p, q)| p.exp() * (p - q)).filter(|term| !term.is_nan()).sum::<f64>().max(0.0)
+        terms.map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
     }
 }
 

@@ -28,6 +28,6 @@ pub use original::{Original, Outcome};
 pub use plan::{Plan, Supernodes};
 pub use sweep::{Alternative, Sweep, SweepPoint, SweepResult};
 pub use verify::{
-    AblationPoint, CircuitCheck, CurvePoint, EdgeCheck, Faithfulness, IdentityCheck, ModeFaithfulness, Verification,
-    VerifyOptions, verify,
+    AblationPoint, CircuitCheck, ContentsCheck, CurvePoint, Difference, EdgeCheck, Faithfulness, IdentityCheck,
+    ModeFaithfulness, PartCheck, Verification, VerifyOptions, verify,
 };

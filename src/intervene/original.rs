@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::change::{Intervention, Mode};
 use super::edit::{Constraint, InterventionEdit, Resolved};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::model::{Activations, ForwardOptions, Hold, HookPoint, Pass};
 use crate::replacement::{ActiveFeatures, LinearModel, Replacement, Run};
@@ -120,6 +120,7 @@ impl<'a> Original<'a> {
     ) -> Result<ChangedRun> {
         mode.check(self.replacement.model.config.n_layers)?;
         let resolved = self.resolve(alternatives)?;
+        self.replacement.check_changed_run(alternatives.len(), self.n_pos())?;
         let n_layers = self.replacement.model.config.n_layers;
         let first_layer = resolved.first_layer().unwrap_or(n_layers);
         let resid_pre = match first_layer == n_layers {
@@ -154,6 +155,9 @@ impl<'a> Original<'a> {
     ///
     /// # Shapes
     /// `activations` are at the input hooks from `first_layer` on; returns `[batch][n_active]`.
+    ///
+    /// # Errors
+    /// [`Error::ComputedNotFinite`]; those of the tensor operations.
     pub(super) fn pre_activations(
         &self,
         activations: &Activations,
@@ -176,6 +180,11 @@ impl<'a> Original<'a> {
                 done += here.len();
                 for (z, products) in all.iter_mut().zip(rows.matmul(&encoder_vecs.t()?)?.to_vec2::<f32>()?) {
                     z.extend(products.iter().zip(here).map(|(product, f)| product + transcoder.b_enc(f.feature)));
+                    let new = &z[z.len() - here.len()..];
+                    if let Some((f, &value)) = here.iter().zip(new).find(|(_, value)| !value.is_finite()) {
+                        let quantity = format!("the pre-activation of {}_{}_{}", f.layer, f.feature, f.pos);
+                        return Err(Error::ComputedNotFinite { quantity, value });
+                    }
                 }
             }
         }

@@ -17,6 +17,7 @@ mod route;
 mod svg;
 mod table;
 
+pub use crate::text::Cells;
 pub use arrange::{Arrangement, DrawnBox, DrawnEdge, PictureSettings, arrange};
 pub use plot::{sweep_csv, sweep_svg};
 pub use png::png;

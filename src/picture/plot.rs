@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::intervene::SweepResult;
-use crate::text::{csv_cell, quoted, xml};
+use crate::text::{Cells, csv_cell, quoted, xml};
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 280.0;
@@ -83,7 +83,7 @@ pub fn sweep_svg(result: &SweepResult) -> String {
 }
 
 /// Alternatives as CSV with a header (RFC 4180).
-pub fn sweep_csv(result: &SweepResult) -> String {
+pub fn sweep_csv(result: &SweepResult, cells: Cells) -> String {
     let mut text = String::from(
         "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability\n",
     );
@@ -92,13 +92,13 @@ pub fn sweep_csv(result: &SweepResult) -> String {
         let _ = writeln!(
             text,
             "{},{value},{},{},{},{},{},{},{}",
-            csv_cell(&point.name),
-            csv_cell(&result.target),
+            csv_cell(&point.name, cells),
+            csv_cell(&result.target, cells),
             point.target_probability,
             point.target_rank,
             point.target_logit,
             point.kl_divergence,
-            csv_cell(&point.top_token),
+            csv_cell(&point.top_token, cells),
             point.top_probability,
         );
     }
@@ -129,7 +129,13 @@ mod tests {
         assert!(svg.contains("&lt;&amp;") && !svg.contains("<&"));
         let hostile = SweepResult { target: "\u{1b}\u{202e}=1+1".into(), ..result.clone() };
         assert!(!sweep_svg(&hostile).contains(['\u{1b}', '\u{202e}']));
-        assert!(sweep_csv(&hostile).lines().nth(1).unwrap().starts_with("0_1_2=-1,-1,\u{fffd}\u{fffd}=1+1,0.5,"));
+        assert!(
+            sweep_csv(&hostile, Cells::Spreadsheet)
+                .lines()
+                .nth(1)
+                .unwrap()
+                .starts_with("0_1_2=-1,-1,\u{fffd}\u{fffd}=1+1,0.5,")
+        );
         assert!(!sweep_svg(&SweepResult { points: Vec::new(), ..result }).contains("NaN"));
     }
 }

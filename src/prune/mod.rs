@@ -215,6 +215,7 @@ impl Pruned {
             replacement_score: Some(meta.replacement_score),
             completeness_score: Some(meta.completeness_score),
             row_identity_error: Some(meta.row_identity_error),
+            trace_id: (!meta.trace_id.is_empty()).then(|| meta.trace_id.clone()),
             sampling: meta.sampling,
         };
         let mut circuit = Circuit::new(meta, nodes, links)?;

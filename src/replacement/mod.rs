@@ -3,6 +3,7 @@
 //! Ameisen et al. 2025, "Building an Attribution Graph".
 
 mod linear_model;
+mod memory;
 mod pull_back;
 mod push_forward;
 mod run;

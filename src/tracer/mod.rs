@@ -15,7 +15,7 @@ pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use setup::{DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
-use crate::attribution::{Attribution, AttributionOptions, attribute};
+use crate::attribution::{Attribution, AttributionOptions, attribute, retrace};
 use crate::error::Result;
 use crate::graph::AttributionGraph;
 use crate::intervene::{Alternative, Intervention, Verification, VerifyOptions, verify};
@@ -173,13 +173,13 @@ impl Tracer {
         intervention::sweep(&self.replacement, prompt, interventions, alternatives, options, job)
     }
 
-    /// Checks a graph against the model: do its rows add up, are its edges measured effects, do its predictions come
+    /// Checks a graph against the model: is everything that it holds what the model gives, do its rows add up, are its edges measured effects, do its predictions come
     /// true in the free model.
     ///
     /// # Errors
     /// A graph of another model, prompt or transcoder set; those of reading weights and of the device.
     pub fn verify(&self, graph: &AttributionGraph, options: &VerifyOptions, job: &Job) -> Result<Verification> {
-        verify(&self.replacement, graph, options, job)
+        verify(&self.replacement, graph, options, |linear| retrace(&self.replacement, linear, graph, job), job)
     }
 
     /// Compares the influences and scores of a graph with exact ones, from the rows of all active features.

@@ -264,7 +264,7 @@ fn trace_and_inspect_say_that_rows_were_sampled_and_how_near_the_scores_are() {
 }
 
 fn tracer() -> Tracer {
-    Tracer::open(Setup::new("atlas", "atlas").device(DeviceChoice::Cpu)).unwrap()
+    Tracer::open(Setup::atlas().device(DeviceChoice::Cpu)).unwrap()
 }
 
 fn checked(tracer: &Tracer, graph: &AttributionGraph, n_features: usize) -> InfluenceCheck {

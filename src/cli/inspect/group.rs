@@ -25,6 +25,11 @@ pub(super) struct GroupArgs {
 }
 
 impl GroupArgs {
+    /// The file that supernodes are read from, if one is named.
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.group_file.as_ref()
+    }
+
     /// The supernodes that the options ask for.
     ///
     /// # Errors

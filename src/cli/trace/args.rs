@@ -11,7 +11,7 @@ use crate::tracer::Tracer;
 use crate::{Error, Result};
 
 use super::super::Format;
-use super::super::graph_args::Thresholds;
+use super::super::graph_args::{Thresholds, file_name};
 use super::super::prompt::PromptArgs;
 use super::super::row_args::RowArgs;
 use super::super::setup::SetupArgs;
@@ -53,9 +53,13 @@ pub struct TraceArgs {
     /// Where the files go
     #[arg(long, value_name = "FOLDER", default_value = "graphs")]
     pub(super) out_dir: PathBuf,
-    /// Name of the files and of the graph [default: from the prompt]
-    #[arg(long, value_name = "NAME")]
+    /// Name of the files and of the graph [default: from the prompt; where files of another trace have that name, with
+    /// digits that tell this one]
+    #[arg(long, value_name = "NAME", value_parser = file_name)]
     pub(super) slug: Option<String>,
+    /// Replace files of that name also where they hold another prompt, other targets or settings, or pinned nodes
+    #[arg(long)]
+    pub(super) force: bool,
     /// Do not write the pruned graph
     #[arg(long)]
     pub(super) no_json: bool,
@@ -77,6 +81,9 @@ pub struct TraceArgs {
     /// How to print the summary
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
+    /// With --format json: add `timings`, the time and memory of every phase; without them, equal runs print equal bytes
+    #[arg(long)]
+    pub(super) timings: bool,
 }
 
 impl TraceArgs {
