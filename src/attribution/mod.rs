@@ -12,6 +12,7 @@ mod sampled;
 mod targets;
 
 pub use row_choice::{RowChoice, Visits};
+pub use sampled::{ExactInfluence, exact_influence};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;

@@ -95,11 +95,7 @@ pub fn verify(
     retrace: impl FnOnce(&LinearModel) -> Result<Retraced>,
     job: &Job,
 ) -> Result<Verification> {
-    let tokens = check_shape(replacement, graph)?;
-    check_tokens(replacement, graph, &tokens)?;
-    replacement.model.keep_layers()?;
-    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
-    check_same(&original, graph)?;
+    let (original, linear) = linearized_as_traced(replacement, graph, job)?;
     let Retraced { graph: again, targets } = retrace(&linear)?;
     let contents = contents::check(&original, &linear, graph, &again)?;
 
@@ -132,6 +128,23 @@ pub fn verify(
         faithfulness,
         circuit,
     })
+}
+
+/// Runs a graph's prompt again and compares with what the graph recorded.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) fn linearized_as_traced<'a>(
+    replacement: &'a Replacement,
+    graph: &AttributionGraph,
+    job: &Job,
+) -> Result<(Original<'a>, LinearModel)> {
+    let tokens = check_shape(replacement, graph)?;
+    check_tokens(replacement, graph, &tokens)?;
+    replacement.model.keep_layers()?;
+    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
+    check_same(&original, graph)?;
+    Ok((original, linear))
 }
 
 /// A graph computed again, and how its targets are read off a run.
