@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Shortage};
 
 /// Memory that a call needs beyond what the process has.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,10 +59,12 @@ impl MemoryPlan {
         Err(Error::OutOfMemory {
             doing: doing(),
             needed: size(needed),
-            parts: parts.join(", "),
-            left: size(left.bytes),
-            limit: left.limit,
-            fits: fits(left.bytes.saturating_sub(RESERVE_BYTES) / 9 * 8),
+            why: Box::new(Shortage {
+                parts: parts.join(", "),
+                left: size(left.bytes),
+                limit: left.limit,
+                fits: fits(left.bytes.saturating_sub(RESERVE_BYTES) / 9 * 8),
+            }),
         })
     }
 }
