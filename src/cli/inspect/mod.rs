@@ -120,7 +120,10 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     }
     let format = chosen_format(args)?;
     if args.heat_map && !matches!(format, InspectFormat::Svg | InspectFormat::Png) {
-        return Err(Error::Contradiction { first: "--heat-map", second: "what is no picture; --format svg or png draws it" });
+        return Err(Error::Contradiction {
+            first: "--heat-map",
+            second: "what is no picture; --format svg or png draws it",
+        });
     }
     for output in args.output.iter().chain(&args.save) {
         refuse_own_inputs(output, [Some(&args.graph), args.labels.as_ref(), args.group.file()])?;
