@@ -20,7 +20,7 @@ mod sweep;
 mod verify;
 
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
-pub use compare::{CompareOptions, Comparison, FeatureChange, TokenChange};
+pub use compare::{CompareOptions, Comparison, FeatureChange, Measure, TokenChange};
 pub use effects::{Effects, Readout};
 pub use followed::{Followed, FollowedChange};
 pub use generate::GenerateOptions;
