@@ -3,7 +3,7 @@
 //! Prompts, tokens, labels, names of supernodes and plans, ids and paths come from files that anybody may have written.
 //! Each place that text goes to has one function here: the terminal ([`terminal`], [`quoted`]), SVG, GraphML and HTML
 //! ([`xml`]), tables ([`csv_cell`]), Graphviz ([`dot`]) and file names ([`slug`]). JSON is escaped by `serde_json`, and for
-//! the terminal by [`json_lines`].
+//! the terminal by [`json_lines`]. What was mistyped finds what was meant by [`typing_distance`].
 
 /// What stands for a character that its place cannot hold.
 const REPLACEMENT: char = '\u{FFFD}';
@@ -156,6 +156,14 @@ pub fn check_file_name(name: &str) -> Result<(), &'static str> {
         _ if name.len() > MAX_NAME_BYTES => Err("is longer than 200 bytes"),
         _ => Ok(()),
     }
+}
+
+/// Characters to add, drop, change or swap with their neighbour, at least, to make `a` of `b`; of long texts their beginnings
+/// count.
+pub fn typing_distance(a: &str, b: &str) -> usize {
+    const MAX_CHARS: usize = 40;
+    let letters = |text: &str| text.chars().take(MAX_CHARS).collect::<Vec<char>>();
+    edit_distance(&letters(a), &letters(b))
 }
 
 /// The name among `known` that somebody who typed `typed` most likely meant: the one with the fewest letters to change,

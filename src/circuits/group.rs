@@ -7,12 +7,12 @@ use petgraph::graph::NodeIndex;
 use serde::Deserialize;
 
 use super::collapse::check_groups;
-use super::{ClusterSettings, OpenedGraph, SharedView, Supernode, find_node, find_supernodes};
+use super::{ClusterSettings, OpenedGraph, SharedView, Supernode, find_node, find_nodes, find_supernodes};
 use crate::graph::Circuit;
 use crate::input::read_json;
 use crate::{Error, Result};
 
-/// A supernode's name and the ids of its members.
+/// A supernode's name and the names of its members ([`find_nodes`]).
 pub type NamedGroup = (String, Vec<String>);
 
 /// Which supernodes are wanted. The default: those that the graph's file holds.
@@ -110,7 +110,7 @@ impl GroupRequest {
 }
 
 fn supernode(circuit: &Circuit, (name, ids): &NamedGroup) -> Result<Supernode> {
-    let mut members = ids.iter().map(|id| find_node(circuit, id)).collect::<Result<Vec<_>>>()?;
+    let mut members = ids.iter().map(|id| find_nodes(circuit, id)).collect::<Result<Vec<_>>>()?.concat();
     members.sort_unstable();
     members.dedup();
     Ok(Supernode { name: name.clone(), members })

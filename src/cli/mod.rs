@@ -3,6 +3,9 @@
 mod compare;
 mod config;
 mod direction;
+mod effects_text;
+mod features;
+mod file_kind;
 mod graph_args;
 mod hints;
 mod inspect;
@@ -32,6 +35,7 @@ use crate::{Error, Result, text};
 use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use features::FeaturesArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use manual::{CompletionsArgs, ManArgs};
@@ -74,6 +78,8 @@ enum Command {
     Intervene(InterveneArgs),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
+    /// What features are active on: collect it from a text, show, search and merge it
+    Features(Box<FeaturesArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
     Setups(SetupsArgs),
     /// Print a script that completes commands and options in a shell
@@ -108,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => compare::run_diff(&args),
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
+        Command::Features(args) => features::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),

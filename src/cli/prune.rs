@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::circuits::{SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize};
+use crate::circuits::{
+    SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize, summarize_with_raw,
+};
 use crate::export::{WireGraph, raw, write_wire};
 use crate::input::is_stream;
 use crate::prune::PruneSettings;
@@ -52,7 +54,7 @@ pub(super) fn run(args: &PruneArgs) -> Result<()> {
     let file_stem = || output.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let slug = args.slug.clone().unwrap_or_else(file_stem);
     write_wire(&WireGraph::new(&circuit, &slug)?, &output)?;
-    let summary = summarize(&circuit, &SummarySettings::default())?;
+    let summary = summarize_with_raw(&circuit, &graph, &SummarySettings::default())?;
     print_data(&render(&summary, args.format)?)?;
     note(&format!("wrote {}", output.display()));
     Ok(())

@@ -19,6 +19,9 @@ mod sample;
 mod sweep;
 mod verify;
 
+pub(crate) use random::Random;
+pub(crate) use verify::linearized_as_traced;
+
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
 pub use compare::{CompareOptions, Comparison, FeatureChange, Measure, TokenChange};
 pub use effects::{Effects, Readout};
@@ -29,6 +32,6 @@ pub use plan::{Plan, Supernodes};
 pub use read_out::{FeatureGroup, GroupChange};
 pub use sweep::{Alternative, Sweep, SweepPoint, SweepResult, named_values};
 pub use verify::{
-    AblationPoint, CircuitCheck, ContentsCheck, CurvePoint, Difference, EdgeCheck, Faithfulness, IdentityCheck,
-    ModeFaithfulness, PartCheck, Verification, VerifyOptions, verify,
+    AblationPoint, CircuitCheck, ContentsCheck, CurvePoint, Difference, EdgeCheck, ErrorParts, Faithfulness,
+    IdentityCheck, ModeFaithfulness, PartCheck, Predictor, Retraced, Verification, VerifyOptions, VerifyTarget, verify,
 };

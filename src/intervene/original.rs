@@ -281,6 +281,7 @@ pub(super) fn hold<'b>(mode: &Mode, original: &'b Activations, n_layers: usize) 
         Some(range) if range == (0..n_layers) => Hold::PatternsAndNorms(original),
         Some(_) => Hold::Patterns(original),
         None if *mode == Mode::FrozenAttention => Hold::Patterns(original),
+        None if *mode == Mode::FrozenNorms => Hold::PatternsAndNorms(original),
         None => Hold::Nothing,
     }
 }

@@ -47,7 +47,7 @@ enum Step {
 }
 
 /// The words of a command, as a shell splits them; `None` where a quote is open or a backslash continues the line.
-fn words(text: &str) -> Option<Vec<String>> {
+pub fn words(text: &str) -> Option<Vec<String>> {
     let mut words: Vec<String> = Vec::new();
     let (mut word, mut is_in_word, mut quote) = (String::new(), false, None);
     let mut chars = text.chars();
@@ -193,7 +193,7 @@ fn pieces(line: &str) -> Vec<Piece> {
 
 /// Whether a shown line is what was printed. Another CPU rounds otherwise: the last decimal may differ by one, and
 /// numbers like 5e-7, which are rounding errors themselves, by anything.
-fn is_same(shown: &str, printed: &str) -> bool {
+pub fn is_same(shown: &str, printed: &str) -> bool {
     let (shown, printed) = (pieces(shown), pieces(printed));
     let decimals = |number: &str| number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
     let is_close = |a: &str, b: &str| match (a.contains("e-"), b.contains("e-")) {
@@ -254,6 +254,48 @@ fn commands_of_the_pages_run_and_print_what_the_pages_show() {
         assert!(n_run >= least_run, "{page}: {n_run} commands were run, expected {least_run}");
         assert!(n_compared >= least_compared, "{page}: {n_compared} lines were compared, expected {least_compared}");
     }
+}
+
+/// Commands with a mistake in each, and what the program says to them.
+const MISTYPED: &str = "tests/mistyped.md";
+
+#[test]
+fn mistyped_commands_get_the_messages_of_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let trace = ["trace", PROMPT, "--slug", "dallas", "--quiet"].map(str::to_owned);
+    assert!(run(folder.path(), &trace).0);
+    // Files that are not what they are taken for.
+    let raw = std::fs::read(at("graphs/dallas.safetensors")).unwrap();
+    let json = std::fs::read(at("graphs/dallas.json")).unwrap();
+    let files: [(&str, &[u8]); 6] = [
+        ("picture.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+        ("model.pt", b"PK\x03\x04\0\0\0\0archive/data.pkl"),
+        ("notes.txt", b"hello"),
+        ("empty.json", b""),
+        ("half.safetensors", &raw[..2000]),
+        ("half.json", &json[..500]),
+    ];
+    files.iter().for_each(|(name, bytes)| std::fs::write(at(name), bytes).unwrap());
+    let before = folder.path().read_dir().unwrap().count();
+    let (mut n_run, mut n_compared) = (0, 0);
+    for step in steps(MISTYPED) {
+        match step {
+            Step::LeaveOut => panic!("everything in the table runs"),
+            Step::Write { name, text } => std::fs::write(at(&name), text).unwrap(),
+            Step::Run { place, args, shown } => {
+                let (is_success, output) = run(folder.path(), &args);
+                assert!(!is_success, "{place}: {args:?} is no mistake:\n{output}");
+                assert!(!shown.is_empty(), "{place}: what does it say?");
+                n_run += 1;
+                n_compared += compare(&place, &shown, &output);
+            }
+        }
+    }
+    assert!(n_run >= 40 && n_compared >= 80, "{n_run} commands, {n_compared} lines");
+    let after = folder.path().read_dir().unwrap().count();
+    // Two files of the table itself, and the output of the last command.
+    assert!(after <= before + 3, "a mistake has written files");
 }
 
 #[test]
@@ -421,7 +463,7 @@ fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     // A capped graph and a sampled one have all that a graph can have.
     for rows in [["--max-features", "50"], ["--rows", "50"]] {
         let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
-        let args: Vec<String> = args.into_iter().chain(["--no-json"]).map(str::to_owned).collect();
+        let args: Vec<String> = args.into_iter().chain(["--no-json", "--force"]).map(str::to_owned).collect();
         let (is_success, output) = run(folder.path(), &args);
         assert!(is_success, "{output}");
         let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();

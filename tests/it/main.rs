@@ -11,6 +11,7 @@ mod doors;
 mod export;
 #[cfg(target_os = "linux")]
 mod faults;
+mod features;
 mod finite;
 mod graph;
 mod hostile;
@@ -36,6 +37,7 @@ mod sampled_trace;
 mod setups;
 mod smollm2;
 mod streams;
+mod summaries;
 mod supernodes;
 mod support;
 mod transpose;

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::attribution::requested;
-use crate::circuits::{PairPlan, Summary, SummarySettings, summarize};
+use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
 use crate::job::Job;
 use crate::text::terminal;
@@ -78,7 +78,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 
     let mut phases = phases.lock().unwrap_or_else(PoisonError::into_inner);
     phases.note("forward", format!("{n_pos} positions, {n_active} active features"));
-    let summary = summarize(&circuit, &SummarySettings { top: args.top, paths: args.paths, node: None })?;
+    let settings = SummarySettings { top: args.top, paths: args.paths, ..Default::default() };
+    let summary = summarize_with_raw(&circuit, graph.graph(), &settings)?;
     match args.format {
         Format::Text => print_text(&summary_text(&summary))?,
         Format::Json => {
