@@ -173,7 +173,7 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     let features = graph.as_ref().map(NamedGraph::features);
     // Under constraints changes are direct effects, which act on pre-activations: those are the graph's edges.
     let measure = match mode {
-        Mode::Free | Mode::FrozenAttention => Measure::Activation,
+        Mode::Free | Mode::FrozenAttention | Mode::FrozenNorms => Measure::Activation,
         Mode::Constrained(_) | Mode::Direct => Measure::PreActivation,
     };
     let compare = CompareOptions { target, top: args.top, features, followed, measure };
