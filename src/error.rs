@@ -63,6 +63,26 @@ pub enum Error {
     #[error("the graph has a cycle through {node}")]
     CircuitCycle { node: String },
 
+    /// A name that is to be a file's and cannot be.
+    #[error("the name {name:?} {problem}")]
+    FileName { name: String, problem: &'static str },
+
+    /// A pipe or a device where a file is needed.
+    #[error("`{}` is a pipe or a device, and {what} must be a file: it is not read from start to end", path.display())]
+    MustBeFile { path: PathBuf, what: &'static str },
+
+    /// An output that is one of the inputs: the same file, whatever it is called.
+    #[error("`{}` is read, and cannot be written over: it is the same file as `{}`", output.display(), input.display())]
+    OwnInput { output: PathBuf, input: PathBuf },
+
+    /// A file that is to be written is there already, and was not written by this program.
+    #[error("`{}` is there already and is no graph", file.display())]
+    InTheWay { file: PathBuf },
+
+    /// A file that is to be written holds the graph of another trace.
+    #[error("`{}` holds another graph: {difference}", file.display())]
+    OtherGraph { file: PathBuf, difference: String },
+
     /// A node of a JSON graph whose id or layer makes no sense.
     #[error("node `{id}` of the graph cannot be read: {reason}")]
     WireNode { id: String, reason: String },
@@ -231,9 +251,33 @@ pub enum Error {
     #[error("no transcoders are named for the model `{model}`")]
     NeedsTranscoders { model: String },
 
+    /// A name that no configuration has a set-up for.
+    #[error("there is no set-up `{name}`{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) })]
+    UnknownSetup { name: String, nearest: Option<String>, known: Vec<String>, files: Vec<String> },
+
+    /// A configuration of set-ups that cannot be understood.
+    #[error("the configuration `{file}`: {problem}")]
+    SetupFile { file: String, problem: String },
+
     /// A device that cannot be used.
     #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
+
+    /// More memory would be needed than there is; nothing of that size was allocated.
+    #[error("{doing} needs {needed} of memory ({parts}), but {left} are left of {limit}")]
+    OutOfMemory {
+        doing: String,
+        needed: String,
+        parts: String,
+        left: String,
+        limit: &'static str,
+        /// What would fit.
+        fits: String,
+    },
+
+    /// A number that was computed is NaN or infinite: what follows from it would mean nothing.
+    #[error("the numbers computed are not finite from here on: {quantity} is {value}")]
+    ComputedNotFinite { quantity: String, value: f32 },
 
     // intervene
     /// The model's logits leave no choice of a next token.
@@ -256,6 +300,30 @@ pub enum Error {
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
 
+    /// The address of a graph's page that says nothing of this graph.
+    #[error("cannot read the address of the graph's page: {problem}")]
+    SharedView { problem: String },
+
+    /// A name that a graph has no supernode or label for.
+    #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
+    UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
+
+    /// A feature of a graph that does not say how active it is.
+    #[error("`{file}` does not say how active `{node}` is")]
+    NoActivation { node: String, file: String },
+
+    /// A position of another prompt that has none like it in this one.
+    #[error("position {pos}, {token:?}, of `{file}` has no counterpart in this prompt")]
+    NoCounterpart { pos: usize, token: String, file: String },
+
+    /// Prompts that cannot be laid over each other.
+    #[error("the prompt has {here} tokens, that of {other} {there}")]
+    PromptLengths { here: usize, there: usize, other: String },
+
+    /// Two prompts of the same tokens, where their difference is asked for.
+    #[error("the prompt has the same tokens as that of {other}, so there is nothing to exchange")]
+    SamePrompt { other: String },
+
     /// A file that is no plan of interventions.
     #[error("the plan `{file}`: {problem}")]
     Plan { file: String, problem: String },
@@ -271,6 +339,23 @@ pub enum Error {
     /// A graph that was traced on another model, prompt or transcoder set.
     #[error("the graph is of another model: its {what} {graph}, here {model}")]
     GraphMismatch { what: &'static str, graph: String, model: String },
+
+    // features
+    /// A folder of features of another format version.
+    #[error("`{}` has format version {actual}, expected {expected}", path.display())]
+    FeaturesVersion { path: PathBuf, actual: u64, expected: u32 },
+
+    /// Features of another model or transcoder set.
+    #[error("the features in `{folder}` are of another {what}: {features}, here {here}")]
+    FeaturesMismatch { folder: String, what: &'static str, features: String, here: String },
+
+    /// Text that cannot be read as text.
+    #[error("cannot use the text `{file}`: {problem}")]
+    Text { file: String, problem: String },
+
+    /// Features that cannot be collected or merged as asked for.
+    #[error("cannot collect features into `{folder}`: {problem}")]
+    Collect { folder: String, problem: String },
 
     /// A setting outside its range; `name` is the field that holds it.
     #[error("`{name}` is {value}, expected {range}")]
@@ -318,9 +403,13 @@ impl Error {
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Hub { .. } => ErrorKind::Network,
-            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } => ErrorKind::TooLarge,
+            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } | Error::OutOfMemory { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
             | Error::UnknownSource { .. }
+            | Error::UnknownSetup { .. }
+            | Error::UnknownSupernode { .. }
+            | Error::NoActivation { .. }
+            | Error::NoCounterpart { .. }
             | Error::NotCached { .. }
             | Error::MissingFile { .. }
             | Error::NotOneToken { .. }
@@ -330,8 +419,17 @@ impl Error {
             | Error::NoSuchLayer { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
+            Error::PromptLengths { .. }
+            | Error::LayerCount { .. }
+            | Error::GraphMismatch { .. }
+            | Error::FeaturesMismatch { .. }
+            | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
+            | Error::FileName { .. }
+            | Error::OtherGraph { .. }
+            | Error::MustBeFile { .. }
+            | Error::OwnInput { .. }
+            | Error::InTheWay { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
             | Error::Picture { .. }
@@ -341,9 +439,12 @@ impl Error {
             | Error::EmptyRange { .. }
             | Error::Spec { .. }
             | Error::NothingToChange
+            | Error::SamePrompt { .. }
+            | Error::SharedView { .. }
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
+            | Error::Collect { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }
@@ -362,6 +463,7 @@ impl Error {
             | Error::Dtype { .. }
             | Error::NotFinite { .. }
             | Error::LogitsNotFinite
+            | Error::ComputedNotFinite { .. }
             | Error::OutOfRange { .. }
             | Error::Metadata { .. }
             | Error::Architecture { .. }
@@ -370,6 +472,9 @@ impl Error {
             | Error::Config { .. }
             | Error::Transcoders { .. }
             | Error::UnknownHook { .. }
+            | Error::FeaturesVersion { .. }
+            | Error::Text { .. }
+            | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
     }
@@ -387,6 +492,11 @@ impl Error {
         Some(match self.root() {
             Error::Damaged { .. } => "the file may be an incomplete download; fetch it again".into(),
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
+            Error::OutOfMemory { fits, .. } => fits.clone(),
+            Error::ComputedNotFinite { .. } => {
+                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
+                    .into()
+            }
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 format!("these are single tokens: {}; leading spaces count", quoted(near))
             }
@@ -402,6 +512,10 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 format!("this transcoder set was trained for a model of {transcoders} layers")
             }
+            Error::MustBeFile { .. } => "write it into a file first".into(),
+            Error::OwnInput { .. } => "name another file to write".into(),
+            Error::InTheWay { .. } => "choose another name, or move it away".into(),
+            Error::OtherGraph { .. } => "choose another name, or say that it is to be replaced".into(),
             Error::EmptyRange { .. } => "the end of a range is not part of it: 4..7 is 4, 5 and 6".into(),
             Error::GraphMismatch { .. } => {
                 "open the model and the transcoders that the graph was traced with; its metadata names them".into()
@@ -413,6 +527,13 @@ impl Error {
             Error::PromptTooLong { .. } => "shorten the prompt, or choose a model with a longer context".into(),
             Error::GraphVersion { .. } => {
                 "trace the prompt again, or read the file with the version of the program that wrote it".into()
+            }
+            Error::FeaturesVersion { .. } => {
+                "collect the features again, or read them with the version of the program that wrote them".into()
+            }
+            Error::FeaturesMismatch { .. } => {
+                "open the model and the transcoders that the features were collected with; features.json names them"
+                    .into()
             }
             Error::UnknownNode { near, .. } if !near.is_empty() => format!("there are {}", near.join(", ")),
             Error::TooManyLinks { .. } => "prune it while it is read, with thresholds".into(),

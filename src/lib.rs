@@ -111,10 +111,13 @@ pub mod circuits;
 pub mod cli;
 pub mod error;
 pub mod export;
+pub mod features;
 pub mod graph;
+mod input;
 pub mod intervene;
 pub mod job;
 pub mod labels;
+pub mod memory;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;

@@ -2,20 +2,25 @@
 //! and the features back in batches, and collects the edge rows.
 
 mod batches;
+mod finite;
 mod matrix;
+mod memory;
 mod plan;
+mod row_choice;
 mod rows;
+mod sampled;
 mod targets;
 
+pub use row_choice::{RowChoice, Visits};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
-use crate::graph::{Influence, RAW_FORMAT_VERSION, influence, scores};
+use crate::graph::{Influence, RAW_FORMAT_VERSION, scores};
 use crate::job::Job;
 use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement};
 
@@ -30,9 +35,9 @@ pub struct AttributionOptions {
     pub max_logits: usize,
     /// Salient logits are cut once their probabilities add up to this.
     pub logit_prob: f64,
-    /// At most this many features get a row; `None`: all active ones.
-    pub max_features: Option<usize>,
-    /// With `max_features`: a quarter of the features that are chosen between two looks at the influence.
+    /// Which features get a row.
+    pub rows: RowChoice,
+    /// With [`RowChoice::BestFirst`]: a quarter of the features that are chosen between two looks at the influence.
     pub batch_size: usize,
     /// Whether the graph keeps the directions that its features write along, d_model values of two bytes for each.
     pub keep_decoders: bool,
@@ -45,7 +50,7 @@ impl Default for AttributionOptions {
             position: None,
             max_logits: 10,
             logit_prob: 0.95,
-            max_features: Some(7500),
+            rows: RowChoice::Auto,
             batch_size: 512,
             keep_decoders: true,
         }
@@ -66,7 +71,7 @@ impl AttributionOptions {
         if self.batch_size == 0 {
             return Err(out_of_range("batch_size", 0.0, "1.."));
         }
-        Ok(())
+        self.rows.check()
     }
 }
 
@@ -93,7 +98,7 @@ pub struct Attribution {
     pub targets: Vec<Target>,
     /// Influence of every node of the graph: the scores come from it, and pruning begins with it.
     pub influence: Influence,
-    /// Rows computed: targets and selected features.
+    /// Rows computed: targets and selected features; those that a sampled sweep visited count too.
     pub n_rows: usize,
     /// Whether the device had no room for the rows so far, so that the host chose the features: the same ones, slower.
     pub short_of_device_memory: bool,
@@ -113,6 +118,67 @@ pub fn attribute(
     options: &AttributionOptions,
     job: &Job,
 ) -> Result<Attribution> {
+    attribute_rows(replacement, linear, prompt, options, None, job)
+}
+
+/// Computes a graph again, from its own settings and with rows for the features that it has: what is left to compare it
+/// with. Features of the graph that are not active in `linear` have no row in the other.
+///
+/// # Errors
+/// As [`attribute`], of settings that no trace can have had.
+pub fn retrace(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    graph: &AttributionGraph,
+    job: &Job,
+) -> Result<AttributionGraph> {
+    let settings = &graph.meta.settings;
+    let recorded: Option<Vec<TargetRequest>> = settings.targets.iter().map(|text| TargetRequest::parse(text)).collect();
+    // Older files do not say what was asked for, only what that led to.
+    let (targets, position) = match recorded.filter(|_| !graph.meta.trace_id.is_empty()) {
+        Some(targets) => (targets, settings.position),
+        None => {
+            let position = graph.meta.target_positions.first().map(|&pos| pos as usize);
+            (targets::requests_of(graph, replacement.model.config.d_model), position)
+        }
+    };
+    let options = AttributionOptions {
+        targets,
+        position,
+        max_logits: settings.max_logits,
+        logit_prob: settings.logit_prob,
+        rows: row_choice(graph),
+        batch_size: settings.batch_size,
+        keep_decoders: graph.decoder_directions().is_some(),
+    };
+    let active = feature_ids(linear);
+    let features = graph.layout().feature_ids().iter();
+    let features: Vec<usize> = features.filter_map(|feature| active.binary_search(feature).ok()).collect();
+    // A sample is drawn again, with all that was found from it.
+    let given = graph.whole_influence().is_none().then_some(features.as_slice());
+    let again = attribute_rows(replacement, linear, &graph.meta.prompt, &options, given, job);
+    Ok(again.context(|| "cannot compute the graph again from its `settings`".into())?.graph)
+}
+
+/// Which rows a graph was computed with, as far as its file tells.
+fn row_choice(graph: &AttributionGraph) -> RowChoice {
+    let settings = &graph.meta.settings;
+    RowChoice::parse(&settings.rows).unwrap_or(match (&graph.meta.sampling, settings.max_features) {
+        (Some(sampling), nodes) => RowChoice::Sampled { visits: Visits::Theta(sampling.theta), nodes },
+        (None, Some(max_features)) => RowChoice::BestFirst { max_features },
+        (None, None) => RowChoice::All,
+    })
+}
+
+/// As [`attribute`], with rows for the `given` features, ascending, where they are given.
+fn attribute_rows(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    prompt: &str,
+    options: &AttributionOptions,
+    given: Option<&[usize]>,
+    job: &Job,
+) -> Result<Attribution> {
     options.check()?;
     job.report(TARGETS_PHASE, 0, 1);
     let start = Instant::now();
@@ -123,12 +189,33 @@ pub fn attribute(
     let config = &replacement.model.config;
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
-    let rows = rows::compute(linear, &layout, &chosen.targets, options, job)?;
+    memory::RowSizes {
+        rows: options.rows.for_prompt(active.len()),
+        n_active: active.len(),
+        n_targets: chosen.targets.len(),
+        n_others: layout.n_nodes() - layout.n_features(),
+        n_pos: linear.tokens.len(),
+        d_decoder: if options.keep_decoders { config.d_model } else { 0 },
+    }
+    .check()?;
+    let rows = match given {
+        Some(features) if features.len() < active.len() => {
+            rows::compute_given(linear, &layout, &chosen.targets, features, job)?
+        }
+        _ => rows::compute(linear, &layout, &chosen.targets, options, job)?,
+    };
+    for (what, values) in [
+        ("value", &rows.row_values),
+        ("bias effect", &rows.bias_effect),
+        ("effect of unselected features", &rows.unselected_effect),
+    ] {
+        finite::check_row_values(what, values, &linear.features, &rows.selected, &chosen.targets)?;
+    }
     let (rows_secs, short_of_device_memory) = (start.elapsed().as_secs_f64(), rows.short_of_device_memory);
 
     let start = Instant::now();
     let tokenizer = &replacement.tokenizer;
-    let n_rows = rows.row_values.len();
+    let (n_rows, n_computed) = (rows.row_values.len(), rows.n_computed);
     let n_nodes = rows.selected.len() + layout.n_nodes() - layout.n_features();
     let selected = rows.selected.iter().map(|&i| active[i]);
     let feature_labels = replacement.transcoders.labels.of(selected.map(|f| (f.layer, f.feature)));
@@ -145,40 +232,77 @@ pub fn attribute(
         target_probabilities: chosen.targets.iter().map(|t| t.weight).collect(),
         logits: chosen.logits,
         meta: GraphMeta {
-            format_version: RAW_FORMAT_VERSION,
             prompt: prompt.to_owned(),
             prompt_tokens: linear.tokens.iter().map(|&t| tokenizer.token(t)).collect(),
             target_labels: chosen.targets.iter().map(|t| t.label.clone()).collect(),
             target_positions: chosen.targets.iter().map(|t| t.pos as u32).collect(),
-            model: replacement.source.clone(),
-            scan: replacement.transcoders.scan.clone(),
-            feature_input_hook: replacement.transcoders.input_hook.name().into(),
-            feature_output_hook: replacement.transcoders.output_hook.name().into(),
-            n_layers: config.n_layers,
-            settings: GraphSettings {
-                max_logits: options.max_logits,
-                logit_prob: options.logit_prob,
-                max_features: options.max_features,
-                batch_size: options.batch_size,
-            },
-            program_version: env!("CARGO_PKG_VERSION").into(),
             feature_labels,
-            ..GraphMeta::default()
+            ..requested(replacement, &linear.tokens, options)
         },
     })?;
+    graph.meta_mut().settings.max_features = options.rows.for_prompt(linear.features.len()).max_features();
     if options.keep_decoders {
         let directions = decoder_directions(linear, &graph.selected_features)?;
         graph.set_decoder_directions(directions)?;
     }
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let estimated = match rows.estimate {
+        Some(estimate) => {
+            finite::check_influence(&layout, &estimate.influence.nodes)?;
+            graph.set_whole_influence(estimate.influence)?;
+            graph.meta_mut().sampling = Some(estimate.sampling);
+            Some(estimate.scores)
+        }
+        None => None,
+    };
+    let influence = graph.influence();
     let identity = graph.row_identity_error();
-    let scores = scores(graph.layout(), &influence, &graph.target_probabilities);
+    if !identity.is_finite() {
+        finite::check_edges(&graph)?;
+    }
+    let scores = estimated.unwrap_or_else(|| scores(graph.layout(), &influence, &graph.target_probabilities));
     let meta = graph.meta_mut();
     meta.row_identity_error = identity;
     meta.replacement_score = scores.replacement;
     meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
-    Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, short_of_device_memory, elapsed_secs })
+    Ok(Attribution {
+        graph,
+        targets: chosen.targets,
+        influence,
+        n_rows: n_computed,
+        short_of_device_memory,
+        elapsed_secs,
+    })
+}
+
+/// The metadata that is known before anything is computed: of which model, with which settings.
+pub fn requested(replacement: &Replacement, tokens: &[u32], options: &AttributionOptions) -> GraphMeta {
+    // Taken apart, so that an option that is new cannot be forgotten. What the file leaves out is the same graph.
+    let AttributionOptions { targets, position, max_logits, logit_prob, rows, batch_size, keep_decoders: _ } = options;
+    let mut meta = GraphMeta {
+        format_version: RAW_FORMAT_VERSION,
+        model: replacement.source.clone(),
+        scan: replacement.transcoders.scan.clone(),
+        transcoders: replacement.transcoder_source.clone(),
+        feature_input_hook: replacement.transcoders.input_hook.name().into(),
+        feature_output_hook: replacement.transcoders.output_hook.name().into(),
+        n_layers: replacement.model.config.n_layers,
+        settings: GraphSettings {
+            max_logits: *max_logits,
+            logit_prob: *logit_prob,
+            // Of prompts that are long enough for a sample, only their run tells.
+            max_features: None,
+            batch_size: *batch_size,
+            rows: rows.to_string(),
+            targets: targets.iter().map(TargetRequest::to_string).collect(),
+            position: *position,
+        },
+        program_version: env!("CARGO_PKG_VERSION").into(),
+        ..GraphMeta::default()
+    };
+    let tokens: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+    meta.trace_id = meta.fingerprint(&tokens);
+    meta
 }
 
 /// Ids of all active features, in order.

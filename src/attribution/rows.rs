@@ -1,8 +1,10 @@
-//! Which rows are computed, and in which order: those of the targets, then all features or the most influential ones.
+//! Which rows are computed, and in which order: those of the targets, then all features, the most influential ones, or a sample.
 
 use super::AttributionOptions;
 use super::batches::{KeepOnDevice, RowCount, batch_limits, feature_batches, target_batches};
 use super::matrix::{Matrix, Rows};
+use super::row_choice::RowChoice;
+use super::sampled;
 use super::targets::Target;
 use crate::error::Result;
 use crate::graph::{NodeLayout, PARTIAL_ROW_SUM_CLAMP, PartialRows, next_features, partial_influence};
@@ -25,9 +27,14 @@ pub fn compute(
     job: &Job,
 ) -> Result<Rows> {
     let n_active = linear.features.len();
-    let limit = options.max_features.unwrap_or(n_active).min(n_active);
+    let limit = match options.rows.for_prompt(n_active) {
+        RowChoice::Sampled { visits, nodes } => {
+            return sampled::compute(linear, layout, targets, visits, nodes, job);
+        }
+        choice => choice.max_features().map_or(n_active, |limit| limit.min(n_active)),
+    };
     let mut matrix = Matrix::new(layout, limit + targets.len());
-    let count = RowCount::new(job, limit + targets.len());
+    let count = RowCount::new(job, "rows", limit + targets.len());
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
     let of_targets = target_batches(linear, targets, limits)?;
     if limit == n_active {
@@ -86,4 +93,27 @@ pub fn compute(
         matrix.fill(linear, feature_batches(linear, &next, limits)?, |feature| row_of[feature], keep, &count)?;
     }
     Ok(Rows { short_of_device_memory, ..matrix.select(&visited, targets.len()) })
+}
+
+/// As [`compute`], the rows of the targets and of `features`, ascending.
+///
+/// # Errors
+/// As [`compute`].
+pub fn compute_given(
+    linear: &LinearModel,
+    layout: &NodeLayout,
+    targets: &[Target],
+    features: &[usize],
+    job: &Job,
+) -> Result<Rows> {
+    let n_rows = features.len() + targets.len();
+    let mut matrix = Matrix::new(layout, n_rows);
+    let count = RowCount::new(job, "rows", n_rows);
+    let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
+    let nothing: KeepOnDevice = &mut |_, _| Ok(());
+    matrix.fill(linear, target_batches(linear, targets, limits)?, |target| target, nothing, &count)?;
+    let mut row_of = vec![usize::MAX; linear.features.len()];
+    features.iter().enumerate().for_each(|(at, &feature)| row_of[feature] = targets.len() + at);
+    matrix.fill(linear, feature_batches(linear, features, limits)?, |feature| row_of[feature], nothing, &count)?;
+    Ok(matrix.select(features, targets.len()))
 }

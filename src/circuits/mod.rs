@@ -12,24 +12,28 @@ mod collapse;
 mod compare;
 mod group;
 mod open;
+mod pair;
 mod relabel;
 mod report;
 mod save;
 mod select;
+mod shared_view;
 mod subgraph;
 mod summary;
 
 pub use choose::Part;
 pub use cluster::{ClusterSettings, Directions, find_supernodes};
 pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, collapse};
-pub use compare::{ChangedFeature, Common, Diff, common, diff};
+pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff};
 pub use group::{GroupRequest, NamedGroup, members_within};
 pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
-pub use relabel::relabel;
+pub use pair::{PairPlan, has_strange_partner};
+pub use relabel::{relabel, rename};
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};
 pub use select::{Selection, carrying_paths, neighborhood};
+pub use shared_view::SharedView;
 pub use subgraph::{circuit_scores, induced, pinned_scores};
 pub use summary::{
     Counts, Neighbors, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,

@@ -7,7 +7,7 @@ use petgraph::graph::NodeIndex;
 use super::group::{NamedGroup, split_name};
 use crate::error::ErrorContext;
 use crate::export::{StreamedGraph, raw, read_raw, stream_wire};
-use crate::graph::{AttributionGraph, Circuit, influence};
+use crate::graph::{AttributionGraph, Circuit};
 use crate::prune::{PruneSettings, nodes_within, prune, prune_links};
 use crate::{Error, Result};
 
@@ -67,6 +67,11 @@ impl OpenedGraph {
     /// The supernodes in the file, their members as ids. Ids of nodes that pruning has dropped may be among them.
     pub fn stored_groups(&self) -> Vec<NamedGroup> {
         let stored = self.json.as_ref().and_then(|json| json.q_params().get("supernodes")).cloned();
+        // circuit-tracer's page saves the list as text.
+        let stored = stored.and_then(|lists| match lists.as_str() {
+            Some(text) => serde_json::from_str(text).ok(),
+            None => Some(lists),
+        });
         let lists: Vec<Vec<String>> = stored.and_then(|lists| serde_json::from_value(lists).ok()).unwrap_or_default();
         lists.into_iter().filter_map(split_name).collect()
     }
@@ -114,7 +119,7 @@ pub fn open_raw(path: &Path) -> Result<AttributionGraph> {
 /// # Errors
 /// As [`prune`].
 pub fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let influence = graph.influence();
     prune(graph, &influence, settings)?.circuit(graph)
 }
 

@@ -10,10 +10,38 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             Some(format!("the option is `{}`; 0.8 for nodes and 0.98 for edges are usual", option_of(name)))
         }
         Error::NeedsOutput { .. } => Some("name another file with `--output`".into()),
+        Error::OtherGraph { .. } => Some("`--slug` with another name keeps both; `--force` replaces it".into()),
         Error::NeedsTranscoders { .. } => {
             Some("name a folder or Hub id with `--transcoders`: transcoders that were trained on this model".into())
         }
-        Error::NothingToChange => Some("use --set, --scale, --ablate, --plan or --sweep".into()),
+        Error::UnknownSetup { nearest, files, .. } => Some(match nearest {
+            Some(name) => format!("`--setup {name}` is the nearest; `circuitscope setups` lists all"),
+            None => format!("set-ups are read from {}; `circuitscope setups` lists them", files.join(" and ")),
+        }),
+        Error::SetupFile { .. } => Some(
+            "it looks like this: [setup.NAME], then model = \"..\" and transcoders = \"..\"; also labels, device, and \
+             default = \"NAME\" at the top"
+                .into(),
+        ),
+        Error::NothingToChange => {
+            Some("use --set, --scale, --ablate, --top-features, --like, --like-prompt, --plan or --sweep".into())
+        }
+        Error::UnknownSupernode { nearest, known, .. } => Some(match (nearest, known.is_empty()) {
+            (Some(nearest), _) => format!("the nearest is `{nearest}`"),
+            (None, false) => format!("its supernodes are {}", known.join(", ")),
+            (None, true) => {
+                "it has no supernodes; `--group NAME=ID,..` makes one, and labels of its features are names too".into()
+            }
+        }),
+        Error::PromptLengths { .. } => Some(
+            "features are exchanged position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
+             of any length"
+                .into(),
+        ),
+        Error::SamePrompt { .. } => Some("`--like-at P` exchanges the features at a position all the same".into()),
+        Error::Spec { expected, .. } if expected.starts_with("LAYER_FEATURE_POSITION") => {
+            Some("with `--graph FILE`, names of its supernodes and labels of its features stand for features too".into())
+        }
         Error::GraphMismatch { .. } => {
             Some("give the --model and --transcoders that the graph was traced with; its metadata names them".into())
         }

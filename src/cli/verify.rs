@@ -7,34 +7,38 @@ use clap::Args;
 
 use crate::Result;
 use crate::circuits::{open_raw, prune_raw};
-use crate::intervene::{CurvePoint, Faithfulness, Verification, VerifyOptions};
+use crate::export::raw_contents;
+use crate::intervene::{ContentsCheck, CurvePoint, Difference, Faithfulness, Verification, VerifyOptions};
 use crate::job::Job;
-use crate::text::quoted;
+use crate::text::{quoted, terminal};
 
 use super::graph_args::Thresholds;
-use super::setup::SetupArgs;
+use super::setup::{GraphSource, SetupArgs};
 use super::summary::{Align, write_table};
-use super::{Format, print_data, print_json};
+use super::{Format, print_json, print_text};
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// The raw graph, a .safetensors file that `trace` wrote
     graph: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Model")]
     setup: SetupArgs,
     /// Features, errors and tokens whose edges are measured, at most so many of each
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "What to measure")]
     samples: usize,
     /// Ablate the K most influential features, one by one and together
-    #[arg(long, value_name = "K", default_value_t = 20)]
+    #[arg(long, value_name = "K", default_value_t = 20, help_heading = "What to measure")]
     ablate: usize,
     /// Seed of the random features that the circuit is compared with
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, help_heading = "What to measure")]
     seed: u64,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
+    /// The feature_labels.json that the graph was traced with [default: the one beside the transcoders]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// How to print
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
 }
 
@@ -48,11 +52,15 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;
     let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
-    let tracer = args.setup.open(None)?;
+    let source = GraphSource::of_raw(&args.graph, &graph.meta);
+    let tracer = args.setup.open_with(args.labels.as_deref(), Some(&source))?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
-    let found = tracer.verify(&graph, &options, &Job::default())?;
+    let mut found = tracer.verify(&graph, &options, &Job::default())?;
+    let (tensors, keys) = raw_contents(&args.graph)?;
+    found.contents.require(&tensors, &keys);
+    found.passed &= found.contents.passed;
     match args.format {
-        Format::Text => print_data(&verification_text(&found))?,
+        Format::Text => print_text(&verification_text(&found))?,
         Format::Json => print_json(&found)?,
     }
     Ok(found.passed)
@@ -62,6 +70,7 @@ fn verification_text(found: &Verification) -> String {
     let mut text = String::new();
     let verdict = |passed: bool| if passed { "holds" } else { "FAILS" };
     let _ = writeln!(text, "{:<12}{}", "prompt", quoted(&found.prompt));
+    write_contents(&mut text, &found.contents, verdict(found.contents.passed));
     let identity = &found.identity;
     let _ = writeln!(
         text,
@@ -103,6 +112,24 @@ fn verification_text(found: &Verification) -> String {
         &circuit.necessity,
     );
     text
+}
+
+fn write_contents(text: &mut String, contents: &ContentsCheck, verdict: &str) {
+    let (n_tensors, n_keys) = (contents.tensors.len(), contents.metadata.len());
+    let n_values: usize = contents.tensors.iter().map(|check| check.n_values).sum();
+    let n_different = contents.different().count();
+    let result = if n_different == 0 { "are the model's".to_owned() } else { format!("and {n_different} differ") };
+    let what = format!("{n_tensors} tensors ({n_values} values) and {n_keys} keys computed again {result}");
+    let _ = writeln!(text, "{:<12}{verdict}: {what}", "contents");
+    for check in contents.different() {
+        let of = if check.n_values > 1 { format!(" of {}", check.n_values) } else { String::new() };
+        let _ = writeln!(text, "  {}: {}{of} differ", terminal(&check.name), check.n_different);
+        let Some(Difference { at, in_graph, here }) = &check.difference else { continue };
+        if !at.is_empty() {
+            let _ = writeln!(text, "    at {}", terminal(at));
+        }
+        let _ = writeln!(text, "    graph  {}\n    here   {}", terminal(in_graph), terminal(here));
+    }
 }
 
 fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {

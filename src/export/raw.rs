@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,8 +13,9 @@ use serde::Deserialize;
 use super::load::load;
 use super::replace::replace_file;
 use crate::graph::{
-    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION,
+    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION, WholeInfluence,
 };
+use crate::input::{check_is_file, is_stream};
 use crate::{Error, Result};
 
 /// The metadata key whose value is a [`GraphMeta`].
@@ -24,6 +25,11 @@ const FORMAT: &str = "raw graph";
 
 /// The tensor of [`DecoderDirections`], which a file may have.
 const DIRECTIONS: &str = "decoder_directions";
+
+/// The largest header that safetensors allows.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// The tensors of [`WholeInfluence`], which a file has all or none of.
+const WHOLE_INFLUENCE: [&str; 3] = ["influence", "influence_uncertainty", "row_abs_sums"];
 
 /// Bytes before a safetensors header: its length.
 const HEADER_LEN_BYTES: usize = 8;
@@ -42,21 +48,29 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     let selected: Vec<i64> = graph.selected_features.iter().map(|&i| i as i64).collect();
     let i64s = |values: &[i64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let n_targets = graph.target_ids.len();
-    // The i64 tensors first: every tensor stays aligned, so that a memory map of the file can be used as it is.
-    let small: [(&str, Vec<usize>, Vec<u8>); 4] = [
-        ("input_tokens", vec![graph.input_tokens.len()], i64s(&graph.input_tokens)),
-        ("active_features", vec![graph.active_features.len(), 3], i64s(&active)),
-        ("selected_features", vec![selected.len()], i64s(&selected)),
-        ("target_ids", vec![n_targets], i64s(&graph.target_ids)),
+    // The tensors of eight bytes a value first: every tensor stays aligned, so that a memory map of the file can be used as it is.
+    let mut small: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = vec![
+        ("input_tokens", Dtype::I64, vec![graph.input_tokens.len()], i64s(&graph.input_tokens)),
+        ("active_features", Dtype::I64, vec![graph.active_features.len(), 3], i64s(&active)),
+        ("selected_features", Dtype::I64, vec![selected.len()], i64s(&selected)),
+        ("target_ids", Dtype::I64, vec![n_targets], i64s(&graph.target_ids)),
     ];
+    if let Some(whole) = graph.whole_influence() {
+        let bytes = whole.nodes.iter().flat_map(|v| v.to_le_bytes()).collect();
+        small.push(("influence", Dtype::F64, vec![whole.nodes.len()], bytes));
+    }
     let mut floats: Vec<(&str, Vec<usize>, &[f32])> = vec![
         ("activation_values", vec![graph.activation_values.len()], &graph.activation_values),
         ("bias_effect", vec![n_rows], &graph.bias_effect),
         ("row_values", vec![n_rows], &graph.row_values),
         ("target_probabilities", vec![n_targets], &graph.target_probabilities),
         ("logits", vec![graph.logits.len()], &graph.logits),
-        ("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()),
     ];
+    if let Some(whole) = graph.whole_influence() {
+        floats.push(("influence_uncertainty", vec![whole.uncertainty.len()], &whole.uncertainty));
+        floats.push(("row_abs_sums", vec![n_rows], &whole.row_abs_sums));
+    }
+    floats.push(("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()));
     if !graph.unselected_effect.is_empty() {
         floats.insert(2, ("unselected_effect", vec![n_rows], &graph.unselected_effect));
     }
@@ -68,8 +82,8 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         info
     };
     let mut infos = Vec::new();
-    for (name, shape, bytes) in &small {
-        infos.push(((*name).to_owned(), info(Dtype::I64, shape, bytes.len())));
+    for (name, dtype, shape, bytes) in &small {
+        infos.push(((*name).to_owned(), info(*dtype, shape, bytes.len())));
     }
     for (name, shape, values) in &floats {
         infos.push(((*name).to_owned(), info(Dtype::F32, shape, size_of_val(*values))));
@@ -93,7 +107,7 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     replace_file(path, |writer| {
         writer.write_all(&(header.len() as u64).to_le_bytes())?;
         writer.write_all(&header)?;
-        for (_, _, bytes) in &small {
+        for (_, _, _, bytes) in &small {
             writer.write_all(bytes)?;
         }
         for (_, _, values) in &floats {
@@ -117,6 +131,7 @@ fn write_f32s(writer: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
 /// # Errors
 /// A file that cannot be read, that is no raw graph or damaged, another format version, parts that disagree.
 pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
+    check_is_file(path, "a raw graph")?;
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let file_bytes = file.metadata().map_err(failed)?.len();
@@ -139,6 +154,16 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     let unselected_effect = match metadata.info("unselected_effect") {
         Some(_) => reader.f32s("unselected_effect")?,
         None => Vec::new(),
+    };
+    // One of them without the others is damage, which `tensor` names.
+    let has_influence = WHOLE_INFLUENCE.iter().any(|name| metadata.info(name).is_some());
+    let whole_influence = match has_influence || meta.sampling.is_some() {
+        true => Some(WholeInfluence {
+            nodes: reader.f64s("influence")?,
+            uncertainty: reader.f32s("influence_uncertainty")?,
+            row_abs_sums: reader.f32s("row_abs_sums")?,
+        }),
+        false => None,
     };
     let directions = match metadata.info(DIRECTIONS) {
         Some(_) => {
@@ -163,16 +188,60 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         logits,
         meta,
     })?;
+    if let Some(whole) = whole_influence {
+        graph.set_whole_influence(whole)?;
+    }
     if let Some(directions) = directions {
         graph.set_decoder_directions(directions)?;
     }
     Ok(graph)
 }
 
+/// The metadata of the raw graph at `path`, without its tensors.
+///
+/// # Errors
+/// As [`read_raw`], of what is before the tensors.
+pub(crate) fn read_meta_of(path: &Path) -> Result<GraphMeta> {
+    read_meta(path, &read_header(path)?)
+}
+
+/// What a raw graph's file holds, by name, in no order: every tensor, and every key of the metadata, those that this
+/// program does not know too.
+///
+/// # Errors
+/// As [`read_raw`], of what is before the tensors.
+pub fn raw_contents(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
+    let header = read_header(path)?;
+    let tensors = header.tensors().into_keys().collect();
+    let mut keys = Vec::new();
+    for (key, text) in header.metadata().iter().flatten() {
+        match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text) {
+            Ok(fields) if key == META_KEY => keys.extend(fields.into_iter().map(|(field, _)| field)),
+            _ => keys.push(key.clone()),
+        }
+    }
+    Ok((tensors, keys))
+}
+
+fn read_header(path: &Path) -> Result<Metadata> {
+    check_is_file(path, "a raw graph")?;
+    let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mut len = [0u8; HEADER_LEN_BYTES];
+    file.read_exact(&mut len).map_err(failed)?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(len).min(MAX_HEADER_BYTES)).read_to_end(&mut header).map_err(failed)?;
+    serde_json::from_slice(&header).map_err(|e| damaged(path, e))
+}
+
 /// Whether the file at `path` begins like safetensors and not like JSON. `None` where it cannot be read.
 pub(crate) fn looks_raw(path: &Path) -> Option<bool> {
+    // A look at a pipe would take what is looked at out of it.
+    if is_stream(path) {
+        return None;
+    }
     let mut start = [0u8; HEADER_LEN_BYTES + 1];
-    std::io::Read::read_exact(&mut File::open(path).ok()?, &mut start).ok()?;
+    File::open(path).ok()?.read_exact(&mut start).ok()?;
     // Eight bytes of a length below 2^56, then the header's brace.
     Some(start[HEADER_LEN_BYTES - 1] == 0 && start[HEADER_LEN_BYTES] == b'{')
 }
@@ -219,6 +288,7 @@ impl Reader<'_> {
             let expected = match dtype {
                 Dtype::F32 => "F32",
                 Dtype::F16 => "F16",
+                Dtype::F64 => "F64",
                 _ => "I64",
             };
             return Err(Error::Dtype {
@@ -240,6 +310,12 @@ impl Reader<'_> {
     fn f32s(&self, name: &'static str) -> Result<Vec<f32>> {
         let (_, bytes) = self.tensor(name, Dtype::F32, 1)?;
         Ok(self.map[bytes].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    fn f64s(&self, name: &'static str) -> Result<Vec<f64>> {
+        let (_, bytes) = self.tensor(name, Dtype::F64, 1)?;
+        let eight = |b: &[u8]| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
+        Ok(self.map[bytes].chunks_exact(8).map(eight).collect())
     }
 
     fn i64s(&self, name: &'static str) -> Result<Vec<i64>> {

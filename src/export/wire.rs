@@ -10,12 +10,16 @@ use serde_json::{Map, Value, json};
 
 use super::replace::replace_file;
 use crate::graph::{Circuit, Node, NodeId};
+use crate::input::read_json;
 use crate::{Error, Result};
 
 pub(super) const FEATURE_TYPE: &str = "cross layer transcoder";
 pub(super) const ERROR_TYPE: &str = "mlp reconstruction error";
 pub(super) const TOKEN_TYPE: &str = "embedding";
 pub(super) const LOGIT_TYPE: &str = "logit";
+
+/// The key of a node's [`ShareEstimate`](crate::graph::ShareEstimate).
+pub(super) const ESTIMATE: &str = "influence_estimate";
 
 /// The `schema_version` that is written; files without one are read too.
 const SCHEMA_VERSION: u32 = 1;
@@ -184,6 +188,9 @@ impl WireNode {
                 ((n_layers + 1).to_string(), LOGIT_TYPE)
             }
         };
+        if let Some(estimate) = &node.estimate {
+            wire.extra.insert(ESTIMATE.to_owned(), json!(estimate));
+        }
         wire.layer = Value::String(layer);
         wire.feature_type = feature_type.to_owned();
         wire
@@ -269,8 +276,19 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
     if !scores.is_empty() {
         extra.insert("scores".to_owned(), Value::Object(scores));
     }
+    if let Some(sampling) = &meta.sampling {
+        extra.insert("sampling".to_owned(), json!(sampling));
+    }
     if !meta.model.is_empty() {
         extra.insert("model".to_owned(), json!(meta.model));
+    }
+    if !meta.transcoders.is_empty() {
+        extra.insert("transcoders".to_owned(), json!(meta.transcoders));
+    }
+    // circuit-tracer's page wants it; it names the parts of a set that was put together, which ours are not.
+    extra.insert("transcoder_list".to_owned(), json!([]));
+    if let Some(trace_id) = &meta.trace_id {
+        extra.insert("trace_id".to_owned(), json!(trace_id));
     }
     WireMetadata {
         slug: slug.to_owned(),
@@ -288,9 +306,7 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
 /// # Errors
 /// A file that cannot be read or that is not such a graph.
 pub fn read_wire(path: &Path) -> Result<WireGraph> {
-    let bytes =
-        std::fs::read(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
-    parse_wire(&bytes, &path.display().to_string())
+    parse_wire(&read_json(path, "graph JSON")?, &path.display().to_string())
 }
 
 /// Parses the bytes of a JSON graph; `file` names it in errors.

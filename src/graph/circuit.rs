@@ -8,7 +8,7 @@ use petgraph::graph::{DiGraph, EdgeIndex, NodeIndex};
 use petgraph::visit::EdgeRef;
 
 use super::sweep::propagate;
-use super::{GraphSettings, NodeId, NodeKind};
+use super::{GraphSettings, NodeId, NodeKind, Sampling, ShareEstimate};
 use crate::{Error, Result};
 
 /// A node of a circuit and what is shown of it.
@@ -30,6 +30,8 @@ pub struct Node {
     pub influence: Option<f64>,
     /// Weight of a target.
     pub probability: Option<f32>,
+    /// Share of the whole graph's influence, where it was sampled.
+    pub estimate: Option<ShareEstimate>,
 }
 
 /// A direct effect between two nodes of a circuit.
@@ -74,6 +76,8 @@ pub struct CircuitMeta {
     pub scan: String,
     /// The base model's name.
     pub model: String,
+    /// Where the transcoders were opened; empty where that is not known.
+    pub transcoders: String,
     /// Layers of the base model.
     pub n_layers: usize,
     /// The share of influence that nodes were pruned to, in 0..=1.
@@ -88,6 +92,10 @@ pub struct CircuitMeta {
     pub completeness_score: Option<f64>,
     /// The largest relative error of the row identity.
     pub row_identity_error: Option<f64>,
+    /// What tells the trace from others ([`GraphMeta::fingerprint`](super::GraphMeta::fingerprint)), where it is known.
+    pub trace_id: Option<String>,
+    /// How the influence was sampled, where it was.
+    pub sampling: Option<Sampling>,
 }
 
 /// What one node gives another, seen from one of them.
@@ -205,6 +213,14 @@ impl Circuit {
                 node.label = Some(label);
             }
         }
+    }
+
+    /// Gives one node a label, or takes it away.
+    ///
+    /// # Panics
+    /// For an index of another graph.
+    pub fn set_label(&mut self, index: NodeIndex, label: Option<String>) {
+        self.graph[index].label = label;
     }
 
     /// What feeds `index`, largest share first.

@@ -121,6 +121,12 @@ impl EntryJson {
     }
 
     fn change(&self) -> Result<Change, String> {
+        for (name, value) in [("set", self.set), ("scale", self.scale)] {
+            // JSON has larger numbers than f32, which become infinite.
+            if value.is_some_and(|value| !value.is_finite()) {
+                return Err(format!("has a `{name}` outside the range of f32"));
+            }
+        }
         match (self.set, self.scale, self.ablate) {
             (Some(value), None, None) => Ok(Change::Set(value)),
             (None, Some(factor), None) => Ok(Change::Scale(factor)),
@@ -192,6 +198,8 @@ mod tests {
             (r#"[{"supernode": "Ohio", "ablate": true}]"#, "Texas"),
             (r#"[{"node": "0_1", "set": 1}]"#, "0_1"),
             (r#"[{"node": "0_1_4..4", "set": 1}]"#, "empty"),
+            (r#"[{"node": "0_1_2", "set": 1e300}]"#, "`set` outside the range"),
+            (r#"[{"node": "0_1_2", "scale": -1e39}]"#, "`scale` outside the range"),
             ("[]", "nothing"),
             ("{", "EOF"),
             ("3", "invalid type"),

@@ -16,12 +16,15 @@ mod png;
 #[path = "without_png.rs"]
 mod png;
 mod sans;
+mod supernodes;
 mod svg;
 mod table;
 
+pub use crate::text::Cells;
 pub use arrange::{Arrangement, BoxKind, DrawnBox, DrawnEdge, Hidden, PictureSettings, Point, arrange};
 pub use heat_map::{HeatMap, heat_map};
 pub use plot::{sweep_csv, sweep_svg};
 pub use png::{characters_without_font, png};
+pub use supernodes::{DiagramEdge, DiagramNode, SupernodeDiagram, supernode_svg};
 pub use svg::svg;
 pub use table::{csv_edges, csv_nodes, dot, graphml};

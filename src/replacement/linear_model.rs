@@ -136,6 +136,7 @@ impl Replacement {
         let Run { pass, mut activations } = run;
         let n_excluded = self.n_excluded(tokens);
         let features = self.active_features(&activations, n_excluded, job)?;
+        self.check_sources(features.len(), tokens.len())?;
         let mlp_sources = self.mlp_sources(&features, &activations, &weights, n_excluded, job)?;
         let attn_constants = weights.iter().enumerate().map(|(l, w)| self.attn_constant(l, w, &activations));
         let attn_constants = attn_constants.collect::<Result<_>>()?;

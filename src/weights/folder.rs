@@ -1,10 +1,13 @@
 //! A set of files under one name: a folder, a Hub repository, or part of the program.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::checkpoint::Checkpoint;
 use super::hub::{Hub, Repo};
+use super::source::Source;
 use crate::error::{Error, Result};
+use crate::input::check_is_file;
 
 /// A set of files: a folder on disk, a Hub repository (files are fetched when asked for), or files in the program.
 #[derive(Clone)]
@@ -12,6 +15,12 @@ pub struct Folder {
     spec: String,
     hub: Hub,
     place: Place,
+}
+
+impl std::fmt::Debug for Folder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Folder({})", self.spec)
+    }
 }
 
 #[derive(Clone)]
@@ -46,6 +55,11 @@ impl Folder {
             return Err(Error::UnknownSource { spec: spec.to_string() });
         };
         Ok(Self { spec: spec.to_string(), hub, place })
+    }
+
+    /// A folder on disk, which need not look like anything else.
+    pub(crate) fn on_disk(path: &Path) -> Self {
+        Self { spec: path.display().to_string(), hub: Hub::from_env(), place: Place::Disk(path.to_path_buf()) }
     }
 
     /// Files that are part of the program: (name, bytes).
@@ -99,6 +113,7 @@ impl Folder {
             (path, _) => path?,
         };
         let Some(path) = path else { return Ok(None) };
+        check_is_file(&path, "a model's or transcoders' file")?;
         std::fs::read(&path).map(Some).map_err(|source| Error::Io { doing: "cannot read", path, source })
     }
 
@@ -149,6 +164,18 @@ impl Folder {
     /// [`Error::MissingFile`], [`Error::NotCached`], [`Error::Hub`].
     pub fn file(&self, name: &str) -> Result<PathBuf> {
         self.optional_file(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// A file's bytes: mapped, or part of the program.
+    ///
+    /// # Errors
+    /// As [`Folder::file`].
+    pub(super) fn source(&self, name: &str) -> Result<Arc<Source>> {
+        if let Place::Static(files) = self.place {
+            let file = files.iter().find(|(n, _)| *n == name).ok_or_else(|| self.missing(name))?;
+            return Ok(Source::embedded(&self.shown(name), file.1));
+        }
+        Source::map(&self.file(name)?)
     }
 
     fn optional_file(&self, name: &str) -> Result<Option<PathBuf>> {

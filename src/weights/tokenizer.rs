@@ -108,8 +108,7 @@ impl Tokenizer {
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.encode_plain(text)?;
         let Some(&first) = ids.first() else { return Err(Error::EmptyPrompt) };
-        let start = self.0.bos.or(self.0.pad).or(self.0.eos);
-        Ok(match start {
+        Ok(match self.start() {
             Some(start) if !self.is_special(first) => std::iter::once(start).chain(ids).collect(),
             _ => ids,
         })
@@ -191,6 +190,26 @@ impl Tokenizer {
         self.0.special.contains(&id)
     }
 
+    /// What is put before a prompt: BOS, else PAD, else EOS.
+    pub fn start(&self) -> Option<u32> {
+        self.0.bos.or(self.0.pad).or(self.0.eos)
+    }
+
+    /// The bytes of a token's text, where it is no whole character: byte-level tokens (GPT-2's letters for bytes) and
+    /// `<0xE2>`. Of all others the bytes of [`Tokenizer::token`].
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let text = self.token(id);
+        if !text.contains('\u{fffd}') {
+            return text.into_bytes();
+        }
+        let Some(raw) = self.0.tokenizer.id_to_token(id) else { return text.into_bytes() };
+        let hex = raw.strip_prefix("<0x").and_then(|hex| hex.strip_suffix('>'));
+        if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            return vec![byte];
+        }
+        raw.chars().map(byte_of_letter).collect::<Option<Vec<u8>>>().unwrap_or(text.into_bytes())
+    }
+
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.0.bos
@@ -218,5 +237,30 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String> {
         let json = self.0.tokenizer.to_string(false);
         json.map_err(|e| Error::Tokenizer { file: self.0.file.clone(), reason: e.to_string() })
+    }
+}
+
+/// The byte that a letter of a byte-level vocabulary stands for: printable ones for themselves, the others in order from
+/// U+0100 on (GPT-2's `bytes_to_unicode`).
+fn byte_of_letter(letter: char) -> Option<u8> {
+    let is_itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match u8::try_from(letter) {
+        Ok(byte) => is_itself(byte).then_some(byte),
+        Err(_) => (0..=u8::MAX).filter(|&byte| !is_itself(byte)).nth((letter as usize).checked_sub(0x100)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::byte_of_letter;
+
+    #[test]
+    fn letters_of_byte_level_vocabularies_are_bytes() {
+        for (letter, byte) in
+            [('A', 0x41), ('\u{120}', b' '), ('\u{10a}', b'\n'), ('\u{100}', 0), ('\u{143}', 0xad), ('\u{e2}', 0xe2)]
+        {
+            assert_eq!(byte_of_letter(letter), Some(byte), "{letter}");
+        }
+        assert_eq!([byte_of_letter(' '), byte_of_letter('\u{144}'), byte_of_letter('\u{4e2d}')], [None; 3]);
     }
 }

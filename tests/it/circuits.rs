@@ -11,7 +11,7 @@ use circuitscope::export::{WireGraph, stream_wire, wire, write_raw};
 use circuitscope::graph::{
     AttributionGraph, Circuit, CircuitMeta, Link, Node, NodeId, influence, scores, strongest_paths, subgraph_scores,
 };
-use circuitscope::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, svg};
+use circuitscope::picture::{Cells, PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, svg};
 use circuitscope::prune::{PruneSettings, nodes_within, prune, prune_links};
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
@@ -30,6 +30,7 @@ pub fn node(id: NodeId, pos: u32) -> Node {
         activation: None,
         influence: None,
         probability: matches!(id, NodeId::Target { .. }).then_some(0.5),
+        estimate: None,
     }
 }
 
@@ -342,8 +343,8 @@ proptest! {
             }
         }
         prop_assert!(svg(&circuit, &view, &arrangement).ends_with("</svg>\n"));
-        prop_assert_eq!(csv_edges(&circuit, &view).lines().count(), view.edges.len() + 1);
-        prop_assert_eq!(csv_nodes(&circuit, &view).lines().count(), view.nodes.len() + 1);
+        prop_assert_eq!(csv_edges(&circuit, &view, Cells::Exact).lines().count(), view.edges.len() + 1);
+        prop_assert_eq!(csv_nodes(&circuit, &view, Cells::Exact).lines().count(), view.nodes.len() + 1);
         prop_assert_eq!(dot(&circuit, &view).matches(" -> ").count(), view.edges.len());
         prop_assert_eq!(graphml(&circuit, &view).matches("<edge ").count(), view.edges.len());
     }

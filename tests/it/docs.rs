@@ -2,26 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::PROMPT;
+use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 3] =
-    [("README.md", 9, 13), ("docs/guide.md", 28, 84), ("docs/interventions.md", 10, 51)];
+const PAGES: [(&str, usize, usize); 5] = [
+    ("README.md", 9, 13),
+    ("docs/guide.md", 28, 84),
+    ("docs/interventions.md", 10, 51),
+    ("docs/tutorial.md", 24, 100),
+    ("docs/setups.md", 3, 9),
+];
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,
 /// and so are those that name a model, which has to be downloaded.
-const OTHER_PROGRAMS: [&str; 8] = ["cargo", "done", "export", "for", "jq", "just", "pip", "unzip"];
+const OTHER_PROGRAMS: [&str; 9] = ["cargo", "done", "echo", "export", "for", "jq", "just", "pip", "unzip"];
 
 /// How a reader of the README calls the program before it is installed.
 const FROM_SOURCES: [&str; 4] = ["cargo", "run", "--release", "--"];
 
 /// Languages of blocks that hold no commands.
-const NO_COMMANDS: [&str; 3] = ["json", "python", "rust"];
+const NO_COMMANDS: [&str; 4] = ["json", "python", "rust", "toml"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -79,7 +84,7 @@ fn step_of(place: String, mut words: Vec<String>, shown: Vec<String>) -> Step {
     if words.starts_with(&FROM_SOURCES.map(str::to_owned)) {
         words.splice(0..FROM_SOURCES.len(), ["circuitscope".to_owned()]);
     }
-    let needs_a_model = words.iter().any(|word| word == "--model");
+    let needs_a_model = words.iter().any(|word| word == "--model" || word == "--setup");
     match words.first().map(String::as_str) {
         Some("circuitscope") if needs_a_model => Step::LeaveOut,
         Some("circuitscope") => Step::Run { place, args: words.split_off(1), shown },
@@ -141,8 +146,7 @@ fn steps(page: &str) -> Vec<Step> {
 fn run(folder: &Path, args: &[String]) -> (bool, String) {
     let path = folder.join("output.txt");
     let file = std::fs::File::create(&path).unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_circuitscope"))
-        .current_dir(folder)
+    let status = program(folder)
         .args(args)
         // Pages show what the CPU computes, and nothing on them may need the network.
         .env("CUDA_VISIBLE_DEVICES", "")
@@ -413,13 +417,21 @@ fn definitions_that_sources_cite_exist() {
 #[test]
 fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     let folder = tempfile::tempdir().unwrap();
-    let args = ["trace", PROMPT, "--max-features", "50", "--slug", "capped", "--no-json"].map(str::to_owned);
-    let (is_success, output) = run(folder.path(), &args);
-    assert!(is_success, "{output}");
-    let bytes = std::fs::read(folder.path().join("graphs/capped.safetensors")).unwrap();
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let written: BTreeSet<String> = metadata.tensors().into_keys().collect();
-    assert!(written.contains("unselected_effect"), "a capped graph has all tensors");
+    let (mut written, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    // A capped graph and a sampled one have all that a graph can have.
+    for rows in [["--max-features", "50"], ["--rows", "50"]] {
+        let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
+        let args: Vec<String> = args.into_iter().chain(["--no-json"]).map(str::to_owned).collect();
+        let (is_success, output) = run(folder.path(), &args);
+        assert!(is_success, "{output}");
+        let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();
+        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors: BTreeSet<String> = metadata.tensors().into_keys().collect();
+        assert!(tensors.contains("unselected_effect"), "{rows:?}: features are left out");
+        written.extend(tensors);
+        let meta: Value = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["circuitscope"]).unwrap();
+        keys.extend(meta.as_object().unwrap().keys().cloned());
+    }
 
     let page = read("docs/formats.md");
     let section = page.split("\n## Raw graph\n").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -430,7 +442,5 @@ fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     };
     assert_eq!(named(tables.next().unwrap()), written);
 
-    let meta: Value = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["circuitscope"]).unwrap();
-    let keys: BTreeSet<String> = meta.as_object().unwrap().keys().cloned().collect();
     assert_eq!(named(tables.next().unwrap()), keys);
 }

@@ -120,7 +120,7 @@ fn what_does_not_exist_or_says_nothing_is_refused() {
         (&["--sweep", "0_1_2=0..1"], &["START..END/STEP"]),
         (&["--generate", "2", "--temperature=-1", "--ablate", "0_1_2"], &["--temperature"]),
         (&["--generate", "2", "--temperature", "1", "--top-p", "0", "--ablate", "0_1_2"], &["--top-p"]),
-        (&["--svg", "a.svg", "--ablate", "0_1_2"], &["--svg"]),
+        (&["--svg", "a.svg", "--ablate", "0_1_2"], &["--picture"]),
         (&["--format", "csv", "--ablate", "0_1_2"], &["--format csv"]),
         (&["--target-id", "99999", "--ablate", "0_1_2"], &["99999"]),
         (&["--target", " Aus tin", "--ablate", "0_1_2"], &[" Aus tin"]),

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute, retrace};
 use circuitscope::intervene::{
     Alternative, Change, FeatureSpec, GenerateOptions, Mode, Original, VerifyOptions, verify,
 };
 use circuitscope::job::{CancelToken, Job, Progress};
-use circuitscope::replacement::Replacement;
+use circuitscope::replacement::{LinearModel, Replacement};
 use circuitscope::weights::{atlas_model, atlas_transcoders};
 use circuitscope::{DeviceChoice, Error, Result, Setup, Tracer};
 
@@ -50,8 +50,8 @@ fn a_trace_is_cancelled_in_each_of_its_phases() {
         assert_eq!(n_told, 1, "{phase} went on");
     }
     let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-    for max_features in [None, Some(20)] {
-        let options = AttributionOptions { max_features, batch_size: 1, ..Default::default() };
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
+        let options = AttributionOptions { rows, batch_size: 1, ..Default::default() };
         let (job, told) = cancelled_in("rows");
         assert_cancelled(attribute(&replacement, &linear, PROMPT, &options, &job));
         let last = *told.lock().unwrap().last().unwrap();
@@ -75,8 +75,8 @@ fn a_trace_through_the_front_door_is_cancelled_in_each_phase_and_writes_nothing(
     let tracer = Tracer::open(Setup::new(part("model"), part("transcoders")).device(DeviceChoice::Cpu)).unwrap();
     let before = everything_below(folder.path());
     assert!(before.len() > 5);
-    for max_features in [None, Some(20)] {
-        let options = AttributionOptions { max_features, batch_size: 1, ..Default::default() };
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
+        let options = AttributionOptions { rows, batch_size: 1, ..Default::default() };
         for phase in ["layers", "encoders", "targets", "rows"] {
             let (job, told) = cancelled_in(phase);
             assert_cancelled(tracer.trace_with("He went to the house and", &options, &job));
@@ -99,11 +99,11 @@ fn progress_of_the_rows_ends_at_their_number() {
     let replacement = replacement();
     let tokens = replacement.tokenizer.encode_prompt(PROMPT).unwrap();
     let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-    for max_features in [None, Some(20)] {
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
         let told = Arc::new(Mutex::new(Vec::new()));
         let seen = told.clone();
         let job = Job::default().with_progress(move |progress| seen.lock().unwrap().push(progress));
-        let options = AttributionOptions { max_features, ..Default::default() };
+        let options = AttributionOptions { rows, ..Default::default() };
         let found = attribute(&replacement, &linear, PROMPT, &options, &job).unwrap();
         let told = told.lock().unwrap();
         let rows: Vec<_> = told.iter().filter(|progress| progress.phase == "rows").collect();
@@ -140,6 +140,7 @@ fn interventions_generation_and_verification_are_cancelled() {
 
     let (job, told) = cancelled_in("measured sources");
     let options = VerifyOptions { n_samples: 40, n_ablated: 2, seed: 0, kept: Vec::new() };
-    assert_cancelled(verify(&replacement, &graph, &options, &job));
+    let again = |linear: &LinearModel| retrace(&replacement, linear, &graph, &job);
+    assert_cancelled(verify(&replacement, &graph, &options, again, &job));
     assert_eq!(told.lock().unwrap().iter().filter(|p| p.phase == "measured sources").count(), 1);
 }

@@ -2,6 +2,7 @@
 //! the graph against ablations in the free model, and what the kept part of the graph is worth.
 
 mod circuit;
+mod contents;
 mod edges;
 mod faithfulness;
 mod statistics;
@@ -9,13 +10,14 @@ mod statistics;
 use serde::Serialize;
 
 pub use circuit::{CircuitCheck, CurvePoint};
+pub use contents::{ContentsCheck, Difference, PartCheck};
 pub use edges::EdgeCheck;
 pub use faithfulness::{AblationPoint, Faithfulness, ModeFaithfulness};
 
 use super::effects::Readout;
 use super::original::Original;
 use crate::error::{Error, Result};
-use crate::graph::{AttributionGraph, FeatureId, influence};
+use crate::graph::{AttributionGraph, FeatureId};
 use crate::job::Job;
 use crate::replacement::{LinearModel, Replacement};
 
@@ -49,8 +51,11 @@ pub struct Verification {
     pub prompt: String,
     /// The base model's name.
     pub model: String,
-    /// Whether the identity holds and every edge is a measured effect, within tolerance.
+    /// Whether everything in the graph is what the model gives, the identity holds and every edge is a measured effect,
+    /// within tolerance.
     pub passed: bool,
+    /// Whether every tensor and every key of the metadata is what the model gives.
+    pub contents: ContentsCheck,
     /// Whether rows add up.
     pub identity: IdentityCheck,
     /// Whether edges are measured effects.
@@ -74,7 +79,8 @@ pub struct IdentityCheck {
     pub passed: bool,
 }
 
-/// Checks a graph against the model that it was traced on.
+/// Checks a graph against the model that it was traced on. `retrace` computes the graph again, the rows of the same
+/// features, from the linear model of its tokens.
 ///
 /// # Errors
 /// [`Error::GraphMismatch`] for a graph of another model, transcoder set or tokenizer; those of reading and of the
@@ -83,12 +89,15 @@ pub fn verify(
     replacement: &Replacement,
     graph: &AttributionGraph,
     options: &VerifyOptions,
+    retrace: impl FnOnce(&LinearModel) -> Result<AttributionGraph>,
     job: &Job,
 ) -> Result<Verification> {
     let tokens = check_shape(replacement, graph)?;
+    check_tokens(replacement, graph, &tokens)?;
     replacement.model.keep_layers()?;
     let (original, linear) = Original::linearized(replacement, &tokens, job)?;
     check_same(&original, graph)?;
+    let contents = contents::check(&original, &linear, graph, &retrace(&linear)?)?;
 
     let largest = graph.row_identity_error();
     let identity = IdentityCheck {
@@ -98,7 +107,7 @@ pub fn verify(
         passed: largest <= IDENTITY_TOLERANCE,
     };
     let targets = token_targets(&original, &linear, graph)?;
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let influence = graph.influence();
     let edges = edges::check(&original, &linear, graph, &targets, options.n_samples, &influence.nodes, job)?;
     let by_influence = features_by_influence(graph, &influence.nodes);
     let faithfulness = match targets.first() {
@@ -112,7 +121,8 @@ pub fn verify(
     Ok(Verification {
         prompt: graph.meta.prompt.clone(),
         model: replacement.source.clone(),
-        passed: identity.passed && edges.passed,
+        passed: contents.passed && identity.passed && edges.passed,
+        contents,
         identity,
         edges,
         faithfulness,
@@ -177,6 +187,26 @@ fn check_shape(replacement: &Replacement, graph: &AttributionGraph) -> Result<Ve
         })
     };
     graph.input_tokens.iter().map(token).collect()
+}
+
+/// The tokens are those that the graph names and that its prompt is made of: of two that disagree, the third tells which
+/// is wrong. Where the text alone is, the comparison of the contents says so.
+fn check_tokens(replacement: &Replacement, graph: &AttributionGraph, tokens: &[u32]) -> Result<()> {
+    let tokenizer = &replacement.tokenizer;
+    let prompt = &graph.meta.prompt;
+    if tokenizer.decode(tokens) == *prompt || tokenizer.encode_prompt(prompt).is_ok_and(|encoded| encoded == tokens) {
+        return Ok(());
+    }
+    let named = tokens.iter().zip(&graph.meta.prompt_tokens).enumerate();
+    for (index, (&token, name)) in named {
+        let text = tokenizer.token(token);
+        if text != *name {
+            let what = "`input_tokens`, which are not those of its prompt,";
+            let graph = format!("hold {token} ({text:?}) at {index}");
+            return Err(Error::GraphMismatch { what, graph, model: format!("{name:?} is expected") });
+        }
+    }
+    Ok(())
 }
 
 /// Compares the model's run with what the graph recorded of its own.
