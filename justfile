@@ -26,6 +26,14 @@ bench:
 cuda-on-cpu:
     tests/on_cpu/run test --test it
 
+# Every reader of foreign files, fuzzed for so many seconds in all
+fuzz seconds="600":
+    fuzz/run {{seconds}}
+
+# Writes that fail, full disks, little memory, kills: the table of docs/reliability.md
+faults:
+    cargo test --release --test it -- faults::in_full --ignored --nocapture
+
 # On a machine with an NVIDIA GPU and the CUDA toolkit: all tests on it against the CPU's results, then its speed
 gpu:
     cargo build --release --features cuda

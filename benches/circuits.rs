@@ -10,7 +10,7 @@ use circuitscope::circuits::{
 };
 use circuitscope::export::{WireGraph, stream_wire, write_wire};
 use circuitscope::graph::{Circuit, CircuitMeta, Link, Node, NodeId, strongest_paths};
-use circuitscope::picture::{PictureSettings, arrange, csv_edges, png, svg};
+use circuitscope::picture::{Cells, PictureSettings, arrange, csv_edges, png, svg};
 use circuitscope::prune::{nodes_within, prune_links};
 use criterion::{Criterion, criterion_group, criterion_main};
 use petgraph::graph::NodeIndex;
@@ -100,7 +100,9 @@ fn bench(c: &mut Criterion) {
     group.bench_function("diff", |b| b.iter(|| black_box(diff(&circuit, &circuit))));
     let two = [circuit.clone(), circuit.clone()];
     group.bench_function("common", |b| b.iter(|| black_box(common(&two, 2))));
-    group.bench_function("csv", |b| b.iter(|| black_box(csv_edges(&circuit, &collapse(&circuit, &[]).unwrap()))));
+    group.bench_function("csv", |b| {
+        b.iter(|| black_box(csv_edges(&circuit, &collapse(&circuit, &[]).unwrap(), Cells::Exact)))
+    });
     let settings = PictureSettings::default();
     let picture = || {
         let view = collapse(&circuit, &[]).unwrap();

@@ -63,6 +63,26 @@ pub enum Error {
     #[error("the graph has a cycle through {node}")]
     CircuitCycle { node: String },
 
+    /// A name that is to be a file's and cannot be.
+    #[error("the name {name:?} {problem}")]
+    FileName { name: String, problem: &'static str },
+
+    /// A pipe or a device where a file is needed.
+    #[error("`{}` is a pipe or a device, and {what} must be a file: it is not read from start to end", path.display())]
+    MustBeFile { path: PathBuf, what: &'static str },
+
+    /// An output that is one of the inputs: the same file, whatever it is called.
+    #[error("`{}` is read, and cannot be written over: it is the same file as `{}`", output.display(), input.display())]
+    OwnInput { output: PathBuf, input: PathBuf },
+
+    /// A file that is to be written is there already, and was not written by this program.
+    #[error("`{}` is there already and is no graph", file.display())]
+    InTheWay { file: PathBuf },
+
+    /// A file that is to be written holds the graph of another trace.
+    #[error("`{}` holds another graph: {difference}", file.display())]
+    OtherGraph { file: PathBuf, difference: String },
+
     /// A node of a JSON graph whose id or layer makes no sense.
     #[error("node `{id}` of the graph cannot be read: {reason}")]
     WireNode { id: String, reason: String },
@@ -74,6 +94,18 @@ pub enum Error {
     /// A node was asked for that is not in the circuit.
     #[error("there is no node `{id}` in the graph")]
     UnknownNode { id: String, near: Vec<String> },
+
+    /// A node was asked for that is not in the chosen part of the circuit.
+    #[error("`{id}` ({node}) is in the graph, but not in the chosen part of it")]
+    NotInPart { id: String, node: String },
+
+    /// A node was asked for that pruning has dropped. `cumulative` is the share of influence that is reached at its rank.
+    #[error("`{id}` is in the raw graph, but pruning has dropped it: the node threshold is {threshold}")]
+    PrunedNode { id: String, threshold: f64, cumulative: f64 },
+
+    /// A node was asked for that is not in a graph that was pruned before.
+    #[error("there is no node `{id}` in the graph, which was pruned before: its node threshold was {threshold}")]
+    MaybePruned { id: String, threshold: f64 },
 
     /// A raw graph of another format version.
     #[error("`{}` has format version {actual}, expected {expected}", path.display())]
@@ -208,7 +240,7 @@ pub enum Error {
     NoSuchPosition { pos: usize, n_pos: usize },
 
     /// A feature that the transcoders do not have.
-    #[error("feature {layer}_{feature} does not exist: there are {n_layers} layers of {n_features} features")]
+    #[error("feature {layer}_{feature} does not exist: layer {layer} has {n_features} features, 0..={}", n_features.saturating_sub(1))]
     NoSuchFeature { layer: usize, feature: usize, n_layers: usize, n_features: usize },
 
     /// A folder of transcoders that cannot be understood.
@@ -231,9 +263,33 @@ pub enum Error {
     #[error("no transcoders are named for the model `{model}`")]
     NeedsTranscoders { model: String },
 
+    /// A name that no configuration has a set-up for.
+    #[error("there is no set-up `{name}`{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) })]
+    UnknownSetup { name: String, nearest: Option<String>, known: Vec<String>, files: Vec<String> },
+
+    /// A configuration of set-ups that cannot be understood.
+    #[error("the configuration `{file}`: {problem}")]
+    SetupFile { file: String, problem: String },
+
     /// A device that cannot be used.
     #[error("cannot use the device `{name}`: {reason}")]
     Device { name: String, reason: String },
+
+    /// More memory would be needed than there is; nothing of that size was allocated.
+    #[error("{doing} needs {needed} of memory ({parts}), but {left} are left of {limit}")]
+    OutOfMemory {
+        doing: String,
+        needed: String,
+        parts: String,
+        left: String,
+        limit: &'static str,
+        /// What would fit.
+        fits: String,
+    },
+
+    /// A number that was computed is NaN or infinite: what follows from it would mean nothing.
+    #[error("the numbers computed are not finite from here on: {quantity} is {value}")]
+    ComputedNotFinite { quantity: String, value: f32 },
 
     // intervene
     /// The model's logits leave no choice of a next token.
@@ -241,7 +297,7 @@ pub enum Error {
     LogitsNotFinite,
 
     /// A layer that the model does not have.
-    #[error("layer {layer} does not exist: the model has layers 0..={}", n_layers - 1)]
+    #[error("layer {layer} does not exist: the model has {n_layers} layers, 0..={}", n_layers.saturating_sub(1))]
     NoSuchLayer { layer: usize, n_layers: usize },
 
     /// A range without anything in it.
@@ -255,6 +311,30 @@ pub enum Error {
     /// A feature that is to be scaled where it is not active.
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
+
+    /// The address of a graph's page that says nothing of this graph.
+    #[error("cannot read the address of the graph's page: {problem}")]
+    SharedView { problem: String },
+
+    /// A name that a graph has no supernode or label for.
+    #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
+    UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
+
+    /// A feature of a graph that does not say how active it is.
+    #[error("`{file}` does not say how active `{node}` is")]
+    NoActivation { node: String, file: String },
+
+    /// A position of another prompt that has none like it in this one.
+    #[error("position {pos}, {token:?}, of `{file}` has no counterpart in this prompt")]
+    NoCounterpart { pos: usize, token: String, file: String },
+
+    /// Prompts that cannot be laid over each other.
+    #[error("the prompt has {here} tokens, that of {other} {there}")]
+    PromptLengths { here: usize, there: usize, other: String },
+
+    /// Two prompts of the same tokens, where their difference is asked for.
+    #[error("the prompt has the same tokens as that of {other}, so there is nothing to exchange")]
+    SamePrompt { other: String },
 
     /// A file that is no plan of interventions.
     #[error("the plan `{file}`: {problem}")]
@@ -335,9 +415,16 @@ impl Error {
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Hub { .. } => ErrorKind::Network,
-            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } => ErrorKind::TooLarge,
+            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } | Error::OutOfMemory { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
+            | Error::NotInPart { .. }
+            | Error::PrunedNode { .. }
+            | Error::MaybePruned { .. }
             | Error::UnknownSource { .. }
+            | Error::UnknownSetup { .. }
+            | Error::UnknownSupernode { .. }
+            | Error::NoActivation { .. }
+            | Error::NoCounterpart { .. }
             | Error::NotCached { .. }
             | Error::MissingFile { .. }
             | Error::NotOneToken { .. }
@@ -347,11 +434,17 @@ impl Error {
             | Error::NoSuchLayer { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. }
+            Error::PromptLengths { .. }
+            | Error::LayerCount { .. }
             | Error::GraphMismatch { .. }
             | Error::FeaturesMismatch { .. }
             | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
+            | Error::FileName { .. }
+            | Error::OtherGraph { .. }
+            | Error::MustBeFile { .. }
+            | Error::OwnInput { .. }
+            | Error::InTheWay { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
             | Error::Picture { .. }
@@ -361,6 +454,8 @@ impl Error {
             | Error::EmptyRange { .. }
             | Error::Spec { .. }
             | Error::NothingToChange
+            | Error::SamePrompt { .. }
+            | Error::SharedView { .. }
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
@@ -383,6 +478,7 @@ impl Error {
             | Error::Dtype { .. }
             | Error::NotFinite { .. }
             | Error::LogitsNotFinite
+            | Error::ComputedNotFinite { .. }
             | Error::OutOfRange { .. }
             | Error::Metadata { .. }
             | Error::Architecture { .. }
@@ -393,6 +489,7 @@ impl Error {
             | Error::UnknownHook { .. }
             | Error::FeaturesVersion { .. }
             | Error::Text { .. }
+            | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
     }
@@ -408,8 +505,16 @@ impl Error {
     /// What can be done about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         Some(match self.root() {
-            Error::Damaged { .. } => "the file may be an incomplete download; fetch it again".into(),
+            // What somebody fetches; graphs and labels are written here.
+            Error::Damaged { format, .. } if ["safetensors", "GGUF", "npz"].contains(format) => {
+                "the file may be an incomplete download; fetch it again".into()
+            }
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
+            Error::OutOfMemory { fits, .. } => fits.clone(),
+            Error::ComputedNotFinite { .. } => {
+                "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
+                    .into()
+            }
             Error::NotOneToken { near, .. } if !near.is_empty() => {
                 format!("these are single tokens: {}; leading spaces count", quoted(near))
             }
@@ -425,6 +530,10 @@ impl Error {
             Error::LayerCount { transcoders, .. } => {
                 format!("this transcoder set was trained for a model of {transcoders} layers")
             }
+            Error::MustBeFile { .. } => "write it into a file first".into(),
+            Error::OwnInput { .. } => "name another file to write".into(),
+            Error::InTheWay { .. } => "choose another name, or move it away".into(),
+            Error::OtherGraph { .. } => "choose another name, or say that it is to be replaced".into(),
             Error::EmptyRange { .. } => "the end of a range is not part of it: 4..7 is 4, 5 and 6".into(),
             Error::GraphMismatch { .. } => {
                 "open the model and the transcoders that the graph was traced with; its metadata names them".into()
@@ -444,12 +553,22 @@ impl Error {
                 "open the model and the transcoders that the features were collected with; features.json names them"
                     .into()
             }
-            Error::UnknownNode { near, .. } if !near.is_empty() => format!("there are {}", near.join(", ")),
+            Error::UnknownNode { near, .. } if !near.is_empty() => format!("nearest are {}", near.join(", ")),
+            Error::PrunedNode { cumulative, threshold, .. } if cumulative > threshold => {
+                format!("a node threshold of {} keeps it", kept_from(*cumulative))
+            }
+            Error::PrunedNode { .. } => "thresholds of 1 keep it".into(),
+            Error::MaybePruned { .. } => "the raw graph that it was made from may hold the node".into(),
             Error::TooManyLinks { .. } => "prune it while it is read, with thresholds".into(),
             Error::Threshold { .. } => "0.8 for nodes and 0.98 for edges are usual".into(),
             _ => return None,
         })
     }
+}
+
+/// A threshold that keeps what lies at this share, in few digits.
+pub(crate) fn kept_from(cumulative: f64) -> f64 {
+    ((cumulative * 1e4).ceil() / 1e4).min(1.0)
 }
 
 /// Adds what was being done to an error, on its way up.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::input::read_json;
 use crate::{Error, Result};
 
 /// Labels of features by `<layer>_<feature>`.
@@ -20,9 +21,7 @@ impl Labels {
     /// # Errors
     /// A file that cannot be read, that is no JSON object of strings, or with a key that is not `<layer>_<feature>`.
     pub fn read(path: &Path) -> Result<Labels> {
-        let bytes =
-            std::fs::read(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
-        Labels::parse(&bytes, &path.display().to_string())
+        Labels::parse(&read_json(path, "label")?, &path.display().to_string())
     }
 
     /// Parses the bytes of a label file; `file` names it in errors.

@@ -113,9 +113,11 @@ pub mod error;
 pub mod export;
 pub mod features;
 pub mod graph;
+mod input;
 pub mod intervene;
 pub mod job;
 pub mod labels;
+pub mod memory;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;
@@ -129,7 +131,7 @@ pub mod tracer;
 pub mod transcoder;
 pub mod weights;
 
-pub use attribution::AttributionOptions;
+pub use attribution::{AttributionOptions, RowChoice, Visits};
 pub use candle_core as candle;
 pub use error::{Error, ErrorKind, Result};
 pub use intervene::{FeatureSpec, Intervention};

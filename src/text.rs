@@ -3,7 +3,7 @@
 //! Prompts, tokens, labels, names of supernodes and plans, ids and paths come from files that anybody may have written.
 //! Each place that text goes to has one function here: the terminal ([`terminal`], [`quoted`]), SVG, GraphML and HTML
 //! ([`xml`]), tables ([`csv_cell`]), Graphviz ([`dot`]) and file names ([`slug`]). JSON is escaped by `serde_json`, and for
-//! the terminal by [`json_lines`].
+//! the terminal by [`json_lines`]. What was mistyped finds what was meant by [`typing_distance`].
 
 /// What stands for a character that its place cannot hold.
 const REPLACEMENT: char = '\u{FFFD}';
@@ -68,15 +68,28 @@ pub fn xml(text: &str) -> String {
     out
 }
 
+/// Who reads the cells of a table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cells {
+    /// Perhaps a spreadsheet, which computes cells that begin like a formula: these get an apostrophe in front.
+    #[default]
+    Spreadsheet,
+    /// A program, which takes every cell as it is.
+    Exact,
+}
+
 /// `text` as a cell of a table (RFC 4180): quoted where commas, quotes, line breaks or spaces at its ends need it.
 ///
-/// Spreadsheets compute cells that begin with `=`, `+`, `-` or `@`: such a text gets an apostrophe in front, which they
-/// take for "this is text". Numbers and single characters, which compute nothing, stay as they are.
-pub fn csv_cell(text: &str) -> String {
+/// Spreadsheets compute cells that begin with `=`, `+`, `-`, `@` (in their wide forms too), a tab or a carriage return: for
+/// them such a text gets an apostrophe in front, which they take for "this is text". Numbers and single characters, which
+/// compute nothing, stay as they are.
+pub fn csv_cell(text: &str, cells: Cells) -> String {
+    const FORMULA: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
     let mut cell: String = String::with_capacity(text.len());
     let trimmed = text.trim();
-    let is_formula = trimmed.starts_with(['=', '+', '-', '@']) && trimmed.len() > 1 && trimmed.parse::<f64>().is_err();
-    if is_formula {
+    let is_formula =
+        trimmed.starts_with(FORMULA) && trimmed.chars().nth(1).is_some() && trimmed.parse::<f64>().is_err();
+    if cells == Cells::Spreadsheet && (is_formula || text.starts_with(['\t', '\r'])) {
         cell.push('\'');
     }
     for c in text.chars() {
@@ -108,19 +121,95 @@ pub fn dot(text: &str) -> String {
 }
 
 /// A file name from a text: its letters and digits in lower case, words joined by dashes, at most 60 characters; `graph`
-/// where nothing is left.
-pub fn slug(text: &str) -> String {
+/// where nothing is left. Also whether all of the text's words are in it.
+pub fn slug(text: &str) -> (String, bool) {
     const MAX_CHARS: usize = 60;
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let joined = words.map(str::to_lowercase).collect::<Vec<_>>().join("-");
-    let slug: String = joined.chars().take(MAX_CHARS).collect();
+    let mut slug = String::new();
+    for c in joined.chars().take(MAX_CHARS) {
+        // Room for what is added to it.
+        if slug.len() + c.len_utf8() <= MAX_NAME_BYTES / 2 {
+            slug.push(c);
+        }
+    }
+    let is_whole = slug.len() == joined.len() && !slug.is_empty();
     let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { "graph".into() } else { slug.into() }
+    if slug.is_empty() { ("graph".into(), is_whole) } else { (slug.into(), is_whole) }
+}
+
+/// File systems take 255 bytes a name; endings and the marks of unfinished files are added to this.
+const MAX_NAME_BYTES: usize = 200;
+
+/// Checks that a text is the name of a file in a folder, on every system, and nothing else: no path, nothing that is not
+/// seen.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence that began with the name.
+pub fn check_file_name(name: &str) -> Result<(), &'static str> {
+    match name {
+        "" => Err("is empty"),
+        "." | ".." => Err("is a folder"),
+        _ if name.contains(['/', '\\']) => Err("holds a `/` or `\\`, which names have not"),
+        _ if name.chars().any(is_invisible_command) => Err("holds characters that are not seen"),
+        _ if name.trim() != name => Err("begins or ends with a space"),
+        _ if name.len() > MAX_NAME_BYTES => Err("is longer than 200 bytes"),
+        _ => Ok(()),
+    }
+}
+
+/// Characters to add, drop, change or swap with their neighbour, at least, to make `a` of `b`; of long texts their beginnings
+/// count.
+pub fn typing_distance(a: &str, b: &str) -> usize {
+    const MAX_CHARS: usize = 40;
+    let letters = |text: &str| text.chars().take(MAX_CHARS).collect::<Vec<char>>();
+    edit_distance(&letters(a), &letters(b))
+}
+
+/// The name among `known` that somebody who typed `typed` most likely meant: the one with the fewest letters to change,
+/// case aside, if that is at most a third of them.
+pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let letters = |name: &str| name.trim().to_lowercase().chars().collect::<Vec<char>>();
+    let typed = letters(typed);
+    let distances = known.into_iter().map(|name| (edit_distance(&typed, &letters(name)), name));
+    let (distance, name) = distances.min_by_key(|(distance, _)| *distance)?;
+    (3 * distance <= typed.len().max(name.chars().count())).then_some(name)
+}
+
+/// How many letters must be changed, added, left out or exchanged with the next one to make one of the other. Source:
+/// the restricted Damerau-Levenshtein distance, by its three last rows.
+fn edit_distance(a: &[char], b: &[char]) -> usize {
+    let mut rows = [vec![0; b.len() + 1], (0..=b.len()).collect(), vec![0; b.len() + 1]];
+    for i in 1..=a.len() {
+        rows[2][0] = i;
+        for j in 1..=b.len() {
+            let is_other = usize::from(a[i - 1] != b[j - 1]);
+            let mut least = (rows[1][j] + 1).min(rows[2][j - 1] + 1).min(rows[1][j - 1] + is_other);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[0][j - 2] + 1);
+            }
+            rows[2][j] = least;
+        }
+        rows.rotate_left(1);
+    }
+    rows[1][b.len()]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_name_is_what_was_meant() {
+        let known = ["smollm2", "gemma", "llama"];
+        assert_eq!(nearest("smolm2", known), Some("smollm2"));
+        assert_eq!(nearest("Gemma", known), Some("gemma"));
+        assert_eq!(nearest("llaam", known), Some("llama"));
+        assert_eq!(nearest("qwen", known), None);
+        assert_eq!(nearest("x", []), None);
+        let distance = |a: &str, b: &str| edit_distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
+        assert_eq!([distance("", "abc"), distance("ab", "ba"), distance("kitten", "sitting")], [3, 1, 3]);
+    }
 
     /// Clears a screen, begins an 8-bit escape sequence, turns the writing, breaks the line, closes quotes and elements.
     const HOSTILE: &str = "\u{1b}[2J \u{9b}31m \u{202e}txt\u{2028}\n\r\0<b a='1' c=\"2\">&amp;\\N\u{e0041}\u{feff}";
@@ -167,21 +256,41 @@ mod tests {
 
     #[test]
     fn cells_are_quoted_where_they_must_be_and_compute_nothing() {
-        assert_eq!(csv_cell("plain"), "plain");
-        assert_eq!(csv_cell(" Austin"), "\" Austin\"");
-        assert_eq!(csv_cell("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
-        assert_eq!(csv_cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
-        assert_eq!(csv_cell("\t@x"), "'\t@x");
-        assert_eq!(csv_cell(" +a"), "' +a");
-        assert_eq!(["-", "-1.5", "0_-1_4"].map(csv_cell), ["-", "-1.5", "0_-1_4"]);
-        assert!(!has_commands(&csv_cell(HOSTILE)));
+        let cell = |text: &str| csv_cell(text, Cells::Spreadsheet);
+        assert_eq!(cell("plain"), "plain");
+        assert_eq!(cell(" Austin"), "\" Austin\"");
+        assert_eq!(cell("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
+        assert_eq!(cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
+        assert_eq!(cell("\t@x"), "'\t@x");
+        assert_eq!(cell("\tx"), "'\tx");
+        assert_eq!(cell("＝1+1"), "'＝1+1");
+        assert_eq!(cell(" +a"), "' +a");
+        assert_eq!(["-", "-1.5", "0_-1_4"].map(cell), ["-", "-1.5", "0_-1_4"]);
+        assert!(!has_commands(&cell(HOSTILE)));
+        let exact = |text: &str| csv_cell(text, Cells::Exact);
+        assert_eq!(exact("=HYPERLINK(1)"), "=HYPERLINK(1)");
+        assert_eq!(exact(" +a"), "\" +a\"");
+        assert!(!has_commands(&exact(HOSTILE)));
     }
 
     #[test]
     fn slugs_are_safe_file_names() {
-        assert_eq!(slug("The capital of Texas, is"), "the-capital-of-texas-is");
-        assert_eq!(slug("../..\\ "), "graph");
-        assert!(slug(&"word ".repeat(100)).len() <= 60);
-        assert!(!has_commands(&slug(HOSTILE)) && !slug(HOSTILE).contains(['/', '.']));
+        assert_eq!(slug("The capital of Texas, is"), ("the-capital-of-texas-is".into(), true));
+        assert_eq!(slug("../..\\ "), ("graph".into(), false));
+        let (long, is_whole) = slug(&"word ".repeat(100));
+        assert!(long.len() <= 60 && !is_whole);
+        assert!(slug(&"𐐀".repeat(100)).0.len() <= MAX_NAME_BYTES / 2);
+        assert!(check_file_name(&slug(HOSTILE).0).is_ok() && !slug(HOSTILE).0.contains('.'));
+    }
+
+    #[test]
+    fn names_are_no_paths() {
+        for name in ["dallas", "a.b", "日本", "-", &"x".repeat(200)] {
+            assert_eq!(check_file_name(name), Ok(()), "{name}");
+        }
+        let long = "x".repeat(201);
+        for name in ["", ".", "..", "../x", "a/b", "a\\b", "/", "a\nb", "\u{1b}[2J", "\u{202e}x", " x", "x ", &long] {
+            assert!(check_file_name(name).is_err(), "{name:?}");
+        }
     }
 }

@@ -2,7 +2,9 @@
 //! and the features back in batches, and collects the edge rows.
 
 mod batches;
+mod finite;
 mod matrix;
+mod memory;
 mod plan;
 mod row_choice;
 mod rows;
@@ -10,11 +12,12 @@ mod sampled;
 mod targets;
 
 pub use row_choice::{RowChoice, Visits};
+pub use sampled::{ExactInfluence, exact_influence};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
@@ -116,6 +119,100 @@ pub fn attribute(
     options: &AttributionOptions,
     job: &Job,
 ) -> Result<Attribution> {
+    attribute_rows(replacement, linear, prompt, options, None, job)
+}
+
+/// Computes a graph again, from its own settings and with rows for the features that it has: what is left to compare it
+/// with. Features of the graph that are not active in `linear` have no row in the other.
+///
+/// # Errors
+/// As [`attribute`], of settings that no trace can have had.
+pub fn retrace(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    graph: &AttributionGraph,
+    job: &Job,
+) -> Result<AttributionGraph> {
+    let options = options_of(replacement, graph);
+    let active = feature_ids(linear);
+    let features = graph.layout().feature_ids().iter();
+    let features: Vec<usize> = features.filter_map(|feature| active.binary_search(feature).ok()).collect();
+    // A sample is drawn again, with all that was found from it.
+    let given = graph.whole_influence().is_none().then_some(features.as_slice());
+    let again = attribute_rows(replacement, linear, &graph.meta.prompt, &options, given, job);
+    Ok(again.context(|| "cannot compute the graph again from its `settings`".into())?.graph)
+}
+
+/// The targets of a graph, chosen again: `None` for one whose direction the file does not tell. `[n_targets]`
+///
+/// # Errors
+/// As [`choose_targets`].
+pub fn targets_of(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    graph: &AttributionGraph,
+) -> Result<Vec<Option<Target>>> {
+    let chosen = choose_targets(replacement, linear, &options_of(replacement, graph))?.targets;
+    let mut chosen: Vec<Option<Target>> = chosen.into_iter().map(Some).collect();
+    chosen.resize(graph.target_ids.len(), None);
+    // What stands for an unknown direction is zero, and a target of another name is another target.
+    for (target, label) in chosen.iter_mut().zip(&graph.meta.target_labels) {
+        let is_known = |target: &Target| -> Result<bool> {
+            let is_zero = match &target.kind {
+                TargetKind::Direction(direction) => direction.abs()?.max(0)?.to_scalar::<f32>()? == 0.0,
+                TargetKind::Feature { .. } => false,
+            };
+            Ok(target.label == *label && !is_zero)
+        };
+        if !target.as_ref().map_or(Ok(false), is_known)? {
+            *target = None;
+        }
+    }
+    Ok(chosen)
+}
+
+/// What a graph was asked to be.
+fn options_of(replacement: &Replacement, graph: &AttributionGraph) -> AttributionOptions {
+    let settings = &graph.meta.settings;
+    let recorded: Option<Vec<TargetRequest>> = settings.targets.iter().map(|text| TargetRequest::parse(text)).collect();
+    // Older files do not say what was asked for, only what that led to.
+    let (targets, position) = match recorded.filter(|_| !graph.meta.trace_id.is_empty()) {
+        Some(targets) => (targets, settings.position),
+        None => {
+            let position = graph.meta.target_positions.first().map(|&pos| pos as usize);
+            (targets::requests_of(graph, replacement.model.config.d_model), position)
+        }
+    };
+    AttributionOptions {
+        targets,
+        position,
+        max_logits: settings.max_logits,
+        logit_prob: settings.logit_prob,
+        rows: row_choice(graph),
+        batch_size: settings.batch_size,
+        keep_decoders: graph.decoder_directions().is_some(),
+    }
+}
+
+/// Which rows a graph was computed with, as far as its file tells.
+fn row_choice(graph: &AttributionGraph) -> RowChoice {
+    let settings = &graph.meta.settings;
+    RowChoice::parse(&settings.rows).unwrap_or(match (&graph.meta.sampling, settings.max_features) {
+        (Some(sampling), nodes) => RowChoice::Sampled { visits: Visits::Theta(sampling.theta), nodes },
+        (None, Some(max_features)) => RowChoice::BestFirst { max_features },
+        (None, None) => RowChoice::All,
+    })
+}
+
+/// As [`attribute`], with rows for the `given` features, ascending, where they are given.
+fn attribute_rows(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    prompt: &str,
+    options: &AttributionOptions,
+    given: Option<&[usize]>,
+    job: &Job,
+) -> Result<Attribution> {
     options.check()?;
     job.report(TARGETS_PHASE, 0, 1);
     let start = Instant::now();
@@ -126,7 +223,31 @@ pub fn attribute(
     let config = &replacement.model.config;
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
-    let rows = rows::compute(linear, &layout, &chosen.targets, options, job)?;
+    memory::RowSizes {
+        rows: match given {
+            Some(features) => RowChoice::BestFirst { max_features: features.len() },
+            None => options.rows.for_prompt(active.len()),
+        },
+        n_active: active.len(),
+        n_targets: chosen.targets.len(),
+        n_others: layout.n_nodes() - layout.n_features(),
+        n_pos: linear.tokens.len(),
+        d_decoder: if options.keep_decoders { config.d_model } else { 0 },
+    }
+    .check()?;
+    let rows = match given {
+        Some(features) if features.len() < active.len() => {
+            rows::compute_given(linear, &layout, &chosen.targets, features, job)?
+        }
+        _ => rows::compute(linear, &layout, &chosen.targets, options, job)?,
+    };
+    for (what, values) in [
+        ("value", &rows.row_values),
+        ("bias effect", &rows.bias_effect),
+        ("effect of unselected features", &rows.unselected_effect),
+    ] {
+        finite::check_row_values(what, values, &linear.features, &rows.selected, &chosen.targets)?;
+    }
     let (rows_secs, short_of_device_memory) = (start.elapsed().as_secs_f64(), rows.short_of_device_memory);
 
     let start = Instant::now();
@@ -148,33 +269,22 @@ pub fn attribute(
         target_probabilities: chosen.targets.iter().map(|t| t.weight).collect(),
         logits: chosen.logits,
         meta: GraphMeta {
-            format_version: RAW_FORMAT_VERSION,
             prompt: prompt.to_owned(),
             prompt_tokens: linear.tokens.iter().map(|&t| tokenizer.token(t)).collect(),
             target_labels: chosen.targets.iter().map(|t| t.label.clone()).collect(),
             target_positions: chosen.targets.iter().map(|t| t.pos as u32).collect(),
-            model: replacement.source.clone(),
-            scan: replacement.transcoders.scan.clone(),
-            feature_input_hook: replacement.transcoders.input_hook.name().into(),
-            feature_output_hook: replacement.transcoders.output_hook.name().into(),
-            n_layers: config.n_layers,
-            settings: GraphSettings {
-                max_logits: options.max_logits,
-                logit_prob: options.logit_prob,
-                max_features: options.rows.for_prompt(linear.features.len()).max_features(),
-                batch_size: options.batch_size,
-            },
-            program_version: env!("CARGO_PKG_VERSION").into(),
             feature_labels,
-            ..GraphMeta::default()
+            ..requested(replacement, &linear.tokens, options)
         },
     })?;
+    graph.meta_mut().settings.max_features = options.rows.for_prompt(linear.features.len()).max_features();
     if options.keep_decoders {
         let directions = decoder_directions(linear, &graph.selected_features)?;
         graph.set_decoder_directions(directions)?;
     }
     let estimated = match rows.estimate {
         Some(estimate) => {
+            finite::check_influence(&layout, &estimate.influence.nodes)?;
             graph.set_whole_influence(estimate.influence)?;
             graph.meta_mut().sampling = Some(estimate.sampling);
             Some(estimate.scores)
@@ -183,6 +293,9 @@ pub fn attribute(
     };
     let influence = graph.influence();
     let identity = graph.row_identity_error();
+    if !identity.is_finite() {
+        finite::check_edges(&graph)?;
+    }
     let scores = estimated.unwrap_or_else(|| scores(graph.layout(), &influence, &graph.target_probabilities));
     let meta = graph.meta_mut();
     meta.row_identity_error = identity;
@@ -197,6 +310,36 @@ pub fn attribute(
         short_of_device_memory,
         elapsed_secs,
     })
+}
+
+/// The metadata that is known before anything is computed: of which model, with which settings.
+pub fn requested(replacement: &Replacement, tokens: &[u32], options: &AttributionOptions) -> GraphMeta {
+    // Taken apart, so that an option that is new cannot be forgotten. What the file leaves out is the same graph.
+    let AttributionOptions { targets, position, max_logits, logit_prob, rows, batch_size, keep_decoders: _ } = options;
+    let mut meta = GraphMeta {
+        format_version: RAW_FORMAT_VERSION,
+        model: replacement.source.clone(),
+        scan: replacement.transcoders.scan.clone(),
+        transcoders: replacement.transcoder_source.clone(),
+        feature_input_hook: replacement.transcoders.input_hook.name().into(),
+        feature_output_hook: replacement.transcoders.output_hook.name().into(),
+        n_layers: replacement.model.config.n_layers,
+        settings: GraphSettings {
+            max_logits: *max_logits,
+            logit_prob: *logit_prob,
+            // Of prompts that are long enough for a sample, only their run tells.
+            max_features: None,
+            batch_size: *batch_size,
+            rows: rows.to_string(),
+            targets: targets.iter().map(TargetRequest::to_string).collect(),
+            position: *position,
+        },
+        program_version: env!("CARGO_PKG_VERSION").into(),
+        ..GraphMeta::default()
+    };
+    let tokens: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+    meta.trace_id = meta.fingerprint(&tokens);
+    meta
 }
 
 /// Ids of all active features, in order.

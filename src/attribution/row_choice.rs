@@ -51,7 +51,46 @@ impl Default for Visits {
     }
 }
 
+/// As settings record it.
+impl std::fmt::Display for RowChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RowChoice::Auto => f.write_str("auto"),
+            RowChoice::All => f.write_str("all"),
+            RowChoice::BestFirst { max_features } => write!(f, "best {max_features}"),
+            RowChoice::Sampled { visits, nodes } => {
+                match visits {
+                    Visits::Rows(n_rows) => write!(f, "sampled rows {n_rows}")?,
+                    Visits::Theta(theta) => write!(f, "sampled theta {theta}")?,
+                }
+                nodes.map_or(Ok(()), |nodes| write!(f, " nodes {nodes}"))
+            }
+        }
+    }
+}
+
 impl RowChoice {
+    /// Reads what [`Display`](std::fmt::Display) writes; `None` for any other text.
+    pub fn parse(text: &str) -> Option<RowChoice> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let sampled = |how: &str, number: &str, nodes: Option<usize>| {
+            let visits = match how {
+                "rows" => Visits::Rows(number.parse().ok()?),
+                "theta" => Visits::Theta(number.parse().ok()?),
+                _ => return None,
+            };
+            Some(RowChoice::Sampled { visits, nodes })
+        };
+        match words[..] {
+            ["auto"] => Some(RowChoice::Auto),
+            ["all"] => Some(RowChoice::All),
+            ["best", number] => number.parse().ok().map(|max_features| RowChoice::BestFirst { max_features }),
+            ["sampled", how, number] => sampled(how, number, None),
+            ["sampled", how, number, "nodes", nodes] => sampled(how, number, Some(nodes.parse().ok()?)),
+            _ => None,
+        }
+    }
+
     /// # Errors
     /// [`Error::Setting`] with the name of what is out of range.
     pub fn check(&self) -> Result<()> {
@@ -98,6 +137,22 @@ impl Visits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn choices_are_read_as_they_are_written() {
+        for choice in [
+            RowChoice::Auto,
+            RowChoice::All,
+            RowChoice::BestFirst { max_features: 7 },
+            RowChoice::Sampled { visits: Visits::Rows(9), nodes: None },
+            RowChoice::Sampled { visits: Visits::Theta(0.001), nodes: Some(5) },
+        ] {
+            assert_eq!(RowChoice::parse(&choice.to_string()), Some(choice));
+        }
+        for text in ["", "best", "best x", "sampled", "sampled rows", "sampled rows 1 nodes", "every"] {
+            assert_eq!(RowChoice::parse(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn all_rows_are_computed_where_that_is_no_more_work() {

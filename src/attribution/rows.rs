@@ -94,3 +94,26 @@ pub fn compute(
     }
     Ok(Rows { short_of_device_memory, ..matrix.select(&visited, targets.len()) })
 }
+
+/// As [`compute`], the rows of the targets and of `features`, ascending.
+///
+/// # Errors
+/// As [`compute`].
+pub fn compute_given(
+    linear: &LinearModel,
+    layout: &NodeLayout,
+    targets: &[Target],
+    features: &[usize],
+    job: &Job,
+) -> Result<Rows> {
+    let n_rows = features.len() + targets.len();
+    let mut matrix = Matrix::new(layout, n_rows);
+    let count = RowCount::new(job, "rows", n_rows);
+    let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
+    let nothing: KeepOnDevice = &mut |_, _| Ok(());
+    matrix.fill(linear, target_batches(linear, targets, limits)?, |target| target, nothing, &count)?;
+    let mut row_of = vec![usize::MAX; linear.features.len()];
+    features.iter().enumerate().for_each(|(at, &feature)| row_of[feature] = targets.len() + at);
+    matrix.fill(linear, feature_batches(linear, features, limits)?, |feature| row_of[feature], nothing, &count)?;
+    Ok(matrix.select(features, targets.len()))
+}

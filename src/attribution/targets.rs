@@ -6,6 +6,7 @@ use candle_core::Tensor;
 
 use super::AttributionOptions;
 use crate::error::{Error, Result};
+use crate::graph::AttributionGraph;
 use crate::replacement::{LinearModel, Replacement};
 
 /// What a user can ask to have explained.
@@ -33,6 +34,65 @@ pub enum TargetRequest {
         /// What the graph calls it.
         label: String,
     },
+}
+
+/// One text a request, by which settings are recorded and read again ([`TargetRequest::parse`]).
+impl std::fmt::Display for TargetRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            TargetRequest::SalientLogits => f.write_str("likeliest"),
+            TargetRequest::Token(token) => write!(f, "token {token}"),
+            TargetRequest::TokenDiff(first, second) => write!(f, "difference {first} {second}"),
+            TargetRequest::Feature { layer, feature, pos } => write!(f, "feature {layer}_{feature}_{pos}"),
+            TargetRequest::Direction { vec, label } => {
+                write!(f, "direction {}", vec.len())?;
+                vec.iter().try_for_each(|value| write!(f, " {value}"))?;
+                write!(f, " {label}")
+            }
+        }
+    }
+}
+
+impl TargetRequest {
+    /// Reads what [`Display`](std::fmt::Display) writes; `None` for any other text.
+    pub fn parse(text: &str) -> Option<TargetRequest> {
+        let (kind, rest) = text.split_once(' ').unwrap_or((text, ""));
+        match kind {
+            "likeliest" => Some(TargetRequest::SalientLogits),
+            "token" => rest.parse().ok().map(TargetRequest::Token),
+            "difference" => {
+                let (first, second) = rest.split_once(' ')?;
+                Some(TargetRequest::TokenDiff(first.parse().ok()?, second.parse().ok()?))
+            }
+            "feature" => {
+                let mut parts = rest.split('_').map(|part| part.parse().ok());
+                let [layer, feature, pos] = [parts.next()??, parts.next()??, parts.next()??];
+                parts.next().is_none().then_some(TargetRequest::Feature { layer, feature, pos })
+            }
+            "direction" => {
+                let (n_values, mut rest) = rest.split_once(' ')?;
+                let mut vec: Vec<f32> = Vec::new();
+                for _ in 0..n_values.parse::<usize>().ok()? {
+                    let (value, after) = rest.split_once(' ')?;
+                    vec.push(value.parse().ok()?);
+                    rest = after;
+                }
+                Some(TargetRequest::Direction { vec, label: rest.to_owned() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Requests that lead to the targets of a graph, as far as its ids and labels tell; a direction of zeros stands for what
+/// they do not.
+pub(super) fn requests_of(graph: &AttributionGraph, d_model: usize) -> Vec<TargetRequest> {
+    let request = |(&id, label): (&i64, &String)| match (u32::try_from(id), TargetRequest::parse(label)) {
+        (Ok(token), _) => TargetRequest::Token(token),
+        (Err(_), Some(feature @ TargetRequest::Feature { .. })) => feature,
+        _ => TargetRequest::Direction { vec: vec![0.0; d_model], label: label.clone() },
+    };
+    graph.target_ids.iter().zip(&graph.meta.target_labels).map(request).collect()
 }
 
 /// Where a target's gradient is put, and which.
@@ -203,6 +263,22 @@ fn salient_tokens(probabilities: &[f32], max_logits: usize, logit_prob: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_are_read_as_they_are_written() {
+        for request in [
+            TargetRequest::SalientLogits,
+            TargetRequest::Token(7),
+            TargetRequest::TokenDiff(7, 0),
+            TargetRequest::Feature { layer: 3, feature: 955, pos: 8 },
+            TargetRequest::Direction { vec: vec![0.1, -3e-9, 1.0], label: "1 2 and more".into() },
+        ] {
+            assert_eq!(TargetRequest::parse(&request.to_string()), Some(request));
+        }
+        for text in ["", "tokens 7", "token x", "difference 1", "feature 1_2", "feature 1_2_3_4", "direction 3 1 2 a"] {
+            assert_eq!(TargetRequest::parse(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn salient_tokens_stop_once_the_probability_is_reached() {

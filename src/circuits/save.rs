@@ -10,6 +10,7 @@ use super::report::{n_features, scores_of};
 use super::{OpenedGraph, Supernode};
 use crate::Result;
 use crate::export::{StreamedGraph, WireGraph, write_wire};
+use crate::graph::{Circuit, NodeId};
 use crate::prune::PruneSettings;
 
 /// Writes the whole graph as JSON, `chosen` pinned with the scores of what is pinned, `groups` stored; what else the file
@@ -20,7 +21,7 @@ use crate::prune::PruneSettings;
 pub fn save(opened: &OpenedGraph, chosen: Option<&[NodeIndex]>, groups: &[Supernode], path: &Path) -> Result<()> {
     let slug = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let mut wire = match &opened.json {
-        Some(json) => json.to_wire(),
+        Some(json) => with_labels(json.to_wire(), &opened.circuit),
         None => WireGraph::new(&opened.circuit, &slug)?,
     };
     // Node i of the file is node i of the circuit; its id may be of another program's form.
@@ -51,7 +52,18 @@ pub fn save(opened: &OpenedGraph, chosen: Option<&[NodeIndex]>, groups: &[Supern
     write_wire(&wire, path)
 }
 
-/// Writes a JSON graph that was pruned with `settings` while it was opened; `slug` renames it.
+/// The labels of features as they are in the circuit of the file's nodes.
+fn with_labels(mut wire: WireGraph, circuit: &Circuit) -> WireGraph {
+    for (wire, node) in wire.nodes.iter_mut().zip(circuit.graph().node_weights()) {
+        if let NodeId::Feature { .. } = node.id {
+            wire.clerp = node.label.clone().unwrap_or_default();
+        }
+    }
+    wire
+}
+
+/// Writes a JSON graph that was pruned with `settings` while it was opened, with the labels of its `circuit`; `slug`
+/// renames it.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -59,9 +71,10 @@ pub fn save_pruned_json(
     graph: &StreamedGraph,
     settings: &PruneSettings,
     slug: Option<&str>,
+    circuit: &Circuit,
     path: &Path,
 ) -> Result<()> {
-    let mut wire = graph.to_wire();
+    let mut wire = with_labels(graph.to_wire(), circuit);
     if let Some(slug) = slug {
         slug.clone_into(&mut wire.metadata.slug);
     }

@@ -7,12 +7,13 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::circuits::{ChangedFeature, Common, common, diff, open_circuit};
+use crate::circuits::{ChangedFeature, Common, common, diff, open_circuit, relabel};
+use crate::labels::Labels;
 use crate::text::{quoted, terminal};
 use crate::{Error, Result};
 
 use super::graph_args::Thresholds;
-use super::{Format, print_data, print_json};
+use super::{Format, print_json, print_text};
 
 #[derive(Debug, Args)]
 pub struct DiffArgs {
@@ -23,8 +24,11 @@ pub struct DiffArgs {
     /// How many features every list shows
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
+    /// A feature_labels.json to name features from, over the names that the graphs carry
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -41,8 +45,11 @@ pub struct CommonArgs {
     /// How many entries every list shows
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
+    /// A feature_labels.json to name features from, over the names that the graphs carry
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -54,8 +61,13 @@ pub struct CommonArgs {
 /// A graph that cannot be read, bad thresholds.
 pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
     let opening = args.thresholds.opening()?;
+    let labels = args.labels.as_deref().map(Labels::read).transpose()?;
     let (left, right) = rayon::join(|| open_circuit(&args.left, &opening), || open_circuit(&args.right, &opening));
-    let (left, right) = (left?, right?);
+    let (mut left, mut right) = (left?, right?);
+    if let Some(labels) = &labels {
+        relabel(&mut left, labels);
+        relabel(&mut right, labels);
+    }
     let diff = diff(&left, &right);
     if args.format == Format::Json {
         return print_json(&diff);
@@ -79,7 +91,7 @@ pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
         let _ = writeln!(text, "\n{name} (left share, right share)");
         list.iter().take(args.top).for_each(|feature| write_changed(&mut text, feature));
     }
-    print_data(&text)
+    print_text(&text)
 }
 
 fn write_changed(text: &mut String, feature: &ChangedFeature) {
@@ -110,7 +122,11 @@ pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
     if !(1..=args.graphs.len()).contains(&at_least) {
         return Err(Error::Setting { name: "at-least", value: at_least as f64, range: "1 to the number of graphs" });
     }
-    let circuits = args.graphs.par_iter().map(|path| open_circuit(path, &opening)).collect::<Result<Vec<_>>>()?;
+    let labels = args.labels.as_deref().map(Labels::read).transpose()?;
+    let mut circuits = args.graphs.par_iter().map(|path| open_circuit(path, &opening)).collect::<Result<Vec<_>>>()?;
+    if let Some(labels) = &labels {
+        circuits.iter_mut().for_each(|circuit| relabel(circuit, labels));
+    }
     let (features, edges) = common(&circuits, at_least);
     let graphs: Vec<String> = args.graphs.iter().map(|path| path.display().to_string()).collect();
     if args.format == Format::Json {
@@ -141,5 +157,5 @@ pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
             );
         }
     }
-    print_data(&text)
+    print_text(&text)
 }

@@ -1,17 +1,42 @@
 //! Options of all commands that open graphs: thresholds, labels, and how a summary is printed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::Result;
 use crate::circuits::{Opening, Summary, relabel};
+use crate::export::check_not_input;
 use crate::graph::Circuit;
 use crate::labels::Labels;
+use crate::picture::Cells;
 use crate::prune::PruneSettings;
+use crate::text::check_file_name;
 
 use super::summary::summary_text;
-use super::{Format, json_text};
+use super::{Format, json_text, terminal};
+
+/// Who reads a table, as the value of `--cells`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum CellsFor {
+    #[default]
+    Spreadsheet,
+    Exact,
+}
+
+impl From<CellsFor> for Cells {
+    fn from(cells: CellsFor) -> Cells {
+        match cells {
+            CellsFor::Spreadsheet => Cells::Spreadsheet,
+            CellsFor::Exact => Cells::Exact,
+        }
+    }
+}
+
+/// The value of `--slug`: the name of a file, not a path.
+pub(super) fn file_name(name: &str) -> std::result::Result<String, String> {
+    check_file_name(name).map(|()| name.to_owned()).map_err(|problem| format!("the name {problem}"))
+}
 
 /// Thresholds, as options.
 #[derive(Debug, Args)]
@@ -42,6 +67,18 @@ impl Thresholds {
     }
 }
 
+/// Refuses to write over what a command reads.
+///
+/// # Errors
+/// [`Error::OwnInput`](crate::Error::OwnInput).
+pub(super) fn refuse_own_inputs<'a>(
+    output: &Path,
+    inputs: impl IntoIterator<Item = Option<&'a PathBuf>>,
+) -> Result<()> {
+    let inputs: Vec<&Path> = inputs.into_iter().flatten().map(PathBuf::as_path).collect();
+    check_not_input(output, &inputs)
+}
+
 /// Labels from the file of `--labels`, over those that the graph carries.
 pub(super) fn relabel_from(circuit: &mut Circuit, labels: Option<&PathBuf>) -> Result<()> {
     if let Some(path) = labels {
@@ -53,7 +90,7 @@ pub(super) fn relabel_from(circuit: &mut Circuit, labels: Option<&PathBuf>) -> R
 /// A summary as it is printed.
 pub(super) fn render(summary: &Summary, format: Format) -> Result<String> {
     match format {
-        Format::Text => Ok(summary_text(summary)),
+        Format::Text => Ok(terminal::shown(&summary_text(summary))),
         Format::Json => json_text(summary),
     }
 }

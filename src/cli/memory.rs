@@ -22,14 +22,14 @@ impl MemorySampler {
     pub fn start() -> Self {
         let (peak_bytes, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (peak, stopped) = (Arc::clone(&peak_bytes), Arc::clone(&stop));
-        let thread = anonymous_bytes().map(|_| {
-            std::thread::spawn(move || {
-                while !stopped.load(Ordering::Relaxed) {
-                    peak.fetch_max(anonymous_bytes().unwrap_or(0), Ordering::Relaxed);
-                    std::thread::sleep(INTERVAL);
-                }
-            })
-        });
+        let sample = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                peak.fetch_max(anonymous_bytes().unwrap_or(0), Ordering::Relaxed);
+                std::thread::sleep(INTERVAL);
+            }
+        };
+        // A system that has no thread left for this gives no samples.
+        let thread = anonymous_bytes().and_then(|_| std::thread::Builder::new().spawn(sample).ok());
         Self { peak_bytes, stop, thread }
     }
 

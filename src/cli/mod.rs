@@ -1,35 +1,46 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
+mod config;
+mod direction;
+mod effects_text;
 mod features;
+mod file_kind;
 mod graph_args;
 mod hints;
 mod inspect;
 mod intervene;
-mod intervene_text;
+mod manual;
 mod memory;
 mod prompt;
 mod prune;
 mod row_args;
 mod setup;
+mod setups;
 mod shortened;
+mod signals;
 mod summary;
+mod terminal;
 mod trace;
 mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::text::{json_lines, terminal};
-use crate::{Error, Result};
+use crate::text::json_lines;
+use crate::{Error, Result, text};
+
+use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
 pub use features::FeaturesArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
+pub use manual::{CompletionsArgs, ManArgs};
 pub use prune::PruneArgs;
+pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
 pub use verify::VerifyArgs;
@@ -46,6 +57,9 @@ const EXIT_ERROR: u8 = 2;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, help_heading = "Output")]
+    color: Color,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +80,12 @@ enum Command {
     Verify(VerifyArgs),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
+    Setups(SetupsArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(ManArgs),
 }
 
 /// How a summary is printed.
@@ -78,8 +98,16 @@ pub enum Format {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    signals::end_cleanly();
     shortened::explain();
-    let result = match Cli::parse().command {
+    let color = Color::of_arguments(std::env::args_os());
+    terminal::start(color);
+    let parsed = Cli::command().color(color.for_clap()).try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(answer) => return usage(&answer),
+    };
+    let result = match cli.command {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
@@ -92,11 +120,14 @@ pub fn main() -> ExitCode {
             Ok(false) => return ExitCode::from(EXIT_NO),
             Err(error) => Err(error),
         },
+        Command::Setups(args) => setups::run(&args),
+        Command::Completions(args) => manual::run_completions(&args),
+        Command::Man(args) => manual::run_man(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("{}", error_text(&error));
+            say(&error_text(&error));
             ExitCode::from(EXIT_ERROR)
         }
     }
@@ -104,19 +135,41 @@ pub fn main() -> ExitCode {
 
 /// Says on stderr what was done; paths and names in it are not the program's own.
 fn note(text: &str) {
-    eprintln!("{}", terminal(text));
+    say(&(crate::text::terminal(text) + "\n"));
+}
+
+/// Writes to stderr. Whether anybody reads it changes nothing about what was done, so that a closed or full stderr is no
+/// error, and no panic as it would be with `eprintln!`.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Help and versions, which are data, and mistakes in the arguments, which are not.
+fn usage(answer: &clap::Error) -> ExitCode {
+    let printed = answer.print().and_then(|()| std::io::stdout().flush());
+    if answer.use_stderr() {
+        return ExitCode::from(EXIT_ERROR);
+    }
+    match to_stdout(printed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error_text(&error));
+            ExitCode::from(EXIT_ERROR)
+        }
+    }
 }
 
 /// An error with its causes and the hint, as it is printed: what messages quote from files cannot add lines.
 pub fn error_text(error: &Error) -> String {
-    let mut text = format!("error: {}\n", terminal(&error.to_string()));
+    let safe = |text: &str| text::terminal(text);
+    let mut text = format!("{} {}\n", terminal::label("error:"), safe(&error.to_string()));
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text.push_str(&format!("  caused by: {}\n", terminal(&error.to_string())));
+        text.push_str(&format!("  caused by: {}\n", safe(&error.to_string())));
         cause = error.source();
     }
     if let Some(hint) = hints::hint(error) {
-        text.push_str(&format!("\nhint: {}\n", terminal(&hint)));
+        text.push_str(&format!("\n{} {}\n", terminal::label("hint:"), safe(&hint)));
     }
     text
 }
@@ -134,6 +187,11 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print_data(&json_text(value)?)
 }
 
+/// Prints text for people: as wide and as coloured as the terminal is.
+fn print_text(text: &str) -> Result<()> {
+    print_data(&terminal::shown(text))
+}
+
 /// Prints data. A reader that has seen enough (`| head`) is no error.
 fn print_data(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
@@ -142,7 +200,12 @@ fn print_data(text: &str) -> Result<()> {
 /// As [`print_data`], for what is no text.
 fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+    to_stdout(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+}
+
+/// What became of a write to stdout.
+fn to_stdout(written: std::io::Result<()>) -> Result<()> {
+    match written {
         Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source })
         }

@@ -4,31 +4,35 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::circuits::{SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize};
+use crate::circuits::{
+    SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize, summarize_with_raw,
+};
 use crate::export::{WireGraph, raw, write_wire};
+use crate::input::is_stream;
 use crate::prune::PruneSettings;
 use crate::{Error, Result};
 
-use super::graph_args::{Thresholds, relabel_from, render};
+use super::graph_args::{Thresholds, file_name, refuse_own_inputs, relabel_from, render};
 use super::{Format, note, print_data};
 
 #[derive(Debug, Args)]
 pub struct PruneArgs {
-    /// The raw graph, a .safetensors file that `trace` wrote; or a .json, of any size, to be pruned further
+    /// The raw graph, a .safetensors file that `trace` wrote; or a .json, of any size, to be pruned further; - reads JSON
+    /// from standard input
     graph: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// Where to write the pruned graph [default: beside a raw graph, as .json; needed for a .json]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
     /// Name of the graph in the JSON [default: the file's name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = file_name, help_heading = "Output")]
     slug: Option<String>,
     /// A feature_labels.json to name features from
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     labels: Option<PathBuf>,
     /// How to print the summary
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
 }
 
@@ -38,17 +42,19 @@ pub struct PruneArgs {
 /// Bad thresholds, a graph that cannot be read, an output that cannot be written.
 pub(super) fn run(args: &PruneArgs) -> Result<()> {
     let settings = args.thresholds.settings()?;
-    if !raw::looks_raw(&args.graph).unwrap_or(false) && args.graph.extension().is_some_and(|e| e == "json") {
+    let is_json = is_stream(&args.graph) || args.graph.extension().is_some_and(|e| e == "json");
+    if is_json && !raw::looks_raw(&args.graph).unwrap_or(false) {
         return prune_json(args, &settings);
     }
+    let output = args.output.clone().unwrap_or_else(|| args.graph.with_extension("json"));
+    refuse_own_inputs(&output, [Some(&args.graph), args.labels.as_ref()])?;
     let graph = open_raw(&args.graph)?;
     let mut circuit = prune_raw(&graph, &settings)?;
     relabel_from(&mut circuit, args.labels.as_ref())?;
-    let output = args.output.clone().unwrap_or_else(|| args.graph.with_extension("json"));
     let file_stem = || output.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let slug = args.slug.clone().unwrap_or_else(file_stem);
     write_wire(&WireGraph::new(&circuit, &slug)?, &output)?;
-    let summary = summarize(&circuit, &SummarySettings::default())?;
+    let summary = summarize_with_raw(&circuit, &graph, &SummarySettings::default())?;
     print_data(&render(&summary, args.format)?)?;
     note(&format!("wrote {}", output.display()));
     Ok(())
@@ -59,12 +65,13 @@ fn prune_json(args: &PruneArgs, settings: &PruneSettings) -> Result<()> {
     let Some(output) = &args.output else {
         return Err(Error::NeedsOutput { graph: args.graph.display().to_string() });
     };
+    refuse_own_inputs(output, [Some(&args.graph), args.labels.as_ref()])?;
     let graph = open_json(&args.graph, Some(settings))?;
-    save_pruned_json(&graph, settings, args.slug.as_deref(), output)?;
     let mut circuit = graph.circuit()?;
     circuit.meta.node_threshold = Some(settings.node_threshold);
     circuit.meta.edge_threshold = Some(settings.edge_threshold);
     relabel_from(&mut circuit, args.labels.as_ref())?;
+    save_pruned_json(&graph, settings, args.slug.as_deref(), &circuit, output)?;
     print_data(&render(&summarize(&circuit, &SummarySettings::default())?, args.format)?)?;
     note(&format!("kept {} of {} links; wrote {}", graph.links.len(), graph.n_links_read, output.display()));
     Ok(())

@@ -6,15 +6,19 @@
 
 mod columns;
 mod link_seed;
+mod listing;
 mod load;
 pub(crate) mod raw;
 mod replace;
+mod temporary;
 pub mod wire;
 mod wire_read;
 mod wire_stream;
 
 pub use columns::{Numbers, write_columns};
-pub use raw::{read_raw, write_raw};
-pub use replace::{check_writable, replace_file};
+pub use listing::{check_list, list_graph};
+pub use raw::{raw_contents, read_raw, write_raw};
+pub use replace::{check_not_input, check_writable, lock_folder, replace_file};
+pub use temporary::abandon_files;
 pub use wire::{WireGraph, node_id_text, read_wire, write_wire};
 pub use wire_stream::{KeepNodes, StreamedGraph, stream_wire};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -15,6 +15,7 @@ use super::replace::replace_file;
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION, WholeInfluence,
 };
+use crate::input::{check_is_file, is_stream};
 use crate::{Error, Result};
 
 /// The metadata key whose value is a [`GraphMeta`].
@@ -25,6 +26,8 @@ const FORMAT: &str = "raw graph";
 /// The tensor of [`DecoderDirections`], which a file may have.
 const DIRECTIONS: &str = "decoder_directions";
 
+/// The largest header that safetensors allows.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The tensors of [`WholeInfluence`], which a file has all or none of.
 const WHOLE_INFLUENCE: [&str; 3] = ["influence", "influence_uncertainty", "row_abs_sums"];
 
@@ -128,6 +131,7 @@ fn write_f32s(writer: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
 /// # Errors
 /// A file that cannot be read, that is no raw graph or damaged, another format version, parts that disagree.
 pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
+    check_is_file(path, "a raw graph")?;
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let file_bytes = file.metadata().map_err(failed)?.len();
@@ -193,10 +197,51 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     Ok(graph)
 }
 
+/// The metadata of the raw graph at `path`, without its tensors.
+///
+/// # Errors
+/// As [`read_raw`], of what is before the tensors.
+pub(crate) fn read_meta_of(path: &Path) -> Result<GraphMeta> {
+    read_meta(path, &read_header(path)?)
+}
+
+/// What a raw graph's file holds, by name, in no order: every tensor, and every key of the metadata, those that this
+/// program does not know too.
+///
+/// # Errors
+/// As [`read_raw`], of what is before the tensors.
+pub fn raw_contents(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
+    let header = read_header(path)?;
+    let tensors = header.tensors().into_keys().collect();
+    let mut keys = Vec::new();
+    for (key, text) in header.metadata().iter().flatten() {
+        match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text) {
+            Ok(fields) if key == META_KEY => keys.extend(fields.into_iter().map(|(field, _)| field)),
+            _ => keys.push(key.clone()),
+        }
+    }
+    Ok((tensors, keys))
+}
+
+fn read_header(path: &Path) -> Result<Metadata> {
+    check_is_file(path, "a raw graph")?;
+    let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mut len = [0u8; HEADER_LEN_BYTES];
+    file.read_exact(&mut len).map_err(failed)?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(len).min(MAX_HEADER_BYTES)).read_to_end(&mut header).map_err(failed)?;
+    serde_json::from_slice(&header).map_err(|e| damaged(path, e))
+}
+
 /// Whether the file at `path` begins like safetensors and not like JSON. `None` where it cannot be read.
 pub(crate) fn looks_raw(path: &Path) -> Option<bool> {
+    // A look at a pipe would take what is looked at out of it.
+    if is_stream(path) {
+        return None;
+    }
     let mut start = [0u8; HEADER_LEN_BYTES + 1];
-    std::io::Read::read_exact(&mut File::open(path).ok()?, &mut start).ok()?;
+    File::open(path).ok()?.read_exact(&mut start).ok()?;
     // Eight bytes of a length below 2^56, then the header's brace.
     Some(start[HEADER_LEN_BYTES - 1] == 0 && start[HEADER_LEN_BYTES] == b'{')
 }

@@ -1,13 +1,12 @@
-//! Files that are there whole or not at all: the one place where this program opens a file for writing.
+//! Files that are there whole or not at all: with `temporary`, the one place where this program opens a file for
+//! writing.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::temporary::Temporary;
 use crate::{Error, Result};
-
-/// Marks files that are not complete yet.
-const TEMPORARY_PREFIX: &str = ".circuitscope-";
 
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -20,8 +19,11 @@ const MAX_LINKS: usize = 40;
 /// The folder cannot be made or written.
 pub fn check_writable(folder: &Path) -> Result<()> {
     make_folder(folder)?;
-    let probe = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder);
-    probe.map(drop).map_err(|source| Error::Io { doing: "cannot write to", path: folder.to_owned(), source })
+    Temporary::new(folder).map(drop).map_err(|source| Error::Io {
+        doing: "cannot write to",
+        path: folder.to_owned(),
+        source,
+    })
 }
 
 fn make_folder(folder: &Path) -> Result<()> {
@@ -30,6 +32,45 @@ fn make_folder(folder: &Path) -> Result<()> {
         path: folder.to_owned(),
         source,
     })
+}
+
+/// Checks that a file which is to be written is none of those that are read: not by another name, a symbolic or a hard
+/// link either. Pipes, devices and what is not there yet overwrite nothing.
+///
+/// # Errors
+/// [`Error::OwnInput`].
+pub fn check_not_input(output: &Path, inputs: &[&Path]) -> Result<()> {
+    for input in inputs {
+        if is_same_file(output, input) {
+            return Err(Error::OwnInput { output: output.to_owned(), input: (*input).to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let (Ok(found_a), Ok(found_b)) = (a.metadata(), b.metadata()) else { return false };
+    if !found_a.is_file() || !found_b.is_file() {
+        return false;
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (found_a.dev(), found_a.ino()) == (found_b.dev(), found_b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    }
+}
+
+/// Holds off other programs that write files which belong together into `folder`, until the lock is dropped or this
+/// program ends. `None` where the system or the file system has no such locks: what a lock would tell apart, the ids in
+/// the files still do.
+pub fn lock_folder(folder: &Path) -> Option<File> {
+    let lock = File::open(folder).ok()?;
+    lock.lock().ok()?;
+    Some(lock)
 }
 
 /// Writes `path` with `write`: first beside it, then renamed, so that a reader never sees half a file and a file that
@@ -53,18 +94,12 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> st
         _ => Path::new("."),
     };
     make_folder(folder)?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY_PREFIX);
-    // Temporary files are private by default; these become ordinary files, as far as the umask lets them.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder).map_err(failed)?;
-    fill(file.as_file(), write).map_err(failed)?;
+    let file = Temporary::new(folder).map_err(failed)?;
+    fill(file.file(), write).map_err(failed)?;
     if let Some(before) = before {
-        file.as_file().set_permissions(before.permissions()).map_err(failed)?;
+        file.set_permissions(before.permissions()).map_err(failed)?;
     }
-    file.persist(&path).map_err(|e| failed(e.error))?;
-    Ok(())
+    file.persist(&path).map_err(failed)
 }
 
 fn fill(file: &File, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> std::io::Result<()> {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::replace::replace_file;
 use crate::graph::{Circuit, Node, NodeId};
+use crate::input::read_json;
 use crate::{Error, Result};
 
 pub(super) const FEATURE_TYPE: &str = "cross layer transcoder";
@@ -281,6 +282,14 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
     if !meta.model.is_empty() {
         extra.insert("model".to_owned(), json!(meta.model));
     }
+    if !meta.transcoders.is_empty() {
+        extra.insert("transcoders".to_owned(), json!(meta.transcoders));
+    }
+    // circuit-tracer's page wants it; it names the parts of a set that was put together, which ours are not.
+    extra.insert("transcoder_list".to_owned(), json!([]));
+    if let Some(trace_id) = &meta.trace_id {
+        extra.insert("trace_id".to_owned(), json!(trace_id));
+    }
     WireMetadata {
         slug: slug.to_owned(),
         scan: Some(Value::String(meta.scan.clone())),
@@ -297,9 +306,7 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
 /// # Errors
 /// A file that cannot be read or that is not such a graph.
 pub fn read_wire(path: &Path) -> Result<WireGraph> {
-    let bytes =
-        std::fs::read(path).map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
-    parse_wire(&bytes, &path.display().to_string())
+    parse_wire(&read_json(path, "graph JSON")?, &path.display().to_string())
 }
 
 /// Parses the bytes of a JSON graph; `file` names it in errors.

@@ -51,6 +51,7 @@ impl WireGraph {
             logit_prob: number("generation_settings", "desired_logit_prob").unwrap_or_default(),
             max_features: count("max_feature_nodes"),
             batch_size: count("batch_size").unwrap_or_default(),
+            ..GraphSettings::default()
         });
         // Logits are written at layer n_layers + 1; without one, the highest layer there is has to do.
         let logit_layer = self
@@ -67,6 +68,7 @@ impl WireGraph {
             prompt_tokens: self.metadata.prompt_tokens.clone(),
             scan: self.metadata.scan.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned(),
             model: extra.get("model").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            transcoders: extra.get("transcoders").and_then(Value::as_str).unwrap_or_default().to_owned(),
             n_layers,
             node_threshold: self.metadata.node_threshold.or_else(|| number("pruning_settings", "node_threshold")),
             edge_threshold: number("pruning_settings", "edge_threshold"),
@@ -74,6 +76,7 @@ impl WireGraph {
             replacement_score: number("scores", "replacement_score"),
             completeness_score: number("scores", "completeness_score"),
             row_identity_error: number("scores", "row_identity_error"),
+            trace_id: extra.get("trace_id").and_then(Value::as_str).map(str::to_owned),
             // What another program writes there is its own affair.
             sampling: extra.get("sampling").and_then(|value| Sampling::deserialize(value).ok()),
         }
@@ -126,6 +129,13 @@ impl<'a> NodeReader<'a> {
             }
         };
         let is_logit = matches!(id, NodeId::Target { .. });
+        // JSON has larger numbers than f32, which become infinite.
+        if wire.activation.is_some_and(|activation| !activation.is_finite()) {
+            return Err(unknown("its `activation` is outside the range of f32"));
+        }
+        if wire.token_prob.is_some_and(|probability| !(probability.is_finite() && probability >= 0.0)) {
+            return Err(unknown("its `token_prob` is negative or outside the range of f32"));
+        }
         Ok(Node {
             id,
             pos,

@@ -16,6 +16,7 @@ use super::link_seed::{Ids, LinkSeed, WireEnds};
 use super::wire::{WireGraph, WireLink, WireMetadata, WireNode};
 use super::wire_read::{NodeReader, resolve};
 use crate::graph::{Circuit, CompactLink, Link, Node, NodeId};
+use crate::input::{is_stream, read_json};
 use crate::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -123,9 +124,11 @@ pub type KeepNodes<'a> = &'a dyn Fn(&[Node]) -> Vec<bool>;
 /// Memory: the nodes, and 12 bytes for every kept link; files up to 256 MB are held meanwhile.
 pub fn stream_wire(path: &Path, keep: Option<KeepNodes<'_>>) -> Result<StreamedGraph> {
     let mut state = State { keep, ..State::default() };
-    read_into(path, &mut state)?;
+    // What can be read once only is kept for a second look.
+    let stream = if is_stream(path) { Some(read_json(path, "graph JSON")?) } else { None };
+    read_into(path, stream.as_deref(), &mut state)?;
     if state.links_came_first {
-        read_into(path, &mut state)?;
+        read_into(path, stream.as_deref(), &mut state)?;
     }
     let missing = |field: &str| Error::Damaged {
         file: path.display().to_string(),
@@ -174,18 +177,26 @@ struct State<'a> {
     failed: Option<Error>,
 }
 
-fn read_into(path: &Path, state: &mut State<'_>) -> Result<()> {
+/// Reads the file at `path`, or the bytes of a stream.
+fn read_into(path: &Path, stream: Option<&[u8]>, state: &mut State<'_>) -> Result<()> {
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let size_bytes = file.metadata().map_err(failed)?.len();
-    let parsed = if size_bytes <= WHOLE_FILE_BYTES {
-        let mut bytes = Vec::with_capacity(size_bytes as usize + 1);
-        std::io::Read::read_to_end(&mut file, &mut bytes).map_err(failed)?;
-        let mut parser = serde_json::Deserializer::from_slice(&bytes);
+    let mut of_slice = |bytes: &[u8]| {
+        let mut parser = serde_json::Deserializer::from_slice(bytes);
         FileSeed(state).deserialize(&mut parser).and_then(|()| parser.end())
+    };
+    let parsed = if let Some(bytes) = stream {
+        of_slice(bytes)
     } else {
-        let mut parser = serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER_BYTES, file));
-        FileSeed(state).deserialize(&mut parser).and_then(|()| parser.end())
+        let mut file = File::open(path).map_err(failed)?;
+        let size_bytes = file.metadata().map_err(failed)?.len();
+        if size_bytes <= WHOLE_FILE_BYTES {
+            let mut bytes = Vec::with_capacity(size_bytes as usize + 1);
+            std::io::Read::read_to_end(&mut file, &mut bytes).map_err(failed)?;
+            of_slice(&bytes)
+        } else {
+            let mut parser = serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER_BYTES, file));
+            FileSeed(state).deserialize(&mut parser).and_then(|()| parser.end())
+        }
     };
     match (state.failed.take(), parsed) {
         (Some(error), _) => Err(error),

@@ -62,6 +62,9 @@ pub struct GraphMeta {
     pub model: String,
     /// The transcoder set's own name.
     pub scan: String,
+    /// What `--transcoders` said; empty in files that did not note it.
+    #[serde(default)]
+    pub transcoders: String,
     /// Where transcoders read (definitions 2).
     pub feature_input_hook: String,
     /// Where they write (definitions 2).
@@ -81,6 +84,9 @@ pub struct GraphMeta {
     pub sampling: Option<Sampling>,
     /// The version of the program that computed the graph.
     pub program_version: String,
+    /// [`GraphMeta::fingerprint`] of what was asked for; empty in files of older programs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace_id: String,
     /// Labels of selected features by `<layer>_<feature>`, where a label file was at hand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub feature_labels: BTreeMap<String, String>,
@@ -97,6 +103,34 @@ pub struct GraphSettings {
     pub max_features: Option<usize>,
     /// With `max_features`: a quarter of the features that were chosen between two looks at the influence.
     pub batch_size: usize,
+    /// Which rows were asked for, as a text.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rows: String,
+    /// The targets that were asked for, one text each; empty: the likeliest tokens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<String>,
+    /// Position of logit targets; `None`: the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
+}
+
+impl GraphMeta {
+    /// What tells one trace from another: a hash of model, transcoders, tokens and settings, 16 hexadecimal digits. The
+    /// same request gives the same on every machine; two files of one trace carry the same.
+    pub fn fingerprint(&self, input_tokens: &[i64]) -> String {
+        let GraphMeta { model, scan, transcoders, feature_input_hook, feature_output_hook, n_layers, .. } = self;
+        // How many features that leaves is found out while the prompt is traced.
+        let settings = GraphSettings { max_features: None, ..self.settings.clone() };
+        let asked =
+            (model, scan, transcoders, feature_input_hook, feature_output_hook, n_layers, settings, input_tokens);
+        // Numbers and texts always have a form in JSON.
+        let asked = serde_json::to_vec(&asked).unwrap_or_default();
+        // FNV-1a: short, and the same for ever, which the standard library does not promise of its own.
+        let hash = asked.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        format!("{hash:016x}")
+    }
 }
 
 /// The attribution graph of one prompt: every direct effect between its nodes.

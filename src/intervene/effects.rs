@@ -8,7 +8,7 @@ use super::original::{Original, repeat};
 use crate::error::Result;
 use crate::graph::NodeId;
 use crate::job::Job;
-use crate::model::{Activations, ForwardOptions, HookPoint};
+use crate::model::{Activations, ForwardOptions, HookPoint, check_values};
 use crate::replacement::{LinearModel, Origin, Sources};
 
 /// Sources that go through the model as one batch, at most.
@@ -126,7 +126,9 @@ pub(super) fn read(final_normed: &Tensor, readouts: &[Readout]) -> Result<Vec<Ve
     let mut all = vec![Vec::with_capacity(readouts.len()); final_normed.dim(0)?];
     for readout in readouts {
         let at_pos = final_normed.narrow(1, readout.pos, 1)?.squeeze(1)?.contiguous()?;
-        let values = at_pos.matmul(&readout.direction.unsqueeze(1)?)?.squeeze(1)?.to_vec1::<f32>()?;
+        let values = at_pos.matmul(&readout.direction.unsqueeze(1)?)?.squeeze(1)?;
+        check_values(|| format!("what a target's direction reads at position {}", readout.pos), &values)?;
+        let values = values.to_vec1::<f32>()?;
         all.iter_mut().zip(values).for_each(|(row, value)| row.push(value));
     }
     Ok(all)

@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use super::change::{Change, FeatureSpec, Intervention, Positions};
 use super::sweep::Alternative;
 use crate::error::{Error, Result};
+use crate::input::read_text;
 
 /// Groups of features by name, as a graph defines them.
 pub type Supernodes = BTreeMap<String, Vec<FeatureSpec>>;
@@ -67,6 +69,14 @@ enum PositionJson {
 }
 
 impl Plan {
+    /// Reads a plan from a file, a pipe, or standard input (`-`).
+    ///
+    /// # Errors
+    /// As [`Plan::parse`]; what cannot be read.
+    pub fn read(path: &Path, supernodes: &Supernodes) -> Result<Self> {
+        Plan::parse(&read_text(path)?, &path.display().to_string(), supernodes)
+    }
+
     /// Reads a plan. `file` is for messages.
     ///
     /// # Errors
@@ -121,6 +131,12 @@ impl EntryJson {
     }
 
     fn change(&self) -> Result<Change, String> {
+        for (name, value) in [("set", self.set), ("scale", self.scale)] {
+            // JSON has larger numbers than f32, which become infinite.
+            if value.is_some_and(|value| !value.is_finite()) {
+                return Err(format!("has a `{name}` outside the range of f32"));
+            }
+        }
         match (self.set, self.scale, self.ablate) {
             (Some(value), None, None) => Ok(Change::Set(value)),
             (None, Some(factor), None) => Ok(Change::Scale(factor)),
@@ -192,6 +208,8 @@ mod tests {
             (r#"[{"supernode": "Ohio", "ablate": true}]"#, "Texas"),
             (r#"[{"node": "0_1", "set": 1}]"#, "0_1"),
             (r#"[{"node": "0_1_4..4", "set": 1}]"#, "empty"),
+            (r#"[{"node": "0_1_2", "set": 1e300}]"#, "`set` outside the range"),
+            (r#"[{"node": "0_1_2", "scale": -1e39}]"#, "`scale` outside the range"),
             ("[]", "nothing"),
             ("{", "EOF"),
             ("3", "invalid type"),

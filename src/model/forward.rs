@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use super::finite::{check_finite, check_layer};
 use super::hook_point::HookPoint;
 use super::hooks::{Hooks, at, given, seen};
 use super::kv_cache::{KvCache, Places};
@@ -70,7 +71,7 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`Model::check_tokens`]; [`Error::Cache`]; those of reading weights, of `hooks` and of the tensor
-    /// operations; [`Error::Cancelled`].
+    /// operations; [`Error::ComputedNotFinite`], with the hook point where that began; [`Error::Cancelled`].
     pub fn forward(&self, tokens: &[Vec<u32>], hooks: &mut dyn Hooks, mut options: ForwardOptions) -> Result<Pass> {
         let places = self.places(tokens, options.cache.as_deref())?;
         let resid_pre = self.embedded(tokens, &places, hooks)?;
@@ -192,6 +193,7 @@ impl Model {
         let resid_final = self.layers(first_layer..self.config.n_layers, resid_pre, &places, hooks, options)?;
         let final_norm = self.final_norm()?;
         let scale = at(hooks, HookPoint::LnFinalScale, || final_norm.scale(&resid_final))?;
+        check_finite(HookPoint::LnFinalScale, &scale, &places.starts)?;
         let normalized = at(hooks, HookPoint::LnFinalNormalized, || final_norm.normalize(&resid_final, &scale))?;
         let final_normed = final_norm.affine(&normalized)?;
         if let Some(cache) = options.cache.as_deref_mut() {
@@ -218,30 +220,36 @@ impl Model {
             resid_pre = seen(hooks, ResidPre(l), resid_pre)?;
 
             let scale = at(hooks, Ln1Scale(l), || layer.attn_norm.scale(&resid_pre))?;
+            check_finite(Ln1Scale(l), &scale, &places.starts)?;
             let normalized = at(hooks, Ln1Normalized(l), || layer.attn_norm.normalize(&resid_pre, &scale))?;
             let attn_in = layer.attn_norm.affine(&normalized)?;
             let attn_out = match given(hooks, AttnOut(l))? {
                 Some(attn_out) => attn_out,
                 None => {
                     let written = self.attention(l, &layer, &attn_in, places, options.cache.as_deref_mut(), hooks)?;
-                    post_norm(layer.post_attn_norm.as_ref(), written, Ln1PostScale(l), hooks)?
+                    post_norm(layer.post_attn_norm.as_ref(), written, Ln1PostScale(l), &places.starts, hooks)?
                 }
             };
             let attn_out = seen(hooks, AttnOut(l), attn_out)?;
             let resid_mid = seen(hooks, ResidMid(l), (&resid_pre + &attn_out)?)?;
 
             let scale = at(hooks, Ln2Scale(l), || layer.mlp_norm.scale(&resid_mid))?;
+            check_finite(Ln2Scale(l), &scale, &places.starts)?;
             let normalized = at(hooks, Ln2Normalized(l), || layer.mlp_norm.normalize(&resid_mid, &scale))?;
             let mlp_in = at(hooks, MlpIn(l), || layer.mlp_norm.affine(&normalized))?;
             let mlp_out = match given(hooks, HookMlpOut(l))? {
                 Some(mlp_out) => mlp_out,
                 None => {
                     let written = at(hooks, MlpOut(l), || layer.mlp.forward(&mlp_in))?;
-                    post_norm(layer.post_mlp_norm.as_ref(), written, Ln2PostScale(l), hooks)?
+                    post_norm(layer.post_mlp_norm.as_ref(), written, Ln2PostScale(l), &places.starts, hooks)?
                 }
             };
             let mlp_out = seen(hooks, HookMlpOut(l), mlp_out)?;
-            resid_pre = seen(hooks, ResidPost(l), (&resid_mid + &mlp_out)?)?;
+            let resid_post = seen(hooks, ResidPost(l), (&resid_mid + &mlp_out)?)?;
+            let on_the_way =
+                [(AttnOut(l), &attn_out), (ResidMid(l), &resid_mid), (MlpIn(l), &mlp_in), (HookMlpOut(l), &mlp_out)];
+            check_layer((ResidPost(l), &resid_post), &on_the_way, &places.starts)?;
+            resid_pre = resid_post;
             options.job.report("layers", l + 1 - layers.start, n_layers);
         }
         Ok(resid_pre)
@@ -301,8 +309,15 @@ fn seen_by_position(hooks: &mut dyn Hooks, point: HookPoint, tensor: Tensor) -> 
 }
 
 /// A norm on what attention or MLP writes, where the family has one.
-fn post_norm(norm: Option<&Norm>, written: Tensor, scale: HookPoint, hooks: &mut dyn Hooks) -> Result<Tensor> {
+fn post_norm(
+    norm: Option<&Norm>,
+    written: Tensor,
+    point: HookPoint,
+    starts: &[usize],
+    hooks: &mut dyn Hooks,
+) -> Result<Tensor> {
     let Some(norm) = norm else { return Ok(written) };
-    let scale = at(hooks, scale, || norm.scale(&written))?;
+    let scale = at(hooks, point, || norm.scale(&written))?;
+    check_finite(point, &scale, starts)?;
     norm.apply(&written, &scale)
 }

@@ -5,6 +5,7 @@ use candle_core::{D, Tensor};
 
 use super::Model;
 use super::config::Naming;
+use super::finite::check_values;
 use crate::error::{Error, Result};
 
 /// f32 values held at once while a vocabulary matrix is streamed: 32 MiB.
@@ -68,7 +69,7 @@ impl Model {
     /// Logits after the final softcap, from the output of the final norm. `[n, d_model]` to `[n, d_vocab]`
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations.
+    /// Those of reading and of the tensor operations; [`Error::ComputedNotFinite`].
     pub fn logits(&self, final_normed: &Tensor) -> Result<Tensor> {
         let chunks: Vec<Tensor> =
             self.unembedding_chunks().map(|chunk| Ok(final_normed.matmul(&chunk?.t()?)?)).collect::<Result<_>>()?;
@@ -112,6 +113,8 @@ impl Model {
     }
 
     fn softcap(&self, logits: Tensor) -> Result<Tensor> {
+        // Before the cap, which would make an infinity a number like any other.
+        check_values(|| "a logit".into(), &logits)?;
         Ok(match self.config.final_softcap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,

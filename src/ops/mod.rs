@@ -8,8 +8,6 @@
 //! The code that prepares launches is there in every build ([`gpu::Gpu`]): tests run it, and the kernels' own source,
 //! on the CPU.
 
-#![deny(clippy::undocumented_unsafe_blocks)]
-
 mod batch_rows;
 mod cuda;
 mod device;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::intervene::SweepResult;
-use crate::text::{csv_cell, quoted, xml};
+use crate::text::{Cells, csv_cell, quoted, xml};
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 280.0;
@@ -82,25 +82,31 @@ pub fn sweep_svg(result: &SweepResult) -> String {
     svg
 }
 
-/// Alternatives as CSV with a header (RFC 4180).
-pub fn sweep_csv(result: &SweepResult) -> String {
+/// Alternatives as CSV with a header (RFC 4180); what else was followed in columns of its own, at the end.
+pub fn sweep_csv(result: &SweepResult, cells: Cells) -> String {
     let mut text = String::from(
-        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability\n",
+        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability",
     );
+    result.followed.iter().for_each(|(label, _)| text.extend([",", &csv_cell(label, cells)]));
+    text.push('\n');
     for point in &result.points {
         let value = point.value.map(|v| v.to_string()).unwrap_or_default();
-        let _ = writeln!(
+        let _ = write!(
             text,
             "{},{value},{},{},{},{},{},{},{}",
-            csv_cell(&point.name),
-            csv_cell(&result.target),
+            csv_cell(&point.name, cells),
+            csv_cell(&result.target, cells),
             point.target_probability,
             point.target_rank,
             point.target_logit,
             point.kl_divergence,
-            csv_cell(&point.top_token),
+            csv_cell(&point.top_token, cells),
             point.top_probability,
         );
+        point.followed.iter().for_each(|value| {
+            let _ = write!(text, ",{value}");
+        });
+        text.push('\n');
     }
     text
 }
@@ -113,6 +119,7 @@ mod tests {
     #[test]
     fn every_alternative_is_a_dot_and_texts_are_xml() {
         let point = |value: f32| SweepPoint {
+            followed: vec![0.5],
             name: format!("0_1_2={value}"),
             value: Some(value),
             target_probability: 0.5,
@@ -123,13 +130,25 @@ mod tests {
             top_probability: 0.5,
         };
         let points = vec![point(-1.0), point(0.0), point(1.0)];
-        let result = SweepResult { target_id: 0, target: "<&".into(), original_probability: 1.0, points };
+        let result = SweepResult {
+            target_id: 0,
+            target: "<&".into(),
+            original_probability: 1.0,
+            followed: vec![("\"a\" - \"b\"".into(), 1.0)],
+            points,
+        };
         let svg = sweep_svg(&result);
         assert_eq!(svg.matches("<circle").count(), 3);
         assert!(svg.contains("&lt;&amp;") && !svg.contains("<&"));
         let hostile = SweepResult { target: "\u{1b}\u{202e}=1+1".into(), ..result.clone() };
         assert!(!sweep_svg(&hostile).contains(['\u{1b}', '\u{202e}']));
-        assert!(sweep_csv(&hostile).lines().nth(1).unwrap().starts_with("0_1_2=-1,-1,\u{fffd}\u{fffd}=1+1,0.5,"));
+        assert!(
+            sweep_csv(&hostile, Cells::Spreadsheet)
+                .lines()
+                .nth(1)
+                .unwrap()
+                .starts_with("0_1_2=-1,-1,\u{fffd}\u{fffd}=1+1,0.5,")
+        );
         assert!(!sweep_svg(&SweepResult { points: Vec::new(), ..result }).contains("NaN"));
     }
 }

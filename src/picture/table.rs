@@ -1,11 +1,12 @@
 //! Circuits for other programs: Graphviz, GraphML, tables.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use super::node_text;
 use crate::circuits::{CollapsedCircuit, CollapsedNode};
 use crate::graph::Circuit;
-use crate::text::{csv_cell, dot as dot_text, xml};
+use crate::text::{Cells, csv_cell, dot as dot_text, xml};
 
 /// Layer of a node that is in one.
 fn layer(circuit: &Circuit, node: &CollapsedNode) -> String {
@@ -15,9 +16,25 @@ fn layer(circuit: &Circuit, node: &CollapsedNode) -> String {
     }
 }
 
-/// The ids of all nodes, made once: edges are many.
+/// The ids of all nodes, made once: edges are many. Each is there once: of supernodes that are called alike, or as a node
+/// is, the later ones get a number. Nodes keep their own ids.
 fn ids(circuit: &Circuit, collapsed: &CollapsedCircuit, quoted: impl Fn(&str) -> String) -> Vec<String> {
-    collapsed.nodes.iter().map(|node| quoted(&node_text::id(circuit, node))).collect()
+    let mut taken: HashSet<String> = HashSet::with_capacity(collapsed.nodes.len());
+    let mut ids = vec![String::new(); collapsed.nodes.len()];
+    for are_supernodes in [false, true] {
+        let nodes = collapsed.nodes.iter().zip(&mut ids);
+        for (node, id) in nodes.filter(|(node, _)| node.name.is_some() == are_supernodes) {
+            let own = node_text::id(circuit, node);
+            // Compared as it is written: what cannot be written there is left out of both.
+            *id = quoted(&own);
+            let mut number = 2;
+            while !taken.insert(id.clone()) {
+                *id = quoted(&format!("{own} ({number})"));
+                number += 1;
+            }
+        }
+    }
+    ids
 }
 
 /// The collapsed circuit in Graphviz's language, bottom to top.
@@ -98,9 +115,10 @@ pub fn graphml(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
 }
 
 /// The nodes of the collapsed circuit as a table, one a line.
-pub fn csv_nodes(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
+pub fn csv_nodes(circuit: &Circuit, collapsed: &CollapsedCircuit, cells: Cells) -> String {
     let mut out = String::from("id,kind,layer,position,label,activation,influence,members\n");
-    for node in &collapsed.nodes {
+    let ids = ids(circuit, collapsed, |id| csv_cell(id, cells));
+    for (node, id) in collapsed.nodes.iter().zip(&ids) {
         let first = circuit.node(node.members[0]);
         let activation = match (&node.name, first.activation) {
             (None, Some(activation)) => activation.to_string(),
@@ -108,12 +126,11 @@ pub fn csv_nodes(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
         };
         let _ = writeln!(
             out,
-            "{},{},{},{},{},{activation},{},{}",
-            csv_cell(&node_text::id(circuit, node)),
+            "{id},{},{},{},{},{activation},{},{}",
             node_text::kind(circuit, node),
             layer(circuit, node),
             first.pos,
-            csv_cell(&node_text::label(circuit, node)),
+            csv_cell(&node_text::label(circuit, node), cells),
             node.influence,
             node.members.len(),
         );
@@ -122,9 +139,9 @@ pub fn csv_nodes(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
 }
 
 /// The edges of the collapsed circuit as a table, one a line.
-pub fn csv_edges(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
+pub fn csv_edges(circuit: &Circuit, collapsed: &CollapsedCircuit, cells: Cells) -> String {
     let mut out = String::from("source,target,weight,share\n");
-    let ids = ids(circuit, collapsed, csv_cell);
+    let ids = ids(circuit, collapsed, |id| csv_cell(id, cells));
     for edge in &collapsed.edges {
         let _ = writeln!(out, "{},{},{},{}", ids[edge.source], ids[edge.target], edge.weight, edge.share);
     }

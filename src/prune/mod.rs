@@ -207,6 +207,7 @@ impl Pruned {
             prompt: meta.prompt.clone(),
             prompt_tokens: meta.prompt_tokens.clone(),
             scan: meta.scan.clone(),
+            transcoders: meta.transcoders.clone(),
             model: meta.model.clone(),
             n_layers: meta.n_layers,
             node_threshold: Some(self.settings.node_threshold),
@@ -215,6 +216,7 @@ impl Pruned {
             replacement_score: Some(meta.replacement_score),
             completeness_score: Some(meta.completeness_score),
             row_identity_error: Some(meta.row_identity_error),
+            trace_id: (!meta.trace_id.is_empty()).then(|| meta.trace_id.clone()),
             sampling: meta.sampling,
         };
         let mut circuit = Circuit::new(meta, nodes, links)?;

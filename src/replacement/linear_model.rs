@@ -136,6 +136,7 @@ impl Replacement {
         let Run { pass, mut activations } = run;
         let n_excluded = self.n_excluded(tokens);
         let features = self.active_features(&activations, n_excluded, job)?;
+        self.check_sources(features.len(), tokens.len())?;
         let mlp_sources = self.mlp_sources(&features, &activations, &weights, n_excluded, job)?;
         let attn_constants = weights.iter().enumerate().map(|(l, w)| self.attn_constant(l, w, &activations));
         let attn_constants = attn_constants.collect::<Result<_>>()?;
@@ -176,6 +177,9 @@ impl Replacement {
         let mut features = ActiveFeatures { layer_starts: vec![0], ..Default::default() };
         for layer in 0..n_layers {
             job.check()?;
+            let n_pos = kept.need(self.input_point(layer))?.dim(1)?;
+            let n_active = features.layer_starts.windows(2).map(|two| two[1] - two[0]).max();
+            self.check_encoder(n_active.unwrap_or(0), layer, n_pos)?;
             let transcoder = &self.transcoders.layers[layer];
             let input = kept.need(self.input_point(layer))?.squeeze(0)?;
             let encoded = transcoder.encode(&input, n_excluded);

@@ -70,8 +70,9 @@ impl Replacement {
     /// Runs the model on a prompt.
     ///
     /// # Errors
-    /// Those of [`crate::model::Model::forward`].
+    /// Those of [`crate::model::Model::forward`]; [`crate::Error::OutOfMemory`].
     pub fn run(&self, tokens: &[u32], job: &Job) -> Result<Run> {
+        self.check_run(tokens.len(), false)?;
         self.run_with(tokens, &mut (), job)
     }
 
@@ -80,6 +81,7 @@ impl Replacement {
     /// # Errors
     /// As [`Replacement::run`].
     pub(crate) fn run_with_weights(&self, tokens: &[u32], job: &Job) -> Result<(Run, Vec<LinearWeights>)> {
+        self.check_run(tokens.len(), true)?;
         let mut weights = KeepWeights::default();
         let run = self.run_with(tokens, &mut weights, job)?;
         Ok((run, weights.0))

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::activation::{ActivationFunction, Candidate};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{SparseActivations, chunk_values, encode_active};
 use crate::weights::Checkpoint;
 
@@ -93,7 +93,7 @@ impl Transcoder {
     /// `x` `[n_pos, d_model]`, at the input hook of this layer.
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations.
+    /// Those of reading and of the tensor operations; [`Error::ComputedNotFinite`].
     pub fn encode(&self, x: &Tensor, n_excluded: usize) -> Result<EncodedLayer> {
         let n_pos = x.dim(0)?;
         let device = x.device();
@@ -125,7 +125,7 @@ impl Transcoder {
     /// `x` `[n, d_model]`, at the input hook of this layer; returns `[n][..]`.
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations.
+    /// Those of reading and of the tensor operations; [`Error::ComputedNotFinite`].
     pub fn active(&self, x: &Tensor) -> Result<Vec<Vec<Candidate>>> {
         let mut active: Vec<Vec<Candidate>> = vec![Vec::new(); x.dim(0)?];
         self.candidates(x, |start, _, found| {
@@ -151,6 +151,10 @@ impl Transcoder {
             let range = start..(start + step).min(self.n_features());
             let chunk = self.encoder_chunk(range.clone(), x.device())?;
             let products = x.matmul(&chunk.t()?)?;
+            // NaN would count as inactive.
+            if !products.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                check_pre_activations(&products, range.start)?;
+            }
             let found = encode_active(&products, &self.b_enc[range.clone()], self.activation.activity(range))?;
             found_in(start, &chunk, found)?;
         }
@@ -228,5 +232,17 @@ impl Transcoder {
         let Decoder { checkpoint, name } = &self.decoder;
         let rows = checkpoint.gather_rows(name, features)?;
         Ok(rows.reshape((features.len(), (), self.d_model))?.to_device(device)?)
+    }
+}
+
+/// Looks for a pre-activation that is no finite number among those of the features from `first` on. `[n_pos, n]`
+fn check_pre_activations(products: &Tensor, first: usize) -> Result<()> {
+    let (n, values) = (products.dim(1)?, products.flatten_all()?.to_vec1::<f32>()?);
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => {
+            let quantity = format!("the pre-activation of feature {}", first + index % n);
+            Err(Error::ComputedNotFinite { quantity, value: values[index] })
+        }
+        None => Ok(()),
     }
 }

@@ -7,6 +7,7 @@ use super::checkpoint::Checkpoint;
 use super::hub::{Hub, Repo};
 use super::source::Source;
 use crate::error::{Error, Result};
+use crate::input::check_is_file;
 
 /// A set of files: a folder on disk, a Hub repository (files are fetched when asked for), or files in the program.
 #[derive(Clone)]
@@ -112,6 +113,7 @@ impl Folder {
             (path, _) => path?,
         };
         let Some(path) = path else { return Ok(None) };
+        check_is_file(&path, "a model's or transcoders' file")?;
         std::fs::read(&path).map(Some).map_err(|source| Error::Io { doing: "cannot read", path, source })
     }
 

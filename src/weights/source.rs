@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::input::check_is_file;
 
 /// One file's bytes and the name that messages show.
 pub(super) struct Source {
@@ -27,6 +28,7 @@ impl Source {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened, or is not a file.
     pub fn map(path: &Path) -> Result<Arc<Self>> {
+        check_is_file(path, "a checkpoint")?;
         let io = |doing| move |source| Error::Io { doing, path: path.to_path_buf(), source };
         let file = File::open(path).map_err(io("cannot open"))?;
         let metadata = file.metadata().map_err(io("cannot read"))?;

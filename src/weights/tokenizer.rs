@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::foreign::guarded;
 use super::tokenizer_check;
 use crate::error::{Error, Result};
+use crate::text::typing_distance;
 
 /// What every tokenizer is tried on before it is used: letters, a space, digits, several bytes a letter, a line's end.
 const PROBE: &str = "a Bc 12\u{e9}\u{2581}\n\u{4e2d}";
@@ -153,7 +154,8 @@ impl Tokenizer {
             None => String::new(),
         };
         let candidates = [bare.to_string(), bare.to_lowercase(), capital];
-        let candidates = candidates.into_iter().flat_map(|word| [format!(" {word}"), word]).chain([first]);
+        let candidates = candidates.into_iter().flat_map(|word| [format!(" {word}"), word]);
+        let candidates = candidates.chain(self.nearest_tokens(text)).chain([first]);
         let mut near: Vec<String> = Vec::new();
         for candidate in candidates {
             if candidate != text && !near.contains(&candidate) && self.exact_token(&candidate).is_some() {
@@ -162,6 +164,27 @@ impl Tokenizer {
         }
         let tokens = ids.iter().map(|&id| self.token(id)).collect();
         Err(Error::NotOneToken { text: text.to_string(), tokens, near })
+    }
+
+    /// The tokens that a typing mistake or two away is `text`, nearest first; of short texts none, which are like any other.
+    fn nearest_tokens(&self, text: &str) -> Vec<String> {
+        const MAX_TOKENS: usize = 3;
+        let wanted = text.trim().to_lowercase();
+        let allowed = (wanted.chars().count() / 3).min(2);
+        let mut near: Vec<(usize, bool, u32)> = Vec::new();
+        for id in (0..self.vocab_size() as u32).filter(|&id| allowed > 0 && !self.is_special(id)) {
+            let token = self.token(id);
+            // Most of a large vocabulary is told apart by its length alone.
+            if token.trim().len().abs_diff(wanted.len()) > 4 * allowed {
+                continue;
+            }
+            let distance = typing_distance(&wanted, &token.trim().to_lowercase());
+            if distance <= allowed {
+                near.push((distance, token.starts_with(' ') != text.starts_with(' '), id));
+            }
+        }
+        near.sort_unstable();
+        near.into_iter().take(MAX_TOKENS).map(|(.., id)| self.token(id)).collect()
     }
 
     fn exact_token(&self, text: &str) -> Option<u32> {

@@ -72,14 +72,14 @@ fn the_same_command_writes_the_same_bytes() {
 fn trace_prune_and_inspect_tell_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let traced = circuitscope(at, &["trace", PROMPT, "--slug", "g", "--format", "json"]);
+    let traced = circuitscope(at, &["trace", PROMPT, "--slug", "g", "--format", "json", "--timings"]);
     let traced: Value = serde_json::from_str(&stdout(&traced)).unwrap();
     let inspected = circuitscope(at, &["inspect", "graphs/g.safetensors", "--format", "json"]);
     let inspected: Value = serde_json::from_str(&stdout(&inspected)).unwrap();
     for key in ["prompt", "predictions", "counts", "strongest", "paths"] {
         assert_eq!(traced[key], inspected[key], "{key}");
     }
-    assert!(traced["phases"].as_array().unwrap().len() >= 4);
+    assert!(traced["timings"].as_array().unwrap().len() >= 4);
     assert!(circuitscope(at, &["prune", "graphs/g.safetensors", "-o", "again.json"]).status.success());
     let json = |path: &str| -> Value { serde_json::from_slice(&std::fs::read(at.join(path)).unwrap()).unwrap() };
     assert_eq!(json("graphs/g.json")["nodes"], json("again.json")["nodes"]);
@@ -163,7 +163,7 @@ fn bad_prompts_and_targets_are_refused() {
     refused_with(at, &["trace", &long], &["context"]);
     refused_with(at, &["trace", PROMPT, "--target", "Austin Texas"], &["--target", "not one token"]);
     refused_with(at, &["trace", PROMPT, "--target-feature", "3_41"], &["layer_feature_position"]);
-    refused_with(at, &["trace", PROMPT, "--target-feature", "9_41_2"], &["9_41", "4 layers"]);
+    refused_with(at, &["trace", PROMPT, "--target-feature", "9_41_2"], &["layer 9", "4 layers"]);
     refused_with(at, &["trace", PROMPT, "--target-feature", "3_41_99"], &["position 99"]);
     refused_with(at, &["trace", PROMPT, "--position", "99"], &["position 99"]);
     refused_with(at, &["trace", "--prompt-file", "nowhere.txt"], &["nowhere.txt"]);

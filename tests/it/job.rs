@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute, retrace};
 use circuitscope::intervene::{
-    Alternative, Change, FeatureSpec, GenerateOptions, Mode, Original, VerifyOptions, verify,
+    Alternative, Change, FeatureSpec, GenerateOptions, Mode, Original, Retraced, VerifyOptions, verify,
 };
 use circuitscope::job::{CancelToken, Job, Progress};
-use circuitscope::replacement::Replacement;
+use circuitscope::replacement::{LinearModel, Replacement};
 use circuitscope::weights::{atlas_model, atlas_transcoders};
 use circuitscope::{DeviceChoice, Error, Result, Setup, Tracer};
 
@@ -140,6 +140,10 @@ fn interventions_generation_and_verification_are_cancelled() {
 
     let (job, told) = cancelled_in("measured sources");
     let options = VerifyOptions { n_samples: 40, n_ablated: 2, seed: 0, kept: Vec::new() };
-    assert_cancelled(verify(&replacement, &graph, &options, &job));
+    let again = |linear: &LinearModel| {
+        let graph = retrace(&replacement, linear, &graph, &job)?;
+        Ok(Retraced { graph, targets: Vec::new() })
+    };
+    assert_cancelled(verify(&replacement, &graph, &options, again, &job));
     assert_eq!(told.lock().unwrap().iter().filter(|p| p.phase == "measured sources").count(), 1);
 }

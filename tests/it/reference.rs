@@ -208,7 +208,13 @@ impl Case {
                 model: self.name.clone(),
                 scan: wire["metadata"]["scan"].as_str().unwrap_or_default().to_owned(),
                 n_layers,
-                settings: GraphSettings { max_logits: 10, logit_prob: 0.95, max_features: None, batch_size: 64 },
+                settings: GraphSettings {
+                    max_logits: 10,
+                    logit_prob: 0.95,
+                    max_features: None,
+                    batch_size: 64,
+                    ..GraphSettings::default()
+                },
                 ..GraphMeta::default()
             },
             input_tokens,

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::Result;
-use crate::circuits::{Summary, SummarySettings, summarize};
-use crate::export::{WireGraph, check_writable, write_wire};
+use crate::attribution::requested;
+use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
+use crate::export::check_writable;
 use crate::job::Job;
-use crate::text::{slug, terminal};
+use crate::text::terminal;
 
-use super::{Format, note, print_data, print_json, summary_text};
+use super::{Format, note, print_json, print_text, say, summary_text};
 pub use args::TraceArgs;
 use phases::{Phase, Phases};
 use progress::TraceProgress;
@@ -25,8 +26,10 @@ use progress::TraceProgress;
 struct Report<'a> {
     #[serde(flatten)]
     summary: &'a Summary,
-    phases: &'a [Phase],
     files: &'a [PathBuf],
+    /// Only where they were asked for: two runs never take the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<&'a [Phase]>,
 }
 
 /// Traces a prompt, prints the summary, writes the files.
@@ -45,6 +48,15 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let tracer = args.setup.open(args.labels.as_deref())?;
     let prompt = tracer.tokenize(args.prompt.read()?)?;
     let options = args.options(&tracer)?;
+    let pair = PairPlan {
+        folder: args.out_dir.clone(),
+        name: args.slug.clone(),
+        replaces_others: args.force,
+        raw: !args.no_raw,
+        json: !args.no_json,
+        inputs: args.labels.iter().chain(args.prompt.file()).cloned().collect(),
+    };
+    pair.check(&requested(tracer.replacement(), &prompt.tokens, &options), &prompt.text, &settings)?;
     end_phase("open", terminal(&format!("{} with {}", tracer.model_name(), tracer.transcoder_name())));
 
     let progress = TraceProgress::new(args.setup.quiet, phases.clone());
@@ -61,27 +73,22 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let circuit = graph.prune(&settings)?;
     end_phase("prune", String::new());
 
-    let slug = args.slug.clone().unwrap_or_else(|| slug(graph.prompt()));
-    let mut files = Vec::new();
-    if !args.no_raw {
-        files.push(args.out_dir.join(format!("{slug}.safetensors")));
-        graph.save(&files[files.len() - 1])?;
-    }
-    if !args.no_json {
-        files.push(args.out_dir.join(format!("{slug}.json")));
-        write_wire(&WireGraph::new(&circuit, &slug)?, &files[files.len() - 1])?;
-    }
+    let files = pair.write(graph.graph(), &circuit, &settings)?;
     end_phase("write", String::new());
 
     let mut phases = phases.lock().unwrap_or_else(PoisonError::into_inner);
     phases.note("forward", format!("{n_pos} positions, {n_active} active features"));
-    let summary = summarize(&circuit, &SummarySettings { top: args.top, paths: args.paths, node: None })?;
+    let settings = SummarySettings { top: args.top, paths: args.paths, ..Default::default() };
+    let summary = summarize_with_raw(&circuit, graph.graph(), &settings)?;
     match args.format {
-        Format::Text => print_data(&summary_text(&summary))?,
-        Format::Json => print_json(&Report { summary: &summary, phases: phases.all(), files: &files })?,
+        Format::Text => print_text(&summary_text(&summary))?,
+        Format::Json => {
+            let timings = args.timings.then(|| phases.all());
+            print_json(&Report { summary: &summary, files: &files, timings })?;
+        }
     }
     if !args.setup.quiet {
-        eprint!("\n{}", phases.text());
+        say(&format!("\n{}", phases.text()));
         files.iter().for_each(|file| note(&format!("wrote {}", file.display())));
     }
     Ok(())

@@ -2,17 +2,20 @@
 //! the graph against ablations in the free model, and what the kept part of the graph is worth.
 
 mod circuit;
+mod contents;
 mod edges;
 mod faithfulness;
 mod statistics;
 
+use candle_core::Tensor;
 use serde::Serialize;
 
 pub use circuit::{CircuitCheck, CurvePoint};
+use contents::differing;
+pub use contents::{ContentsCheck, Difference, PartCheck};
 pub use edges::EdgeCheck;
-pub use faithfulness::{AblationPoint, Faithfulness, ModeFaithfulness};
+pub use faithfulness::{AblationPoint, ErrorParts, Faithfulness, ModeFaithfulness, Predictor};
 
-use super::effects::Readout;
 use super::original::Original;
 use crate::error::{Error, Result};
 use crate::graph::{AttributionGraph, FeatureId};
@@ -49,13 +52,18 @@ pub struct Verification {
     pub prompt: String,
     /// The base model's name.
     pub model: String,
-    /// Whether the identity holds and every edge is a measured effect, within tolerance.
+    /// Whether everything in the graph is what the model gives, the identity holds and every edge is a measured effect,
+    /// within tolerance.
     pub passed: bool,
+    /// Whether every tensor and every key of the metadata is what the model gives.
+    pub contents: ContentsCheck,
     /// Whether rows add up.
     pub identity: IdentityCheck,
     /// Whether edges are measured effects.
     pub edges: EdgeCheck,
-    /// `None` where the graph's first target is no token.
+    /// Labels of the targets that nothing could be measured for: directions that the file does not tell.
+    pub untested: Vec<String>,
+    /// For the first target that can be measured; `None` where none can.
     pub faithfulness: Option<Faithfulness>,
     /// What the circuit keeps of the model's answer.
     pub circuit: CircuitCheck,
@@ -74,7 +82,8 @@ pub struct IdentityCheck {
     pub passed: bool,
 }
 
-/// Checks a graph against the model that it was traced on.
+/// Checks a graph against the model that it was traced on. `retrace` computes the graph again, the rows of the same
+/// features, from the linear model of its tokens.
 ///
 /// # Errors
 /// [`Error::GraphMismatch`] for a graph of another model, transcoder set or tokenizer; those of reading and of the
@@ -83,12 +92,12 @@ pub fn verify(
     replacement: &Replacement,
     graph: &AttributionGraph,
     options: &VerifyOptions,
+    retrace: impl FnOnce(&LinearModel) -> Result<Retraced>,
     job: &Job,
 ) -> Result<Verification> {
-    let tokens = check_shape(replacement, graph)?;
-    replacement.model.keep_layers()?;
-    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
-    check_same(&original, graph)?;
+    let (original, linear) = linearized_as_traced(replacement, graph, job)?;
+    let Retraced { graph: again, targets } = retrace(&linear)?;
+    let contents = contents::check(&original, &linear, graph, &again)?;
 
     let largest = graph.row_identity_error();
     let identity = IdentityCheck {
@@ -97,7 +106,6 @@ pub fn verify(
         tolerance: IDENTITY_TOLERANCE,
         passed: largest <= IDENTITY_TOLERANCE,
     };
-    let targets = token_targets(&original, &linear, graph)?;
     let influence = graph.influence();
     let edges = edges::check(&original, &linear, graph, &targets, options.n_samples, &influence.nodes, job)?;
     let by_influence = features_by_influence(graph, &influence.nodes);
@@ -112,33 +120,83 @@ pub fn verify(
     Ok(Verification {
         prompt: graph.meta.prompt.clone(),
         model: replacement.source.clone(),
-        passed: identity.passed && edges.passed,
+        passed: contents.passed && identity.passed && edges.passed,
+        contents,
         identity,
         edges,
+        untested: untested(graph, &targets),
         faithfulness,
         circuit,
     })
 }
 
-/// A target that is a token, with the direction that its logit is read by.
-#[derive(Clone, Debug)]
-struct TokenTarget {
-    index: usize,
-    readout: Readout,
+/// Runs a graph's prompt again and compares with what the graph recorded.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) fn linearized_as_traced<'a>(
+    replacement: &'a Replacement,
+    graph: &AttributionGraph,
+    job: &Job,
+) -> Result<(Original<'a>, LinearModel)> {
+    let tokens = check_shape(replacement, graph)?;
+    check_tokens(replacement, graph, &tokens)?;
+    replacement.model.keep_layers()?;
+    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
+    check_same(&original, graph)?;
+    Ok((original, linear))
 }
 
-/// Targets whose directions follow from a token id; others (differences, features, own directions) are not in the file.
-fn token_targets(original: &Original, linear: &LinearModel, graph: &AttributionGraph) -> Result<Vec<TokenTarget>> {
-    let model = &original.replacement.model;
-    let (_, mean_row) = model.logits_and_mean_row(&linear.final_normed.narrow(0, 0, 1)?)?;
-    let mut targets = Vec::new();
-    for (index, &id) in graph.target_ids.iter().enumerate() {
-        let Ok(token) = u32::try_from(id) else { continue };
-        let direction = (model.unembedding_rows(&[token])?.squeeze(0)? - &mean_row)?;
-        let pos = graph.meta.target_positions[index] as usize;
-        targets.push(TokenTarget { index, readout: Readout { pos, direction } });
+/// A graph computed again, and how its targets are read off a run.
+#[derive(Debug)]
+pub struct Retraced {
+    /// The same trace, anew.
+    pub graph: AttributionGraph,
+    /// Of the targets in the file, those that can be measured, ascending.
+    pub targets: Vec<VerifyTarget>,
+}
+
+/// A target as it is read off a run of the model.
+#[derive(Clone, Debug)]
+pub enum VerifyTarget {
+    /// A token's logit, a difference, or any direction of the final norm's output.
+    Direction {
+        /// Place among the graph's targets.
+        index: usize,
+        /// Position in the prompt.
+        pos: usize,
+        /// `[d_model]`
+        direction: Tensor,
+    },
+    /// The pre-activation of a feature.
+    Feature {
+        /// Place among the graph's targets.
+        index: usize,
+        /// The layer whose MLP the transcoder reads.
+        layer: usize,
+        /// Index among the features of the layer.
+        feature: usize,
+        /// Position in the prompt.
+        pos: usize,
+        /// What the feature looks for. `[d_model]`
+        encoder_vec: Tensor,
+    },
+}
+
+impl VerifyTarget {
+    /// Place among the graph's targets.
+    pub fn index(&self) -> usize {
+        match self {
+            VerifyTarget::Direction { index, .. } | VerifyTarget::Feature { index, .. } => *index,
+        }
     }
-    Ok(targets)
+}
+
+/// Labels of the targets that are not among those that can be measured.
+fn untested(graph: &AttributionGraph, targets: &[VerifyTarget]) -> Vec<String> {
+    let labels = graph.meta.target_labels.iter().enumerate();
+    let is_untested = |index: usize| !targets.iter().any(|target| target.index() == index);
+    labels.filter(|(index, _)| is_untested(*index)).map(|(_, label)| label.clone()).collect()
 }
 
 /// Node indices of the features, most influential first.
@@ -179,6 +237,26 @@ fn check_shape(replacement: &Replacement, graph: &AttributionGraph) -> Result<Ve
     graph.input_tokens.iter().map(token).collect()
 }
 
+/// The tokens are those that the graph names and that its prompt is made of: of two that disagree, the third tells which
+/// is wrong. Where the text alone is, the comparison of the contents says so.
+fn check_tokens(replacement: &Replacement, graph: &AttributionGraph, tokens: &[u32]) -> Result<()> {
+    let tokenizer = &replacement.tokenizer;
+    let prompt = &graph.meta.prompt;
+    if tokenizer.decode(tokens) == *prompt || tokenizer.encode_prompt(prompt).is_ok_and(|encoded| encoded == tokens) {
+        return Ok(());
+    }
+    let named = tokens.iter().zip(&graph.meta.prompt_tokens).enumerate();
+    for (index, (&token, name)) in named {
+        let text = tokenizer.token(token);
+        if text != *name {
+            let what = "`input_tokens`, which are not those of its prompt,";
+            let graph = format!("hold {token} ({text:?}) at {index}");
+            return Err(Error::GraphMismatch { what, graph, model: format!("{name:?} is expected") });
+        }
+    }
+    Ok(())
+}
+
 /// Compares the model's run with what the graph recorded of its own.
 fn check_same(original: &Original, graph: &AttributionGraph) -> Result<()> {
     let largest = original.logits.iter().fold(0f32, |m, l| m.max(l.abs())).max(1.0);
@@ -193,8 +271,10 @@ fn check_same(original: &Original, graph: &AttributionGraph) -> Result<()> {
     let shared = graph.active_features.len() - others;
     let n_different = others + here.len() - shared;
     if n_different as f64 > MAX_SHARE_OF_OTHERS * here.len().max(graph.active_features.len()) as f64 {
-        let (graph, model) = (graph.active_features.len().to_string(), here.len().to_string());
-        let model = format!("{model}, and {n_different} are not in both");
+        let other = differing(&graph.active_features, &here).first().copied();
+        let other = other.map_or(String::new(), |f| format!(", such as {}_{}_{}", f.layer, f.feature, f.pos));
+        let (graph, model) = (graph.active_features.len().to_string(), here.len());
+        let model = format!("{model}, and {n_different} are not in both{other}");
         return Err(Error::GraphMismatch { what: "active features are", graph, model });
     }
     Ok(())

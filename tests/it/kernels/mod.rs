@@ -4,8 +4,6 @@
 //! Each kernel must agree with its CPU side; the same runs under ThreadSanitizer must show no race and under
 //! AddressSanitizer no access outside a buffer; and kernels with a planted fault must be caught.
 
-#![deny(clippy::undocumented_unsafe_blocks)]
-
 mod agreement;
 mod mutants;
 mod on_cpu;

@@ -1,0 +1,3 @@
+#![no_main]
+
+circuitscope_fuzz::target!("hub");

@@ -1,0 +1,297 @@
+//! The readers, each with valid files to begin with.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use circuitscope::circuits::{GroupRequest, Opening, SummarySettings, collapse, open_graph, prune_raw, summarize};
+use circuitscope::export::{read_raw, stream_wire};
+use circuitscope::intervene::{FeatureSpec, Plan, Positions, Supernodes, Sweep};
+use circuitscope::labels::Labels;
+use circuitscope::model::{HookPoint, Model};
+use circuitscope::picture::{PictureSettings, arrange, svg};
+use circuitscope::prune::PruneSettings;
+use circuitscope::transcoder::open as open_transcoders;
+use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_model};
+use serde_json::{Value, json};
+
+use crate::hub::HubOnThisMachine;
+use crate::mutate::Form;
+use crate::seeds::{self, bytes, fixture};
+
+/// What became of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Read without an error.
+    Read,
+    /// Refused with an error.
+    Refused,
+    /// Not given to the reader, and of no use to go on from.
+    NotTried,
+}
+
+impl From<bool> for Reading {
+    fn from(is_read: bool) -> Reading {
+        if is_read { Reading::Read } else { Reading::Refused }
+    }
+}
+
+/// One reader.
+pub struct Target {
+    pub form: Form,
+    pub seeds: Vec<Vec<u8>>,
+    pub read: Box<dyn Fn(&[u8]) -> Reading>,
+}
+
+impl Target {
+    fn new(form: Form, seeds: Vec<Vec<u8>>, read: impl Fn(&[u8]) -> bool + 'static) -> Target {
+        Target { form, seeds, read: Box::new(move |input| read(input).into()) }
+    }
+}
+
+/// Elements of a tensor that is read whole.
+const MAX_ELEMENTS: usize = 1 << 16;
+
+/// Reads what is small of a checkpoint, in every way.
+fn touch(checkpoint: &Checkpoint) -> bool {
+    let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+    let mut is_read = true;
+    for name in names {
+        let Ok(shape) = checkpoint.shape(&name) else { continue };
+        let n = shape.iter().try_fold(1usize, |n, len| n.checked_mul(*len));
+        if n.is_some_and(|n| n <= MAX_ELEMENTS) {
+            is_read &= checkpoint.tensor(&name, &shape).is_ok();
+        }
+        let row = shape.iter().skip(1).try_fold(1usize, |n, len| n.checked_mul(*len));
+        if row.is_some_and(|n| n <= MAX_ELEMENTS) {
+            let _ = checkpoint.gather_rows(&name, &[0]);
+        }
+    }
+    is_read
+}
+
+/// A folder in memory, where `fuzz/run` made one.
+pub fn folder_in_memory() -> PathBuf {
+    let root = std::env::var_os("FUZZ_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);
+    tempfile::tempdir_in(root).expect("a folder can be made").keep()
+}
+
+/// A file in a folder in memory that the reader finds under its name.
+fn in_folder(name: &'static str) -> (PathBuf, impl Fn(&[u8])) {
+    let path = folder_in_memory().join(name);
+    let to = path.clone();
+    (path, move |input| std::fs::write(&to, input).expect("the folder can be written"))
+}
+
+fn copied(relative: &str, folder: &Path) {
+    for entry in fixture(relative).read_dir().expect("the repository's own files can be read") {
+        let from = entry.expect("an entry").path();
+        std::fs::copy(&from, folder.join(from.file_name().expect("a name"))).expect("the folder can be written");
+    }
+}
+
+/// The target of a name.
+///
+/// # Panics
+/// There is none.
+pub fn named(name: &str) -> Target {
+    match name {
+        "safetensors" => safetensors(),
+        "npz" => npz(),
+        "gguf" => gguf(),
+        "config" => config(),
+        "tokenizer" => tokenizer(),
+        "yaml" => yaml(),
+        "shards" => shards(),
+        "raw" => raw(),
+        "json" => json_graph(),
+        "groups" => groups(),
+        "plan" => plan(),
+        "spec" => spec(),
+        "labels" => labels(),
+        "prompt" => prompt(),
+        "hub" => hub(),
+        _ => panic!("no target `{name}`"),
+    }
+}
+
+fn safetensors() -> Target {
+    let (path, write) = in_folder("a.safetensors");
+    Target::new(Form::Safetensors, vec![seeds::safetensors()], move |input| {
+        write(input);
+        Checkpoint::open_safetensors(std::slice::from_ref(&path)).is_ok_and(|checkpoint| touch(&checkpoint))
+    })
+}
+
+fn npz() -> Target {
+    let (path, write) = in_folder("a.npz");
+    Target::new(Form::Binary, vec![seeds::npz()], move |input| {
+        write(input);
+        Checkpoint::open_npz(&path).is_ok_and(|checkpoint| touch(&checkpoint))
+    })
+}
+
+/// A whole model in one file.
+fn gguf() -> Target {
+    let (path, write) = in_folder("a.gguf");
+    Target::new(Form::Binary, vec![seeds::gguf()], move |input| {
+        write(input);
+        let Ok(host) = ModelFiles::open(&path.to_string_lossy()) else { return false };
+        let _ = host.tokenizer.encode_prompt("a b ab");
+        let model = Model::open(&host.config, host.checkpoint.clone(), &Device::Cpu);
+        model.is_ok_and(|model| model.layer(0).is_ok())
+    })
+}
+
+fn config() -> Target {
+    let families = ["llama_relu", "gpt2_relu", "gemma2_jumprelu", "llama3_topk_skip"];
+    let checkpoints: Vec<Checkpoint> = families
+        .iter()
+        .map(|family| Folder::open(&fixture(&format!("{family}/model")).to_string_lossy()).expect("a folder"))
+        .map(|folder| ModelFiles::from_folder(&folder).expect("a model").checkpoint)
+        .collect();
+    let seeds = families.iter().map(|family| bytes(&format!("{family}/model/config.json"))).collect();
+    Target::new(Form::Json, seeds, move |input| {
+        let Ok(config) = serde_json::from_slice::<Value>(input) else { return false };
+        let opened = checkpoints.iter().filter_map(|checkpoint| {
+            Model::open(&config, checkpoint.clone(), &Device::Cpu).ok().filter(|model| model.layer(0).is_ok())
+        });
+        opened.count() > 0
+    })
+}
+
+fn tokenizer() -> Target {
+    Target::new(Form::Json, seeds::tokenizers(), |input| {
+        let Ok(tokenizer) = Tokenizer::from_json("tokenizer.json", input, None, &Value::Null) else { return false };
+        let ids = tokenizer.encode_prompt("The capital of Texas is Austin, caf\u{e9} 123").unwrap_or_default();
+        let _ = (tokenizer.decode(&ids), tokenizer.single_token(" Austin"));
+        true
+    })
+}
+
+/// `config.yaml` of transcoders, their files beside it.
+fn yaml() -> Target {
+    let (path, write) = in_folder("config.yaml");
+    let folder = path.parent().expect("it is in a folder").to_path_buf();
+    copied("llama_relu/transcoders", &folder);
+    let folder = Folder::open(&folder.to_string_lossy()).expect("a folder");
+    let config: Value = serde_json::from_slice(&bytes("llama_relu/model/config.json")).expect("a config");
+    let d_model = config["hidden_size"].as_u64().expect("a size") as usize;
+    Target::new(Form::Text, vec![bytes("llama_relu/transcoders/config.yaml")], move |input| {
+        write(input);
+        open_transcoders(&folder, 4, d_model, &Device::Cpu).is_ok()
+    })
+}
+
+/// The list of a checkpoint's files, the checkpoint itself beside it under another name.
+fn shards() -> Target {
+    let (path, write) = in_folder("model.safetensors.index.json");
+    let folder = path.parent().expect("it is in a folder").to_path_buf();
+    copied("llama_relu/model", &folder);
+    std::fs::rename(folder.join("model.safetensors"), folder.join("a.safetensors")).expect("the folder can be written");
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": {"model.embed_tokens.weight": "a.safetensors"}});
+    Target::new(Form::Json, vec![serde_json::to_vec(&index).expect("JSON")], move |input| {
+        write(input);
+        let folder = Folder::open(&folder.to_string_lossy()).expect("a folder");
+        ModelFiles::from_folder(&folder).is_ok_and(|host| host.checkpoint.names().next().is_some())
+    })
+}
+
+fn raw() -> Target {
+    let (path, write) = in_folder("a.safetensors");
+    Target::new(Form::Safetensors, seeds::graphs().0, move |input| {
+        write(input);
+        let Ok(graph) = read_raw(&path) else { return false };
+        let circuit = prune_raw(&graph, &PruneSettings::default());
+        circuit.is_ok_and(|circuit| summarize(&circuit, &SummarySettings::default()).is_ok())
+    })
+}
+
+/// A JSON graph: read, drawn, summarised. What a terminal would obey is in no picture.
+fn json_graph() -> Target {
+    let (path, write) = in_folder("a.json");
+    Target::new(Form::Json, vec![seeds::graphs().1], move |input| {
+        write(input);
+        let Ok(circuit) = stream_wire(&path, None).and_then(|graph| graph.circuit()) else { return false };
+        let Ok(view) = collapse(&circuit, &[]) else { return false };
+        let picture = svg(&circuit, &view, &arrange(&circuit, &view, &PictureSettings::default()));
+        assert!(!picture.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "a picture holds text that a terminal obeys");
+        summarize(&circuit, &SummarySettings::default()).is_ok()
+    })
+}
+
+/// A file of supernodes for a JSON graph.
+fn groups() -> Target {
+    let (path, write) = in_folder("groups.json");
+    let graph = path.with_file_name("graph.json");
+    std::fs::write(&graph, seeds::graphs().1).expect("the folder can be written");
+    let opened = open_graph(&graph, &Opening::new(None, None).expect("no thresholds")).expect("a graph");
+    let circuit = &opened.circuit;
+    let ids: Vec<String> = circuit.graph().node_weights().take(3).map(|node| node.id.to_string()).collect();
+    let lists = json!([["a", ids[0]], ["b", ids[1], ids[2]]]);
+    let by_name = json!({"a": [ids[0], ids[1]], "b": [ids[2]]});
+    let graph = json!({"qParams": {"supernodes": lists}, "nodes": []});
+    let seeds = [lists, by_name, graph].iter().map(|seed| serde_json::to_vec(seed).expect("JSON")).collect();
+    let request = GroupRequest { file: Some(path), ..GroupRequest::default() };
+    Target::new(Form::Json, seeds, move |input| {
+        write(input);
+        request.supernodes(&opened).is_ok_and(|groups| collapse(&opened.circuit, &groups).is_ok())
+    })
+}
+
+fn plan() -> Target {
+    let plan = br#"{"interventions": [{"node": "0_39_7", "ablate": true}], "alternatives": [{"name": "b",
+        "interventions": [{"layer": 0, "feature": 303, "position": "7..", "set": 13.9}, {"supernode": "s", "scale": 2}]}]}"#;
+    let list = br#"[{"node": "0_39_7", "scale": 2}, {"layer": 1, "feature": 2, "position": 3, "ablate": true}]"#;
+    let member = FeatureSpec { layer: 1, feature: 2, positions: Positions::All };
+    let supernodes = Supernodes::from([("s".to_owned(), vec![member])]);
+    let seeds = [&plan[..], &list[..]].iter().map(|seed| seed.to_vec()).collect();
+    Target::new(Form::Json, seeds, move |input| {
+        let Ok(text) = std::str::from_utf8(input) else { return false };
+        Plan::parse(text, "plan.json", &supernodes).is_ok()
+    })
+}
+
+/// Words of the command line: what is read prints as it was written, up to leading zeros and signs.
+fn spec() -> Target {
+    let seeds =
+        ["5_123_4..7", "5_123_*", "4..", "0_39_7=-1..2.5/0.5", "blocks.3.hook_resid_pre", "ln_final.hook_scale"];
+    let seeds = seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect();
+    Target::new(Form::Text, seeds, |input| {
+        let Ok(text) = std::str::from_utf8(input) else { return false };
+        let spec = text.parse::<FeatureSpec>().ok().inspect(|spec| {
+            assert_eq!(spec.to_string().parse::<FeatureSpec>().ok(), Some(*spec), "it is read as it is printed");
+        });
+        let positions = text.parse::<Positions>().ok().inspect(|positions| {
+            assert_eq!(
+                positions.to_string().parse::<Positions>().ok(),
+                Some(*positions),
+                "it is read as it is printed"
+            );
+            let _ = (positions.within(0..9, 9, 1), positions.check(9));
+        });
+        spec.is_some() || positions.is_some() || text.parse::<Sweep>().is_ok() || text.parse::<HookPoint>().is_ok()
+    })
+}
+
+fn labels() -> Target {
+    let labels = br#"{"0_39": "a feature", "0_40": "another", "3_955": "asks for a capital"}"#.to_vec();
+    Target::new(Form::Json, vec![labels], |input| Labels::parse(input, "feature_labels.json").is_ok())
+}
+
+fn prompt() -> Target {
+    let tokenizer = atlas_model().expect("atlas").tokenizer;
+    Target::new(Form::Text, vec![b"The capital of the state containing Dallas is".to_vec()], move |input| {
+        let text = String::from_utf8_lossy(input);
+        tokenizer.encode_prompt(&text).is_ok_and(|ids| {
+            let _ = tokenizer.single_token(&text);
+            !tokenizer.decode(&ids).is_empty()
+        })
+    })
+}
+
+/// What the Hub, or the store that it sends to, answers.
+fn hub() -> Target {
+    let hub = HubOnThisMachine::start();
+    let seeds = HubOnThisMachine::answers();
+    Target { form: Form::Text, seeds, read: Box::new(move |input| hub.read(input)) }
+}

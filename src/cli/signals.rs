@@ -1,0 +1,39 @@
+//! Signals that end the program: it leaves no half-written file behind, and the exit code is the shell's for the signal.
+
+/// Removes temporary files when a signal ends the program, which then exits with 128 and the signal's number. Writing
+/// past the limit of a file's size becomes an error of the write.
+#[cfg(unix)]
+pub(super) fn end_cleanly() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+    use signal_hook::iterator::Signals;
+
+    use crate::export::abandon_files;
+
+    // SAFETY: nothing but the disposition of the signal is set, to a constant that is valid for it.
+    unsafe { libc::signal(SIGXFSZ, libc::SIG_IGN) };
+    // Who was told to ignore a signal goes on ignoring it: `nohup`, and jobs of a shell in the background.
+    let heard: Vec<i32> = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal)).collect();
+    let wait = move || {
+        let Ok(mut signals) = Signals::new(heard) else { return };
+        if let Some(signal) = signals.forever().next() {
+            // `_exit`: what runs at a usual exit would wait for threads that compute or write.
+            // SAFETY: ends the process, whatever state it is in.
+            abandon_files(|| unsafe { libc::_exit(128 + signal) });
+        }
+    };
+    // Without a thread to wait in, signals do what they do by default.
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(wait);
+}
+
+/// Whether this program was started with a signal ignored.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: the action is only read, into a place that is zeroed, which is a valid value of all its fields.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) fn end_cleanly() {}

@@ -1,0 +1,440 @@
+//! Faults on purpose: writes that fail, full disks, little memory, kills. Whatever happens, a file that was there is
+//! whole as it was or whole as it was to become, and nothing panics.
+//!
+//! Here a few of each; all of them with
+//! `cargo test --release --test it -- faults::in_full --ignored --nocapture`, which prints the table of
+//! `docs/reliability.md`.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::support::{Random, absent, circuitscope, copy_folder};
+
+/// A command, and the files that it makes in the folder `out`.
+struct Case {
+    name: &'static str,
+    args: &'static [&'static str],
+    makes: &'static [&'static str],
+}
+
+const fn case(name: &'static str, args: &'static [&'static str], makes: &'static [&'static str]) -> Case {
+    Case { name, args, makes }
+}
+
+/// Every command and every kind of file that one writes. `in.safetensors` and `in.json` are graphs of "He went".
+const CASES: [Case; 13] = [
+    case(
+        "trace",
+        &["trace", "He went", "--out-dir", "out", "--slug", "a", "--force", "--quiet"],
+        &["a.safetensors", "a.json"],
+    ),
+    case("prune", &["prune", "in.safetensors", "-o", "out/a.json", "--slug", "a"], &["a.json"]),
+    case("inspect text", &["inspect", "in.json", "-o", "out/a.txt"], &["a.txt"]),
+    case("inspect json", &["inspect", "in.json", "--format", "json", "-o", "out/a.json"], &["a.json"]),
+    case("inspect svg", &["inspect", "in.json", "--format", "svg", "-o", "out/a.svg"], &["a.svg"]),
+    case("inspect png", &["inspect", "in.json", "--format", "png", "-o", "out/a.png"], &["a.png"]),
+    case("inspect dot", &["inspect", "in.json", "--format", "dot", "-o", "out/a.dot"], &["a.dot"]),
+    case("inspect csv", &["inspect", "in.json", "--format", "csv", "-o", "out/a.csv"], &["a.csv"]),
+    case("inspect --save", &["inspect", "in.json", "--save", "out/a.json"], &["a.json"]),
+    case("intervene --svg", &["intervene", "He went", "--sweep", "0_39_1=0..4/1", "--svg", "out/a.svg"], &["a.svg"]),
+    case("verify", &["verify", "in.safetensors"], &[]),
+    case("diff", &["diff", "in.json", "in.json"], &[]),
+    case("common", &["common", "in.json", "in.json"], &[]),
+];
+
+/// Calls with which a file comes to be; the question mark is for those that a system lacks.
+const WRITES: &str =
+    "write,writev,pwrite64,?rename,renameat,?renameat2,fsync,fdatasync,fchmod,ftruncate,?mkdir,mkdirat,?fallocate";
+
+/// What marks a file that is not complete yet.
+const TEMPORARY_PREFIX: &str = ".circuitscope-";
+
+/// The file that is there before: larger than a block, so that half of it would be seen.
+fn old(name: &str) -> Vec<u8> {
+    format!("what was in {name} before\n").repeat(300).into_bytes()
+}
+
+/// A case with its graphs to read, and what it writes when nothing goes wrong.
+struct Bench {
+    case: &'static Case,
+    folder: TempDir,
+    new: BTreeMap<&'static str, Vec<u8>>,
+    took: Duration,
+}
+
+/// What became of a run.
+#[derive(Default)]
+struct Outcome {
+    code: Option<i32>,
+    signal: Option<i32>,
+    message: String,
+    n_old: usize,
+    n_new: usize,
+    n_temporary: usize,
+}
+
+impl Bench {
+    fn new(case: &'static Case) -> Bench {
+        let folder = TempDir::new().unwrap();
+        let trace = ["trace", "He went", "--out-dir", ".", "--slug", "in", "--quiet"];
+        assert!(circuitscope(folder.path(), &trace).status.success());
+        let mut bench = Bench { case, folder, new: BTreeMap::new(), took: Duration::ZERO };
+        bench.reset();
+        let start = Instant::now();
+        let output = circuitscope(bench.path(), case.args);
+        bench.took = start.elapsed();
+        assert!(output.status.success(), "{}: {output:?}", case.name);
+        for name in case.makes {
+            let bytes = std::fs::read(bench.path().join("out").join(name)).unwrap();
+            assert!(bytes != old(name), "{}: {name} is written", case.name);
+            bench.new.insert(name, bytes);
+        }
+        bench
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder `out` with the old files alone.
+    fn reset(&self) {
+        let out = self.path().join("out");
+        let _ = std::fs::remove_dir_all(&out);
+        std::fs::create_dir(&out).unwrap();
+        for name in self.case.makes {
+            std::fs::write(out.join(name), old(name)).unwrap();
+        }
+    }
+
+    /// The program, its standard output thrown away.
+    fn program(&self) -> Command {
+        self.program_behind(&[])
+    }
+
+    /// The program, run by another one.
+    fn program_behind(&self, runner: &[&str]) -> Command {
+        let program = env!("CARGO_BIN_EXE_circuitscope");
+        let mut command = match runner {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        command.current_dir(self.path()).args(self.case.args).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end.
+    fn run(&self, mut command: Command) -> Outcome {
+        self.reset();
+        let output = command.output().unwrap();
+        self.outcome(output.status, &output.stderr, &self.path().join("out"))
+    }
+
+    /// Looks at what is there after a run.
+    #[track_caller]
+    fn outcome(&self, status: ExitStatus, stderr: &[u8], out: &Path) -> Outcome {
+        let message = String::from_utf8_lossy(stderr).into_owned();
+        let name = self.case.name;
+        let mut outcome = Outcome { code: status.code(), signal: status.signal(), message, ..Outcome::default() };
+        let seen = &outcome.message;
+        assert!(!seen.contains("panicked") && outcome.code != Some(101), "{name}: {status}: {seen}");
+        for (file, new) in &self.new {
+            let is = std::fs::read(out.join(file)).unwrap_or_else(|e| panic!("{name}: {file}: {e}; {status}: {seen}"));
+            match (is == *new, is == old(file)) {
+                (true, _) => outcome.n_new += 1,
+                (_, true) => outcome.n_old += 1,
+                _ => panic!("{name}: {file} has {} bytes, neither old nor new; {status}: {seen}", is.len()),
+            }
+        }
+        for entry in out.read_dir().unwrap() {
+            let file = entry.unwrap().file_name().into_string().unwrap();
+            // The folder's list is written after what it lists; it is whole, or as it was.
+            if !self.new.contains_key(file.as_str()) && file != "graph-metadata.json" {
+                assert!(file.starts_with(TEMPORARY_PREFIX), "{name}: {file} was left");
+                outcome.n_temporary += 1;
+            }
+        }
+        if outcome.code == Some(0) {
+            assert_eq!(outcome.n_old, 0, "{name}: success, but an old file: {}", outcome.message);
+        }
+        outcome
+    }
+}
+
+/// Counts of one line of the table.
+#[derive(Default)]
+struct Line {
+    n_runs: usize,
+    n_done: usize,
+    n_refused: usize,
+    n_ended: usize,
+    n_old: usize,
+    n_new: usize,
+    n_temporary: usize,
+}
+
+impl Line {
+    fn add(&mut self, outcome: &Outcome) {
+        self.n_runs += 1;
+        match outcome.code {
+            Some(0) => self.n_done += 1,
+            Some(2) => self.n_refused += 1,
+            _ => self.n_ended += 1,
+        }
+        self.n_old += outcome.n_old;
+        self.n_new += outcome.n_new;
+        self.n_temporary += outcome.n_temporary;
+    }
+
+    fn print(&self, fault: &str, name: &str) {
+        let Line { n_runs, n_done, n_refused, n_ended, n_old, n_new, n_temporary } = self;
+        println!(
+            "| {fault} | `{name}` | {n_runs} | {n_done} | {n_refused} | {n_ended} | {n_old} | {n_new} | 0 | {n_temporary} |"
+        );
+    }
+}
+
+/// A run that was told of a fault says so and leaves nothing beside the files.
+#[track_caller]
+fn is_answered(bench: &Bench, outcome: &Outcome, fault: &str) {
+    let (name, code, message) = (bench.case.name, outcome.code, &outcome.message);
+    assert!(matches!(code, Some(0 | 2)), "{name}, {fault}: exit code {code:?}, signal {:?}: {message}", outcome.signal);
+    assert_eq!(outcome.n_temporary, 0, "{name}, {fault}: a temporary file was left: {message}");
+}
+
+fn has_strace() -> bool {
+    let works = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).status().is_ok_and(|s| s.success());
+    if !works {
+        absent("strace, or leave to trace processes");
+    }
+    works
+}
+
+/// The program under strace, which does to its writes what `fault` says; the log of them goes to `log`.
+fn traced(bench: &Bench, log: &Path, fault: Option<&str>) -> Outcome {
+    let trace = format!("trace={WRITES}");
+    let mut runner = vec!["strace", "-f", "-qq", "--seccomp-bpf", "-o", log.to_str().unwrap(), "-e", &trace];
+    runner.extend(fault.iter().flat_map(|fault| ["-e", fault]));
+    bench.run(bench.program_behind(&runner))
+}
+
+/// The writes of a run's first thread: each by its call's name, and which of these it is. strace counts so.
+fn writes(bench: &Bench) -> Vec<(String, usize)> {
+    let log = bench.path().join("log");
+    let outcome = traced(bench, &log, None);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.message);
+    let log = std::fs::read_to_string(log).unwrap();
+    let mut found: Vec<(String, usize)> = Vec::new();
+    let first = log.split_whitespace().next().unwrap().to_owned();
+    for line in log.lines().filter_map(|line| line.strip_prefix(&first)) {
+        if let Some((name, _)) = line.split_once('(') {
+            let name = name.trim().to_owned();
+            let before = found.iter().filter(|(earlier, _)| *earlier == name).count();
+            found.push((name, before + 1));
+        }
+    }
+    found
+}
+
+/// Each write of a run fails in turn: alone, and with all of its kind that follow it.
+fn failing_writes(bench: &Bench, errors: &[&str]) -> Line {
+    let mut line = Line::default();
+    for (name, at) in writes(bench) {
+        for error in errors {
+            for on in ["", "+"] {
+                let fault = format!("inject={name}:error={error}:when={at}{on}");
+                let outcome = traced(bench, Path::new("/dev/null"), Some(&fault));
+                is_answered(bench, &outcome, &fault);
+                if outcome.code == Some(2) && on.is_empty() {
+                    assert!(outcome.message.starts_with("error: "), "{fault}: {}", outcome.message);
+                }
+                line.add(&outcome);
+            }
+        }
+    }
+    line
+}
+
+/// A run is killed at each of its writes in turn.
+fn kills_at_writes(bench: &Bench) -> Line {
+    let mut line = Line::default();
+    for (name, at) in writes(bench) {
+        let outcome = traced(bench, Path::new("/dev/null"), Some(&format!("inject={name}:signal=KILL:when={at}")));
+        assert!(outcome.n_temporary <= 1, "{}: one file is written at a time", bench.case.name);
+        line.add(&outcome);
+    }
+    line
+}
+
+/// A run is killed at moments drawn from its length.
+fn kills(bench: &Bench, n: usize) -> Line {
+    let mut line = Line::default();
+    let mut random = Random::new(7);
+    let longest = bench.took.as_micros() as usize * 5 / 4 + 1;
+    for _ in 0..n {
+        bench.reset();
+        let mut child = bench.program().spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.below(longest) as u64));
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        line.add(&bench.outcome(output.status, &output.stderr, &bench.path().join("out")));
+    }
+    // What kills have left is in nobody's way.
+    let output = circuitscope(bench.path(), bench.case.args);
+    assert!(output.status.success(), "{}: {output:?}", bench.case.name);
+    for (file, new) in &bench.new {
+        assert!(std::fs::read(bench.path().join("out").join(file)).unwrap() == *new, "{}: {file}", bench.case.name);
+    }
+    line
+}
+
+/// A run under limits of memory, each a sixth larger than the last, from what does not load the program to what it
+/// needs.
+fn little_memory(bench: &Bench, factor: f64) -> Line {
+    let mut line = Line::default();
+    let mut kib = 8_000.0;
+    let mut n_done = 0;
+    while n_done < 2 {
+        assert!(kib < 16e6, "{} needs less than 16 GB", bench.case.name);
+        let limit = format!("ulimit -v {kib:.0}; exec \"$0\" \"$@\"");
+        let outcome = bench.run(bench.program_behind(&["sh", "-c", &limit]));
+        n_done += usize::from(outcome.code == Some(0));
+        line.add(&outcome);
+        kib *= factor;
+    }
+    line
+}
+
+/// How a file system of its own is had here: as its own user, or as the system's.
+fn own_mounts() -> Option<&'static str> {
+    ["-rm", "-m"].into_iter().find(|flags| {
+        let script = "mount -t tmpfs -o size=64k none /mnt";
+        let quiet = |command: &mut Command| command.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        quiet(Command::new("unshare").args([flags, "sh", "-c", script]))
+    })
+}
+
+/// A run on file systems of every size from the old files' to more than enough, in blocks of 4 KB times `step`.
+fn full_disk(bench: &Bench, step: usize) -> Option<Line> {
+    let Some(flags) = own_mounts() else {
+        println!("not checked here: a full file system, for mounting one is not permitted");
+        return None;
+    };
+    let blocks = |n_bytes: usize| n_bytes.div_ceil(4096);
+    let before: usize = bench.case.makes.iter().map(|name| blocks(old(name).len())).sum();
+    let after: usize = bench.new.values().map(|bytes| blocks(bytes.len())).sum();
+    let mut line = Line::default();
+    let mut n_done = 0;
+    // The folder itself takes a block.
+    for n_blocks in (before + 1..=before + after + 4).step_by(step).chain([before + after + 8]) {
+        let script = format!(
+            "mount -t tmpfs -o size={}k none out && cp -r old/. out || exit 77; \"$0\" \"$@\"; code=$?; cp -r out/. after; exit $code",
+            4 * n_blocks
+        );
+        bench.reset();
+        let (before, after) = (bench.path().join("old"), bench.path().join("after"));
+        let _ = (std::fs::remove_dir_all(&after), std::fs::remove_dir_all(&before));
+        std::fs::create_dir(&after).unwrap();
+        copy_folder(&bench.path().join("out"), &before);
+        let output = bench.program_behind(&["unshare", flags, "sh", "-c", &script]).output().unwrap();
+        assert_ne!(output.status.code(), Some(77), "{}: {output:?}", bench.case.name);
+        let outcome = bench.outcome(output.status, &output.stderr, &after);
+        is_answered(bench, &outcome, &format!("{n_blocks} blocks"));
+        if outcome.code == Some(2) {
+            assert!(outcome.message.contains("out"), "the message names the file: {}", outcome.message);
+        }
+        n_done += usize::from(outcome.code == Some(0));
+        line.add(&outcome);
+    }
+    assert!(n_done > 0, "{}: with more than enough it is written", bench.case.name);
+    Some(line)
+}
+
+/// Standard output that takes nothing.
+fn full_output(bench: &Bench) -> Line {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut program = bench.program();
+    program.stdout(full);
+    let outcome = bench.run(program);
+    is_answered(bench, &outcome, "/dev/full");
+    let mut line = Line::default();
+    line.add(&outcome);
+    line
+}
+
+fn bench_of(name: &str) -> Bench {
+    Bench::new(CASES.iter().find(|case| case.name == name).unwrap())
+}
+
+#[test]
+fn a_write_that_fails_leaves_old_files_or_new_ones() {
+    if has_strace() {
+        for name in ["prune", "inspect svg"] {
+            let line = failing_writes(&bench_of(name), &["ENOSPC"]);
+            assert!(line.n_refused >= 4 && line.n_old >= 4, "{name}: writes and renames failed");
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_any_write_leaves_old_files_or_new_ones() {
+    if has_strace() {
+        let line = kills_at_writes(&bench_of("trace"));
+        assert!(line.n_ended >= 4 && line.n_old > 0 && line.n_new > 0, "it was killed before and after its files");
+    }
+    let line = kills(&bench_of("prune"), 10);
+    assert_eq!(line.n_runs, 10);
+}
+
+#[test]
+fn a_full_disk_leaves_old_files_or_new_ones() {
+    if let Some(line) = full_disk(&bench_of("trace"), 4) {
+        assert!(line.n_refused > 0 && line.n_old > 0, "the disk was full");
+    }
+}
+
+#[test]
+fn little_memory_leaves_old_files_or_new_ones() {
+    let line = little_memory(&bench_of("inspect --save"), 1.5);
+    assert!(line.n_ended + line.n_refused > 0, "memory ran out");
+}
+
+#[test]
+fn an_output_that_is_full_is_an_error() {
+    for name in ["diff", "prune"] {
+        let line = full_output(&bench_of(name));
+        assert_eq!(line.n_refused, 1, "{name}");
+    }
+}
+
+#[test]
+#[ignore = "minutes: the whole table"]
+fn in_full() {
+    let selected = std::env::var("FAULTS_COMMAND").unwrap_or_default();
+    let has_strace = has_strace();
+    println!("| fault | command | runs | done | refused | ended | old files | new files | neither | left beside |");
+    println!("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for case in CASES.iter().filter(|case| case.name.contains(&selected)) {
+        let bench = Bench::new(case);
+        if has_strace {
+            failing_writes(&bench, &["ENOSPC", "EIO"]).print("each write fails", case.name);
+            kills_at_writes(&bench).print("killed at each write", case.name);
+        }
+        kills(&bench, 200).print("killed at a random moment", case.name);
+        little_memory(&bench, 7.0 / 6.0).print("little memory", case.name);
+        if !case.makes.is_empty() {
+            if let Some(line) = full_disk(&bench, 1) {
+                line.print("full disk", case.name);
+            }
+        }
+        full_output(&bench).print("full output", case.name);
+    }
+}
