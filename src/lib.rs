@@ -131,7 +131,7 @@ pub mod tracer;
 pub mod transcoder;
 pub mod weights;
 
-pub use attribution::AttributionOptions;
+pub use attribution::{AttributionOptions, RowChoice, Visits};
 pub use candle_core as candle;
 pub use error::{Error, ErrorKind, Result};
 pub use intervene::{FeatureSpec, Intervention};

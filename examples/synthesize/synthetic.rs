@@ -21,14 +21,23 @@ pub struct Shape {
     pub n_kv_heads: usize,
     pub d_head: usize,
     pub d_vocab: usize,
-    /// Gemma 2: post-norms, gains stored less one, softcaps.
-    pub is_gemma2: bool,
+    pub family: Family,
     pub d_transcoder: usize,
     /// Active features a position and layer.
     pub l0: f64,
 }
 
-const SHAPES: [Shape; 3] = [
+/// What the layers have beside attention and MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Family {
+    Llama,
+    /// Post-norms, gains stored less one, softcaps.
+    Gemma2,
+    /// Post-norms, gains stored less one, norms of queries and keys, mostly local layers.
+    Gemma3,
+}
+
+const SHAPES: [Shape; 4] = [
     Shape {
         name: "smollm2-135m",
         n_layers: 30,
@@ -38,7 +47,7 @@ const SHAPES: [Shape; 3] = [
         n_kv_heads: 3,
         d_head: 64,
         d_vocab: 49152,
-        is_gemma2: false,
+        family: Family::Llama,
         d_transcoder: 2048,
         l0: 28.0,
     },
@@ -51,7 +60,7 @@ const SHAPES: [Shape; 3] = [
         n_kv_heads: 8,
         d_head: 64,
         d_vocab: 128_256,
-        is_gemma2: false,
+        family: Family::Llama,
         d_transcoder: 16384,
         l0: 50.0,
     },
@@ -64,7 +73,20 @@ const SHAPES: [Shape; 3] = [
         n_kv_heads: 4,
         d_head: 256,
         d_vocab: 256_000,
-        is_gemma2: true,
+        family: Family::Gemma2,
+        d_transcoder: 16384,
+        l0: 50.0,
+    },
+    Shape {
+        name: "gemma-3-270m",
+        n_layers: 18,
+        d_model: 640,
+        d_mlp: 2048,
+        n_heads: 4,
+        n_kv_heads: 1,
+        d_head: 256,
+        d_vocab: 262_144,
+        family: Family::Gemma3,
         d_transcoder: 16384,
         l0: 50.0,
     },
@@ -81,7 +103,11 @@ impl Shape {
 
     fn config(&self) -> Value {
         let mut config = json!({
-            "model_type": if self.is_gemma2 { "gemma2" } else { "llama" },
+            "model_type": match self.family {
+                Family::Llama => "llama",
+                Family::Gemma2 => "gemma2",
+                Family::Gemma3 => "gemma3_text",
+            },
             "num_hidden_layers": self.n_layers,
             "hidden_size": self.d_model,
             "intermediate_size": self.d_mlp,
@@ -95,11 +121,18 @@ impl Shape {
             "tie_word_embeddings": true,
             "bos_token_id": 0,
         });
-        if self.is_gemma2 {
+        if self.family != Family::Llama {
             config["query_pre_attn_scalar"] = json!(self.d_head);
+        }
+        if self.family == Family::Gemma2 {
             config["sliding_window"] = json!(4096);
             config["attn_logit_softcapping"] = json!(50.0);
             config["final_logit_softcapping"] = json!(30.0);
+        }
+        if self.family == Family::Gemma3 {
+            config["sliding_window"] = json!(512);
+            config["rope_theta"] = json!(1_000_000.0);
+            config["rope_local_base_freq"] = json!(10000.0);
         }
         config
     }
@@ -219,7 +252,8 @@ pub fn write_model(shape: &Shape, folder: &Path) -> Result<()> {
     let unit = |d_in: usize| Fill::Normal(1.0 / (d_in as f64).sqrt());
     // What attention and MLP write stays small against the stream, as in trained models.
     let quiet = |d_in: usize| Fill::Normal(0.3 / (d_in as f64).sqrt());
-    let gain = Fill::Constant(if shape.is_gemma2 { 0.0 } else { 1.0 });
+    let is_gemma = shape.family != Family::Llama;
+    let gain = Fill::Constant(if is_gemma { 0.0 } else { 1.0 });
     let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![shape.d_vocab, d], Fill::Normal(0.05))];
     for layer in 0..shape.n_layers {
         let at = format!("model.layers.{layer}.");
@@ -233,7 +267,11 @@ pub fn write_model(shape: &Shape, folder: &Path) -> Result<()> {
         add("mlp.down_proj", vec![d, shape.d_mlp], quiet(shape.d_mlp));
         add("input_layernorm", vec![d], gain);
         add("post_attention_layernorm", vec![d], gain);
-        if shape.is_gemma2 {
+        if shape.family == Family::Gemma3 {
+            add("self_attn.q_norm", vec![shape.d_head], gain);
+            add("self_attn.k_norm", vec![shape.d_head], gain);
+        }
+        if is_gemma {
             add("pre_feedforward_layernorm", vec![d], gain);
             add("post_feedforward_layernorm", vec![d], gain);
         }

@@ -12,6 +12,7 @@ mod sampled;
 mod targets;
 
 pub use row_choice::{RowChoice, Visits};
+pub use sampled::{ExactInfluence, exact_influence};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
@@ -223,7 +224,10 @@ fn attribute_rows(
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
     memory::RowSizes {
-        rows: options.rows.for_prompt(active.len()),
+        rows: match given {
+            Some(features) => RowChoice::BestFirst { max_features: features.len() },
+            None => options.rows.for_prompt(active.len()),
+        },
         n_active: active.len(),
         n_targets: chosen.targets.len(),
         n_others: layout.n_nodes() - layout.n_features(),

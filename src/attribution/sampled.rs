@@ -12,7 +12,8 @@ use super::batches::{Batch, RowCount, batch_limits, feature_batches, run_batches
 use super::matrix::{Rows, unselected_effect};
 use super::plan::BatchLimits;
 use super::row_choice::{MAX_NODES, NODE_SHARE, Visits};
-use super::targets::Target;
+use super::targets::{Target, choose_targets};
+use super::{AttributionOptions, feature_ids};
 use crate::error::Result;
 use crate::graph::influence::row_abs_sums;
 use crate::graph::{
@@ -20,7 +21,7 @@ use crate::graph::{
 };
 use crate::job::Job;
 use crate::ops::HostRow;
-use crate::replacement::LinearModel;
+use crate::replacement::{LinearModel, Replacement};
 
 /// What the first pass found of the graph of all active features.
 #[derive(Debug)]
@@ -93,6 +94,43 @@ pub fn compute(
         n_computed,
         estimate: Some(estimate),
     })
+}
+
+/// Influence in the graph of all active features.
+#[derive(Debug)]
+pub struct ExactInfluence {
+    /// All active features, errors, tokens and targets.
+    pub layout: NodeLayout,
+    /// Influence of every feature, error and token. `[n_active + n_errors + n_pos]`
+    pub nodes: Vec<f64>,
+    /// Scores of the whole graph.
+    pub scores: Scores,
+}
+
+/// Influence on the targets that `options` ask for, from every row: what a sampled trace estimates. Which rows `options`
+/// choose says nothing here.
+///
+/// # Errors
+/// As [`super::attribute`].
+///
+/// # Cost
+/// All rows, some at a time: the time of [`super::RowChoice::All`], without its memory.
+pub fn exact_influence(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    options: &AttributionOptions,
+    job: &Job,
+) -> Result<ExactInfluence> {
+    options.check()?;
+    let targets = choose_targets(replacement, linear, options)?.targets;
+    let layout =
+        NodeLayout::new(feature_ids(linear), replacement.model.config.n_layers, linear.tokens.len(), targets.len())?;
+    let weights: Vec<f32> = targets.iter().map(|target| target.weight).collect();
+    let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
+    let count = RowCount::new(job, "influence rows", layout.n_rows());
+    let pull_backs = PullBacks { linear, layout: &layout, targets: &targets, limits, count };
+    let found = sampled_influence(&pull_backs, &layout, &weights, Visits::Theta(0.0).settings(&weights))?;
+    Ok(ExactInfluence { nodes: found.nodes, scores: found.scores, layout })
 }
 
 /// The features that become nodes, ascending.

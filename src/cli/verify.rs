@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use crate::Result;
 use crate::circuits::{open_raw, prune_raw};
@@ -11,11 +12,15 @@ use crate::export::raw_contents;
 use crate::intervene::{ContentsCheck, CurvePoint, Difference, Faithfulness, Verification, VerifyOptions};
 use crate::job::Job;
 use crate::text::{quoted, terminal};
+use crate::tracer::{InfluenceCheck, InfluenceCheckOptions};
 
 use super::graph_args::Thresholds;
 use super::setup::{GraphSource, SetupArgs};
 use super::summary::{Align, write_table};
 use super::{Format, print_json, print_text};
+
+/// More features are in JSON.
+const MAX_SHOWN: usize = 20;
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -32,6 +37,10 @@ pub struct VerifyArgs {
     /// Seed of the random features that the circuit is compared with
     #[arg(long, value_name = "S", default_value_t = 0, help_heading = "What to measure")]
     seed: u64,
+    /// Compare the influence of N random features, and the scores, with exact ones, which takes the row of every active
+    /// feature [default: 20 where N is left out]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20", help_heading = "What to measure")]
+    influence: Option<usize>,
     #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// The feature_labels.json that the graph was traced with [default: the one beside the transcoders]
@@ -59,11 +68,78 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let (tensors, keys) = raw_contents(&args.graph)?;
     found.contents.require(&tensors, &keys);
     found.passed &= found.contents.passed;
+    let influence = match args.influence {
+        Some(n_features) => {
+            let options = InfluenceCheckOptions { n_features, seed: args.seed };
+            Some(tracer.verify_influence(&graph, &options, &Job::default())?)
+        }
+        None => None,
+    };
+    let report = Report { verification: &found, influence: influence.as_ref() };
     match args.format {
-        Format::Text => print_text(&verification_text(&found))?,
-        Format::Json => print_json(&found)?,
+        Format::Text => print_text(&report_text(&report))?,
+        Format::Json => print_json(&report)?,
     }
-    Ok(found.passed)
+    Ok(found.passed && influence.is_none_or(|check| check.passed != Some(false)))
+}
+
+/// What `--format json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    verification: &'a Verification,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    influence: Option<&'a InfluenceCheck>,
+}
+
+fn report_text(report: &Report) -> String {
+    let mut text = verification_text(report.verification);
+    if let Some(check) = report.influence {
+        write_influence(&mut text, check);
+    }
+    text
+}
+
+fn write_influence(text: &mut String, check: &InfluenceCheck) {
+    let stated = match (check.n_visited, check.passed) {
+        (Some(n_visited), _) => format!("estimated from {n_visited} rows"),
+        (None, None) => "of the chosen rows only".to_owned(),
+        (None, Some(_)) => "from all rows".to_owned(),
+    };
+    let verdict = match check.passed {
+        Some(true) => "holds: ",
+        Some(false) => "FAILS: ",
+        None => "",
+    };
+    let _ = writeln!(text, "\ninfluence   {verdict}{stated}, and exact from all {}", check.n_rows);
+    for (name, score) in [("replacement", check.replacement), ("completeness", check.completeness)] {
+        let _ = writeln!(text, "  {name:<14}{:.4} ± {:.4}, exact {:.4}", score.stated, score.uncertainty, score.exact);
+    }
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let _ = writeln!(
+        text,
+        "  strongest {:<4}{} of them found, median error {}",
+        check.n_top,
+        percent(check.share_of_top_found),
+        percent(check.median_error_of_top)
+    );
+    let _ = writeln!(
+        text,
+        "  {} random     {} within one ±, {} within two",
+        check.features.len(),
+        percent(check.share_within_one),
+        percent(check.share_within_two)
+    );
+    let shown = check.features.iter().take(MAX_SHOWN);
+    let rows = shown.map(|feature| {
+        let share = |share: f64| format!("{:.4} %", share * 100.0);
+        vec![feature.node.to_string(), share(feature.stated), share(feature.uncertainty), share(feature.exact)]
+    });
+    let header = ["feature", "share", "±", "exact"].map(str::to_owned).to_vec();
+    write_table(text, &[Align::Left, Align::Right, Align::Right, Align::Right], header, rows);
+    if check.features.len() > MAX_SHOWN {
+        let _ = writeln!(text, "  and {} more", check.features.len() - MAX_SHOWN);
+    }
 }
 
 fn verification_text(found: &Verification) -> String {
@@ -134,13 +210,19 @@ fn verification_text(found: &Verification) -> String {
 fn write_contents(text: &mut String, contents: &ContentsCheck, verdict: &str) {
     let (n_tensors, n_keys) = (contents.tensors.len(), contents.metadata.len());
     let n_values: usize = contents.tensors.iter().map(|check| check.n_values).sum();
-    let n_different = contents.different().count();
-    let result = if n_different == 0 { "are the model's".to_owned() } else { format!("and {n_different} differ") };
-    let what = format!("{n_tensors} tensors ({n_values} values) and {n_keys} keys computed again {result}");
+    let all = format!("{n_tensors} tensors ({n_values} values) and {n_keys} keys of metadata");
+    let what = match contents.different().count() {
+        0 => format!("{all} are what the model gives"),
+        n => format!("of {all}, {n} {} not what the model gives", if n == 1 { "is" } else { "are" }),
+    };
     let _ = writeln!(text, "{:<12}{verdict}: {what}", "contents");
     for check in contents.different() {
-        let of = if check.n_values > 1 { format!(" of {}", check.n_values) } else { String::new() };
-        let _ = writeln!(text, "  {}: {}{of} differ", terminal(&check.name), check.n_different);
+        let count = match (check.n_values, check.n_different) {
+            (0 | 1, _) => "differs".to_owned(),
+            (all, 1) => format!("1 of {all} differs"),
+            (all, n) => format!("{n} of {all} differ"),
+        };
+        let _ = writeln!(text, "  {}: {count}", terminal(&check.name));
         let Some(Difference { at, in_graph, here }) = &check.difference else { continue };
         if !at.is_empty() {
             let _ = writeln!(text, "    at {}", terminal(at));
@@ -156,7 +238,7 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
          Pearson 1 says that the graph tells strong from weak as the model does. Graphs hold attention\n\
          and norms: what they add is the difference between the modes",
         faithfulness.n_ablated,
-        quoted(&faithfulness.target)
+        target_text(&faithfulness.target)
     );
     let header =
         ["held", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
@@ -186,12 +268,17 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     ];
     let rows = rows.into_iter().map(|(error, what)| vec![format!("{error:.4}"), what.to_owned()]);
     write_table(text, &[Align::Right, Align::Left], Vec::new(), rows);
-    let _ = writeln!(text, "\nfirst-order predictors of the same; no graph does better than a small ablation, scaled");
+    let _ = writeln!(text, "\nfirst-order predictors of the same; a small ablation, scaled up, is the model's own first order");
     let header = ["predictor", "mean |error|", "Pearson"].map(str::to_owned).to_vec();
     let rows = parts.predictors.iter().map(|predictor| {
         vec![predictor.name.to_owned(), format!("{:.4}", predictor.error), correlation(predictor.pearson)]
     });
     write_table(text, &[Align::Left, Align::Right, Align::Right], header, rows);
+}
+
+/// A label of a target: a token in quotes; what is in quotes itself, or names a feature, as it is.
+fn target_text(label: &str) -> String {
+    if label.starts_with('"') || label.starts_with("feature ") { terminal(label) } else { quoted(label) }
 }
 
 fn write_curve(text: &mut String, title: &str, points: &[CurvePoint]) {

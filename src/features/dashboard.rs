@@ -3,10 +3,10 @@
 use super::histogram::Histogram;
 
 /// Tokens before an example whose activations are stored with it; positions count from the example's own.
-pub const WINDOW_BEFORE: usize = 20;
+pub const WINDOW_BEFORE: usize = 16;
 
 /// The same after it.
-pub const WINDOW_AFTER: usize = 11;
+pub const WINDOW_AFTER: usize = 7;
 
 /// Intervals of the activation that examples are sampled from.
 pub const N_INTERVALS: usize = 5;

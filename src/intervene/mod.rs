@@ -19,6 +19,9 @@ mod sample;
 mod sweep;
 mod verify;
 
+pub(crate) use random::Random;
+pub(crate) use verify::linearized_as_traced;
+
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
 pub use compare::{CompareOptions, Comparison, FeatureChange, TokenChange};
 pub use effects::{Effects, Readout};

@@ -3,7 +3,7 @@
 /// SplitMix64: portable, of full period, and sound from any seed; one number a token needs no more. Source: Steele, Lea
 /// and Flood 2014, "Fast splittable pseudorandom number generators"; constants as in `java.util.SplittableRandom`.
 #[derive(Clone, Debug)]
-pub(super) struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     pub fn next(&mut self) -> u64 {

@@ -5,10 +5,12 @@
 //! and [`Tracer::verify`] checks a graph against the model. A [`Job`] goes with each call: it hears of progress and can
 //! cancel.
 
+mod influence_check;
 mod intervention;
 mod setup;
 mod traced_graph;
 
+pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use setup::{DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
@@ -206,6 +208,22 @@ impl Tracer {
             Ok(Retraced { graph: retrace(replacement, linear, graph, job)?, targets: targets.collect() })
         };
         verify(replacement, graph, options, again, job)
+    }
+
+    /// Compares the influences and scores of a graph with exact ones, from the rows of all active features.
+    ///
+    /// # Errors
+    /// As [`Tracer::verify`]; targets that are no tokens: a graph does not hold their directions.
+    ///
+    /// # Cost
+    /// A row for every active feature, none of which is kept.
+    pub fn verify_influence(
+        &self,
+        graph: &AttributionGraph,
+        options: &InfluenceCheckOptions,
+        job: &Job,
+    ) -> Result<InfluenceCheck> {
+        influence_check::check(&self.replacement, graph, options, job)
     }
 
     /// A prompt's tokens, checked against the model.

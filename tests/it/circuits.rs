@@ -39,7 +39,7 @@ const N_LAYERS: u32 = 6;
 const N_POS: u32 = 5;
 
 /// A circuit with features and errors anywhere and edges upwards between any of its nodes.
-fn any_circuit(n_features: std::ops::Range<usize>) -> impl Strategy<Value = Circuit> {
+pub fn any_circuit(n_features: std::ops::Range<usize>) -> impl Strategy<Value = Circuit> {
     let cells = prop::collection::btree_set((0..N_LAYERS, 0..N_POS, 0..40u32, prop::bool::weighted(0.15)), n_features);
     (cells, prop::collection::vec((any::<u32>(), any::<u32>(), -1.0f32..1.0), 0..120)).prop_map(|(cells, edges)| {
         let mut ids: BTreeSet<NodeId> = BTreeSet::new();
@@ -416,7 +416,7 @@ proptest! {
         }
         for edge in &arrangement.edges {
             let (source, target) = (&arrangement.boxes[edge.source], &arrangement.boxes[edge.target]);
-            for (end, drawn) in [(edge.way[0], source), (edge.way[edge.way.len() - 1], target)] {
+            for (end, drawn) in [(edge.curve[0][0], source), (edge.curve[edge.curve.len() - 1][3], target)] {
                 let is_at_border = end.1 == drawn.y || end.1 == drawn.y + drawn.height;
                 prop_assert!(is_at_border && end.0 > drawn.x && end.0 < drawn.x + drawn.width, "{edge:?}");
             }

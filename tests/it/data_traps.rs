@@ -347,7 +347,7 @@ fn pictures_and_tables_of_a_node_are_of_that_node() {
     ))
     .unwrap();
     let neighbors = |key: &str| -> Vec<String> {
-        let lists = told["node"].as_object().unwrap().iter().filter(|(name, _)| name.contains(key));
+        let lists = told["nodes"][0].as_object().unwrap().iter().filter(|(name, _)| name.contains(key));
         let nodes = lists.flat_map(|(_, list)| list.as_array().cloned().unwrap_or_default());
         nodes.filter_map(|entry| entry["id"].as_str().or(entry["node"]["id"].as_str()).map(str::to_owned)).collect()
     };

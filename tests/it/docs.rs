@@ -47,7 +47,7 @@ enum Step {
 }
 
 /// The words of a command, as a shell splits them; `None` where a quote is open or a backslash continues the line.
-fn words(text: &str) -> Option<Vec<String>> {
+pub fn words(text: &str) -> Option<Vec<String>> {
     let mut words: Vec<String> = Vec::new();
     let (mut word, mut is_in_word, mut quote) = (String::new(), false, None);
     let mut chars = text.chars();
@@ -193,7 +193,7 @@ fn pieces(line: &str) -> Vec<Piece> {
 
 /// Whether a shown line is what was printed. Another CPU rounds otherwise: the last decimal may differ by one, and
 /// numbers like 5e-7, which are rounding errors themselves, by anything.
-fn is_same(shown: &str, printed: &str) -> bool {
+pub fn is_same(shown: &str, printed: &str) -> bool {
     let (shown, printed) = (pieces(shown), pieces(printed));
     let decimals = |number: &str| number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
     let is_close = |a: &str, b: &str| match (a.contains("e-"), b.contains("e-")) {
@@ -463,7 +463,7 @@ fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     // A capped graph and a sampled one have all that a graph can have.
     for rows in [["--max-features", "50"], ["--rows", "50"]] {
         let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
-        let args: Vec<String> = args.into_iter().chain(["--no-json"]).map(str::to_owned).collect();
+        let args: Vec<String> = args.into_iter().chain(["--no-json", "--force"]).map(str::to_owned).collect();
         let (is_success, output) = run(folder.path(), &args);
         assert!(is_success, "{output}");
         let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();

@@ -2,15 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
-use circuitscope::attribution::{Attribution, AttributionOptions, RowChoice, Visits, attribute};
+use circuitscope::attribution::{Attribution, AttributionOptions, RowChoice, TargetRequest, Visits, attribute};
 use circuitscope::circuits::{SummarySettings, summarize};
 use circuitscope::export::{WireGraph, read_raw, write_raw};
-use circuitscope::graph::{Circuit, WholeInfluence};
+use circuitscope::graph::{AttributionGraph, Circuit, WholeInfluence};
 use circuitscope::job::{CancelToken, Job};
 use circuitscope::prune::{PruneSettings, prune};
 use circuitscope::replacement::Replacement;
+use circuitscope::tracer::{InfluenceCheck, InfluenceCheckOptions};
 use circuitscope::weights::{atlas_model, atlas_transcoders};
-use circuitscope::{Error, Result};
+use circuitscope::{DeviceChoice, Error, Result, Setup, Tracer};
 
 use crate::reference::{Case, cases};
 use crate::support::{PROMPT, circuitscope, close, close_all, device, refused_with, stdout};
@@ -126,11 +127,36 @@ fn few_rows_are_near_the_whole_and_say_how_near() {
 }
 
 #[test]
+fn sampled_scores_of_every_reference_model_are_near_the_whole() {
+    let mut n_cross_layer = 0;
+    for case in cases() {
+        let whole = trace_case(&case, RowChoice::All);
+        let visits = Visits::Rows(1 + whole.graph.active_features.len() / 3);
+        let part = trace_case(&case, RowChoice::Sampled { visits, nodes: None });
+        let sampling = part.graph.meta.sampling.unwrap();
+        let (found, exact) = (&part.graph.meta, &whole.graph.meta);
+        for (found, exact, stated) in [
+            (found.replacement_score, exact.replacement_score, sampling.replacement_uncertainty),
+            (found.completeness_score, exact.completeness_score, sampling.completeness_uncertainty),
+        ] {
+            assert!((found - exact).abs() <= f64::max(0.01, 2.0 * stated), "{}: {found} {exact} {stated}", case.name);
+        }
+        n_cross_layer += usize::from(case.name.contains("clt"));
+    }
+    assert!(n_cross_layer > 0, "cross-layer transcoders are among them");
+}
+
+#[test]
 fn the_default_is_the_whole_graph_where_that_is_cheap() {
     let (default, whole) = (traced(RowChoice::default()), traced(RowChoice::All));
     assert_eq!(default.graph.selected_features, (0..whole.graph.active_features.len()).collect::<Vec<_>>());
     assert_eq!(default.graph.edge_rows.values(), whole.graph.edge_rows.values());
-    assert_eq!(default.graph.meta, whole.graph.meta);
+    // The files say which was asked for, and are the same in everything else.
+    let mut meta = default.graph.meta.clone();
+    assert_eq!((meta.settings.rows.as_str(), whole.graph.meta.settings.rows.as_str()), ("auto", "all"));
+    meta.settings.rows.clone_from(&whole.graph.meta.settings.rows);
+    meta.trace_id.clone_from(&whole.graph.meta.trace_id);
+    assert_eq!(meta, whole.graph.meta);
     assert!(default.graph.whole_influence().is_none() && default.graph.meta.sampling.is_none());
 }
 
@@ -213,7 +239,7 @@ fn a_sampled_trace_tells_its_progress_and_is_cancelled_in_both_passes() {
 fn trace_and_inspect_say_that_rows_were_sampled_and_how_near_the_scores_are() {
     let folder = tempfile::tempdir().unwrap();
     let trace = |args: &[&str]| {
-        let args = [&["trace", PROMPT, "--slug", "sampled"], args].concat();
+        let args = [&["trace", PROMPT, "--slug", "sampled", "--force"], args].concat();
         let output = circuitscope(folder.path(), &args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         stdout(&output)
@@ -239,5 +265,108 @@ fn trace_and_inspect_say_that_rows_were_sampled_and_how_near_the_scores_are() {
         (&["--rows", "some"], "expected a number or `all`"),
     ] {
         refused_with(folder.path(), &[&["trace", PROMPT], args].concat(), &[part]);
+    }
+}
+
+fn tracer() -> Tracer {
+    Tracer::open(Setup::atlas().device(DeviceChoice::Cpu)).unwrap()
+}
+
+fn checked(tracer: &Tracer, graph: &AttributionGraph, n_features: usize) -> InfluenceCheck {
+    tracer.verify_influence(graph, &InfluenceCheckOptions { n_features, seed: 1 }, &Job::default()).unwrap()
+}
+
+#[test]
+fn verified_influence_is_compared_with_that_of_the_whole_graph() {
+    let (tracer, whole, part) = (tracer(), traced(RowChoice::All), sampled(Visits::Rows(60), Some(50)));
+    let found = checked(&tracer, &part.graph, 30);
+    assert_eq!(found.features.len(), 30);
+    assert_eq!((found.n_rows, found.n_top), (whole.n_rows, whole.graph.active_features.len()));
+    assert_eq!(found.n_visited, Some(part.graph.meta.sampling.unwrap().n_visited));
+    close(found.replacement.exact, whole.graph.meta.replacement_score, 1e-6, 0.0, "replacement");
+    close(found.completeness.exact, whole.graph.meta.completeness_score, 1e-6, 0.0, "completeness");
+    assert_eq!(found.replacement.stated, part.graph.meta.replacement_score);
+    let weight: f64 = whole.graph.target_probabilities.iter().map(|&weight| f64::from(weight)).sum();
+    let estimated = part.graph.whole_influence().unwrap();
+    let mut nodes = Vec::new();
+    let (mut within_one, mut within_two) = (0, 0);
+    for feature in &found.features {
+        let of_whole = whole.graph.layout().index(feature.node).unwrap();
+        close(feature.exact, whole.influence.nodes[of_whole] / weight, 1e-7, 1e-4, "exact");
+        close(feature.stated, estimated.nodes[of_whole] / weight, 1e-12, 1e-9, "stated");
+        close(feature.uncertainty, f64::from(estimated.uncertainty[of_whole]) / weight, 1e-12, 1e-9, "uncertainty");
+        assert!(part.graph.layout().index(feature.node).is_some(), "it is a node of the graph");
+        let distance = (feature.stated - feature.exact).abs() - 1e-3 * feature.exact;
+        within_one += usize::from(distance <= feature.uncertainty);
+        within_two += usize::from(distance <= 2.0 * feature.uncertainty);
+        nodes.push(feature.node);
+    }
+    nodes.sort();
+    nodes.dedup();
+    assert_eq!(nodes.len(), 30, "each at most once");
+    assert_eq!((found.share_within_one, found.share_within_two), (within_one as f64 / 30.0, within_two as f64 / 30.0));
+    assert_eq!(found.passed, Some(true));
+    assert!(found.median_error_of_top > 0.0);
+    let other = tracer
+        .verify_influence(&part.graph, &InfluenceCheckOptions { n_features: 30, seed: 2 }, &Job::default())
+        .unwrap();
+    assert!(other.features.iter().any(|feature| !nodes.contains(&feature.node)), "another seed draws others");
+}
+
+#[test]
+fn verified_influence_fails_where_it_is_wrong_and_passes_no_judgement_on_a_part() {
+    let tracer = tracer();
+    let mut wrong = sampled(Visits::Rows(60), Some(50)).graph;
+    let mut influence = wrong.whole_influence().unwrap().clone();
+    influence.nodes.iter_mut().for_each(|influence| *influence *= 1.5);
+    wrong.set_whole_influence(influence).unwrap();
+    let found = checked(&tracer, &wrong, 50);
+    assert_eq!(found.passed, Some(false), "{}", found.share_within_two);
+
+    let whole = checked(&tracer, &traced(RowChoice::All).graph, usize::MAX);
+    assert_eq!((whole.passed, whole.share_within_one, whole.share_of_top_found), (Some(true), 1.0, 1.0));
+    let capped = checked(&tracer, &traced(RowChoice::BestFirst { max_features: 20 }).graph, 20);
+    assert_eq!((capped.passed, capped.n_visited), (None, None));
+    assert!(capped.replacement.stated < capped.replacement.exact - 0.01, "best-first is biased");
+
+    let targets = vec![TargetRequest::TokenDiff(5, 6)];
+    let options = AttributionOptions { targets, ..Default::default() };
+    let graph = tracer.trace(PROMPT, &options).unwrap();
+    let options = InfluenceCheckOptions { n_features: 3, seed: 0 };
+    let message = tracer.verify_influence(graph.graph(), &options, &Job::default()).unwrap_err().to_string();
+    assert!(message.contains("targets that are no tokens"), "{message}");
+}
+
+#[test]
+fn verify_prints_stated_and_exact_influence() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = ["trace", PROMPT, "--rows", "60", "--nodes", "50", "--slug", "g", "--quiet"];
+    assert!(circuitscope(folder.path(), &trace).status.success());
+    let graph = "graphs/g.safetensors";
+    let output = circuitscope(folder.path(), &["verify", graph, "--influence=7", "--format", "json"]);
+    assert!(output.status.success());
+    let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(json["influence"]["features"].as_array().unwrap().len(), 7);
+    assert_eq!((json["passed"].as_bool(), json["influence"]["passed"].as_bool()), (Some(true), Some(true)));
+    let text = stdout(&circuitscope(folder.path(), &["verify", graph, "--influence"]));
+    for part in ["influence   holds: estimated from ", "replacement   0.", ", exact 0.", "20 random", "within two"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let without = stdout(&circuitscope(folder.path(), &["verify", graph]));
+    assert!(text.starts_with(&without) && text.len() > without.len());
+}
+
+#[test]
+fn a_sampled_trace_writes_the_same_bytes_with_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let traced = |threads: &str| {
+        let trace = ["trace", PROMPT, "--rows", "60", "--nodes", "50", "--slug", "g", "--quiet", "--threads", threads];
+        assert!(circuitscope(folder.path(), &trace).status.success());
+        ["safetensors", "json"].map(|kind| std::fs::read(folder.path().join("graphs/g").with_extension(kind)).unwrap())
+    };
+    let one = traced("1");
+    assert!(one.iter().all(|file| file.len() > 1000));
+    for threads in ["2", "3", "7"] {
+        assert!(traced(threads) == one, "{threads} threads");
     }
 }

@@ -16,7 +16,8 @@ use crate::circuits::{
 use crate::error::ErrorContext;
 use crate::export::replace_file;
 use crate::graph::Circuit;
-use crate::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
+use crate::picture::{PictureSettings, arrange, characters_without_font, csv_edges, csv_nodes, dot, graphml, png, svg};
+use crate::text::quoted;
 use crate::{Error, Result};
 
 use super::graph_args::{CellsFor, Thresholds, refuse_own_inputs, relabel_from};
@@ -90,6 +91,9 @@ pub struct InspectArgs {
     /// But no more than so many inputs of a node
     #[arg(long, value_name = "N", default_value_t = PictureSettings::default().max_inputs, help_heading = "Pictures")]
     max_inputs: usize,
+    /// Targets with less than this part of all targets' probability are left out of a picture
+    #[arg(long, value_name = "SHARE", default_value_t = PictureSettings::default().target_share, help_heading = "Pictures")]
+    target_share: f64,
     /// Where to write what is printed otherwise
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
@@ -105,6 +109,7 @@ pub struct InspectArgs {
 /// cannot be written.
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     check_share("edge-share", args.edge_share)?;
+    check_share("target-share", args.target_share)?;
     if args.output.is_some() {
         terminal::write_to_file();
     }
@@ -161,6 +166,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         max_nodes: args.max_nodes,
         edge_share: args.edge_share,
         max_inputs: args.max_inputs,
+        target_share: args.target_share,
         ..Default::default()
     };
     let picture = || -> Result<String> {
@@ -169,7 +175,17 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     };
     let bytes = match format {
         InspectFormat::Svg => picture()?.into_bytes(),
-        InspectFormat::Png => png(&picture()?, settings.scale)?,
+        InspectFormat::Png => {
+            let picture = picture()?;
+            let missing = characters_without_font(&picture)?;
+            if !missing.is_empty() {
+                note(&format!(
+                    "no font on this machine has {}: install one for this script (Noto, say) or write --format svg",
+                    quoted(&missing)
+                ));
+            }
+            png(&picture, settings.scale)?
+        }
         InspectFormat::Dot => dot(&shown, &shown_collapsed()?).into_bytes(),
         InspectFormat::Graphml => graphml(&shown, &shown_collapsed()?).into_bytes(),
         InspectFormat::Csv => csv_edges(&shown, &shown_collapsed()?, args.cells.into()).into_bytes(),

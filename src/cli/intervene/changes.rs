@@ -6,7 +6,6 @@ use std::path::Path;
 use crate::circuits::{GroupRequest, aligned_positions};
 use crate::error::ErrorContext;
 use crate::graph::FeatureId;
-use crate::input::read_text;
 use crate::intervene::{
     Alternative, Change, FeatureGroup, FeatureSpec, Intervention, Plan, Positions, Sweep, named_values,
 };
@@ -313,7 +312,5 @@ fn differing(there: &[String], at: Option<&str>, named: &str, context: &Context)
 }
 
 fn read_plan(path: Option<&Path>, context: &Context) -> Result<Plan> {
-    let Some(path) = path else { return Ok(Plan::default()) };
-    let json = read_text(path)?;
-    Plan::parse(&json, &path.display().to_string(), &supernodes(context.graph))
+    path.map_or_else(|| Ok(Plan::default()), |path| Plan::read(path, &supernodes(context.graph)))
 }

@@ -262,7 +262,7 @@ fn influences<T: Copy + Into<f64> + ToString>(name: &str, in_graph: &[T], here: 
 }
 
 /// Features that are active in one of two sorted lists alone.
-fn differing(in_graph: &[FeatureId], here: &[FeatureId]) -> Vec<FeatureId> {
+pub(super) fn differing(in_graph: &[FeatureId], here: &[FeatureId]) -> Vec<FeatureId> {
     let (a, b): (BTreeSet<_>, BTreeSet<_>) = (in_graph.iter().copied().collect(), here.iter().copied().collect());
     a.symmetric_difference(&b).copied().collect()
 }

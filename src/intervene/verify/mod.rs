@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 pub use circuit::{CircuitCheck, CurvePoint};
+use contents::differing;
 pub use contents::{ContentsCheck, Difference, PartCheck};
 pub use edges::EdgeCheck;
 pub use faithfulness::{AblationPoint, ErrorParts, Faithfulness, ModeFaithfulness, Predictor};
@@ -94,11 +95,7 @@ pub fn verify(
     retrace: impl FnOnce(&LinearModel) -> Result<Retraced>,
     job: &Job,
 ) -> Result<Verification> {
-    let tokens = check_shape(replacement, graph)?;
-    check_tokens(replacement, graph, &tokens)?;
-    replacement.model.keep_layers()?;
-    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
-    check_same(&original, graph)?;
+    let (original, linear) = linearized_as_traced(replacement, graph, job)?;
     let Retraced { graph: again, targets } = retrace(&linear)?;
     let contents = contents::check(&original, &linear, graph, &again)?;
 
@@ -131,6 +128,23 @@ pub fn verify(
         faithfulness,
         circuit,
     })
+}
+
+/// Runs a graph's prompt again and compares with what the graph recorded.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) fn linearized_as_traced<'a>(
+    replacement: &'a Replacement,
+    graph: &AttributionGraph,
+    job: &Job,
+) -> Result<(Original<'a>, LinearModel)> {
+    let tokens = check_shape(replacement, graph)?;
+    check_tokens(replacement, graph, &tokens)?;
+    replacement.model.keep_layers()?;
+    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
+    check_same(&original, graph)?;
+    Ok((original, linear))
 }
 
 /// A graph computed again, and how its targets are read off a run.
@@ -257,8 +271,10 @@ fn check_same(original: &Original, graph: &AttributionGraph) -> Result<()> {
     let shared = graph.active_features.len() - others;
     let n_different = others + here.len() - shared;
     if n_different as f64 > MAX_SHARE_OF_OTHERS * here.len().max(graph.active_features.len()) as f64 {
-        let (graph, model) = (graph.active_features.len().to_string(), here.len().to_string());
-        let model = format!("{model}, and {n_different} are not in both");
+        let other = differing(&graph.active_features, &here).first().copied();
+        let other = other.map_or(String::new(), |f| format!(", such as {}_{}_{}", f.layer, f.feature, f.pos));
+        let (graph, model) = (graph.active_features.len().to_string(), here.len());
+        let model = format!("{model}, and {n_different} are not in both{other}");
         return Err(Error::GraphMismatch { what: "active features are", graph, model });
     }
     Ok(())
