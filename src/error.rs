@@ -95,6 +95,18 @@ pub enum Error {
     #[error("there is no node `{id}` in the graph")]
     UnknownNode { id: String, near: Vec<String> },
 
+    /// A node was asked for that is not in the chosen part of the circuit.
+    #[error("`{id}` ({node}) is in the graph, but not in the chosen part of it")]
+    NotInPart { id: String, node: String },
+
+    /// A node was asked for that pruning has dropped. `cumulative` is the share of influence that is reached at its rank.
+    #[error("`{id}` is in the raw graph, but pruning has dropped it: the node threshold is {threshold}")]
+    PrunedNode { id: String, threshold: f64, cumulative: f64 },
+
+    /// A node was asked for that is not in a graph that was pruned before.
+    #[error("there is no node `{id}` in the graph, which was pruned before: its node threshold was {threshold}")]
+    MaybePruned { id: String, threshold: f64 },
+
     /// A raw graph of another format version.
     #[error("`{}` has format version {actual}, expected {expected}", path.display())]
     GraphVersion { path: PathBuf, actual: u32, expected: u32 },
@@ -228,7 +240,7 @@ pub enum Error {
     NoSuchPosition { pos: usize, n_pos: usize },
 
     /// A feature that the transcoders do not have.
-    #[error("feature {layer}_{feature} does not exist: there are {n_layers} layers of {n_features} features")]
+    #[error("feature {layer}_{feature} does not exist: layer {layer} has {n_features} features, 0..={}", n_features.saturating_sub(1))]
     NoSuchFeature { layer: usize, feature: usize, n_layers: usize, n_features: usize },
 
     /// A folder of transcoders that cannot be understood.
@@ -250,6 +262,14 @@ pub enum Error {
     /// A model without transcoders for it.
     #[error("no transcoders are named for the model `{model}`")]
     NeedsTranscoders { model: String },
+
+    /// A name that no configuration has a set-up for.
+    #[error("there is no set-up `{name}`{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) })]
+    UnknownSetup { name: String, nearest: Option<String>, known: Vec<String>, files: Vec<String> },
+
+    /// A configuration of set-ups that cannot be understood.
+    #[error("the configuration `{file}`: {problem}")]
+    SetupFile { file: String, problem: String },
 
     /// A device that cannot be used.
     #[error("cannot use the device `{name}`: {reason}")]
@@ -277,7 +297,7 @@ pub enum Error {
     LogitsNotFinite,
 
     /// A layer that the model does not have.
-    #[error("layer {layer} does not exist: the model has layers 0..={}", n_layers - 1)]
+    #[error("layer {layer} does not exist: the model has {n_layers} layers, 0..={}", n_layers.saturating_sub(1))]
     NoSuchLayer { layer: usize, n_layers: usize },
 
     /// A range without anything in it.
@@ -291,6 +311,30 @@ pub enum Error {
     /// A feature that is to be scaled where it is not active.
     #[error("feature {layer}_{feature} is not active at {positions}, so it cannot be scaled")]
     InactiveFeature { layer: usize, feature: usize, positions: String },
+
+    /// The address of a graph's page that says nothing of this graph.
+    #[error("cannot read the address of the graph's page: {problem}")]
+    SharedView { problem: String },
+
+    /// A name that a graph has no supernode or label for.
+    #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
+    UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
+
+    /// A feature of a graph that does not say how active it is.
+    #[error("`{file}` does not say how active `{node}` is")]
+    NoActivation { node: String, file: String },
+
+    /// A position of another prompt that has none like it in this one.
+    #[error("position {pos}, {token:?}, of `{file}` has no counterpart in this prompt")]
+    NoCounterpart { pos: usize, token: String, file: String },
+
+    /// Prompts that cannot be laid over each other.
+    #[error("the prompt has {here} tokens, that of {other} {there}")]
+    PromptLengths { here: usize, there: usize, other: String },
+
+    /// Two prompts of the same tokens, where their difference is asked for.
+    #[error("the prompt has the same tokens as that of {other}, so there is nothing to exchange")]
+    SamePrompt { other: String },
 
     /// A file that is no plan of interventions.
     #[error("the plan `{file}`: {problem}")]
@@ -307,6 +351,23 @@ pub enum Error {
     /// A graph that was traced on another model, prompt or transcoder set.
     #[error("the graph is of another model: its {what} {graph}, here {model}")]
     GraphMismatch { what: &'static str, graph: String, model: String },
+
+    // features
+    /// A folder of features of another format version.
+    #[error("`{}` has format version {actual}, expected {expected}", path.display())]
+    FeaturesVersion { path: PathBuf, actual: u64, expected: u32 },
+
+    /// Features of another model or transcoder set.
+    #[error("the features in `{folder}` are of another {what}: {features}, here {here}")]
+    FeaturesMismatch { folder: String, what: &'static str, features: String, here: String },
+
+    /// Text that cannot be read as text.
+    #[error("cannot use the text `{file}`: {problem}")]
+    Text { file: String, problem: String },
+
+    /// Features that cannot be collected or merged as asked for.
+    #[error("cannot collect features into `{folder}`: {problem}")]
+    Collect { folder: String, problem: String },
 
     /// A setting outside its range; `name` is the field that holds it.
     #[error("`{name}` is {value}, expected {range}")]
@@ -356,7 +417,14 @@ impl Error {
             Error::Hub { .. } => ErrorKind::Network,
             Error::TooManyLinks { .. } | Error::PromptTooLong { .. } | Error::OutOfMemory { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
+            | Error::NotInPart { .. }
+            | Error::PrunedNode { .. }
+            | Error::MaybePruned { .. }
             | Error::UnknownSource { .. }
+            | Error::UnknownSetup { .. }
+            | Error::UnknownSupernode { .. }
+            | Error::NoActivation { .. }
+            | Error::NoCounterpart { .. }
             | Error::NotCached { .. }
             | Error::MissingFile { .. }
             | Error::NotOneToken { .. }
@@ -366,7 +434,11 @@ impl Error {
             | Error::NoSuchLayer { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
-            Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
+            Error::PromptLengths { .. }
+            | Error::LayerCount { .. }
+            | Error::GraphMismatch { .. }
+            | Error::FeaturesMismatch { .. }
+            | Error::Cache { .. } => ErrorKind::Mismatch,
             Error::Threshold { .. }
             | Error::FileName { .. }
             | Error::OtherGraph { .. }
@@ -382,9 +454,12 @@ impl Error {
             | Error::EmptyRange { .. }
             | Error::Spec { .. }
             | Error::NothingToChange
+            | Error::SamePrompt { .. }
+            | Error::SharedView { .. }
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
+            | Error::Collect { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }
@@ -412,6 +487,9 @@ impl Error {
             | Error::Config { .. }
             | Error::Transcoders { .. }
             | Error::UnknownHook { .. }
+            | Error::FeaturesVersion { .. }
+            | Error::Text { .. }
+            | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
     }
@@ -427,7 +505,10 @@ impl Error {
     /// What can be done about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         Some(match self.root() {
-            Error::Damaged { .. } => "the file may be an incomplete download; fetch it again".into(),
+            // What somebody fetches; graphs and labels are written here.
+            Error::Damaged { format, .. } if ["safetensors", "GGUF", "npz"].contains(format) => {
+                "the file may be an incomplete download; fetch it again".into()
+            }
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
             Error::OutOfMemory { fits, .. } => fits.clone(),
             Error::ComputedNotFinite { .. } => {
@@ -465,12 +546,29 @@ impl Error {
             Error::GraphVersion { .. } => {
                 "trace the prompt again, or read the file with the version of the program that wrote it".into()
             }
-            Error::UnknownNode { near, .. } if !near.is_empty() => format!("there are {}", near.join(", ")),
+            Error::FeaturesVersion { .. } => {
+                "collect the features again, or read them with the version of the program that wrote them".into()
+            }
+            Error::FeaturesMismatch { .. } => {
+                "open the model and the transcoders that the features were collected with; features.json names them"
+                    .into()
+            }
+            Error::UnknownNode { near, .. } if !near.is_empty() => format!("nearest are {}", near.join(", ")),
+            Error::PrunedNode { cumulative, threshold, .. } if cumulative > threshold => {
+                format!("a node threshold of {} keeps it", kept_from(*cumulative))
+            }
+            Error::PrunedNode { .. } => "thresholds of 1 keep it".into(),
+            Error::MaybePruned { .. } => "the raw graph that it was made from may hold the node".into(),
             Error::TooManyLinks { .. } => "prune it while it is read, with thresholds".into(),
             Error::Threshold { .. } => "0.8 for nodes and 0.98 for edges are usual".into(),
             _ => return None,
         })
     }
+}
+
+/// A threshold that keeps what lies at this share, in few digits.
+pub(crate) fn kept_from(cumulative: f64) -> f64 {
+    ((cumulative * 1e4).ceil() / 1e4).min(1.0)
 }
 
 /// Adds what was being done to an error, on its way up.

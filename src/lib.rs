@@ -111,6 +111,7 @@ pub mod circuits;
 pub mod cli;
 pub mod error;
 pub mod export;
+pub mod features;
 pub mod graph;
 mod input;
 pub mod intervene;

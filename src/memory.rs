@@ -53,7 +53,7 @@ impl MemoryPlan {
             return Ok(());
         }
         // What makes less than a twentieth of it is not worth reading.
-        let mut large: Vec<&(&str, u64)> = self.parts.iter().filter(|part| part.1 > needed / 20).collect();
+        let mut large: Vec<&(&str, u64)> = self.parts.iter().filter(|part| part.1 > self.bytes() / 20).collect();
         large.sort_by_key(|part| std::cmp::Reverse(part.1));
         let parts: Vec<String> = large.iter().map(|(what, bytes)| format!("{what} {}", size(*bytes))).collect();
         Err(Error::OutOfMemory {
@@ -62,7 +62,7 @@ impl MemoryPlan {
             parts: parts.join(", "),
             left: size(left.bytes),
             limit: left.limit,
-            fits: fits(left.bytes.saturating_sub(RESERVE_BYTES) / 17 * 16),
+            fits: fits(left.bytes.saturating_sub(RESERVE_BYTES) / 9 * 8),
         })
     }
 }
@@ -70,9 +70,10 @@ impl MemoryPlan {
 /// What a plan does not count: the stacks of threads that begin later, and what the allocator holds back.
 const RESERVE_BYTES: u64 = 24 << 20;
 
-/// With the reserve, and a sixteenth for all that is small.
+/// With the reserve, and an eighth for all that is small and for what the allocator cannot use again: measured runs take
+/// 2 to 12 % more than their plans say.
 fn with_margin(bytes: u64) -> u64 {
-    bytes.saturating_add(bytes / 16).saturating_add(RESERVE_BYTES)
+    bytes.saturating_add(bytes / 8).saturating_add(RESERVE_BYTES)
 }
 
 /// Bytes as they are read: `1.24 GB`, `310 MB`.
@@ -209,7 +210,7 @@ mod tests {
         check(with_margin(3_241_000_000)).unwrap();
         let error = check(2_000_000_000).unwrap_err();
         let message = format!("{error}; {}", error.hint().unwrap());
-        for part in ["998 tokens", "3.47 GB", "rows 3.00 GB, weights 240 MB", "2.00 GB", "machine", "18586667"] {
+        for part in ["998 tokens", "3.67 GB", "rows 3.00 GB, weights 240 MB", "2.00 GB", "machine", "17554075"] {
             assert!(message.contains(part), "{part}: {message}");
         }
         assert!(!message.contains("ids"), "{message}");

@@ -3,7 +3,7 @@
 //! Prompts, tokens, labels, names of supernodes and plans, ids and paths come from files that anybody may have written.
 //! Each place that text goes to has one function here: the terminal ([`terminal`], [`quoted`]), SVG, GraphML and HTML
 //! ([`xml`]), tables ([`csv_cell`]), Graphviz ([`dot`]) and file names ([`slug`]). JSON is escaped by `serde_json`, and for
-//! the terminal by [`json_lines`].
+//! the terminal by [`json_lines`]. What was mistyped finds what was meant by [`typing_distance`].
 
 /// What stands for a character that its place cannot hold.
 const REPLACEMENT: char = '\u{FFFD}';
@@ -158,9 +158,59 @@ pub fn check_file_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
+/// The name among `known` that somebody who typed `typed` most likely meant: the one with the fewest letters to change,
+/// case aside, if that is at most a third of them.
+pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let letters = |name: &str| name.trim().to_lowercase();
+    let typed = letters(typed);
+    let distances = known.into_iter().map(|name| (typing_distance(&typed, &letters(name)), name));
+    let (distance, name) = distances.min_by_key(|(distance, _)| *distance)?;
+    (3 * distance <= typed.chars().count().max(name.chars().count())).then_some(name)
+}
+
+/// Characters to add, drop, change or swap with their neighbour, at least, to make `a` of `b`.
+pub fn typing_distance(a: &str, b: &str) -> usize {
+    const MAX_CHARS: usize = 40;
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(MAX_CHARS).collect(), b.chars().take(MAX_CHARS).collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let before = &rows[i - 1];
+            let changed = before[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = changed.min(before[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_name_is_what_was_meant() {
+        let known = ["smollm2", "gemma", "llama"];
+        assert_eq!(nearest("smolm2", known), Some("smollm2"));
+        assert_eq!(nearest("Gemma", known), Some("gemma"));
+        assert_eq!(nearest("llaam", known), Some("llama"));
+        assert_eq!(nearest("qwen", known), None);
+        assert_eq!(nearest("x", []), None);
+    }
+
+    #[test]
+    fn distances_count_typing_mistakes() {
+        for (a, b, expected) in
+            [("", "", 0), ("austin", "austin", 0), ("autsin", "austin", 1), ("dalas", "dallas", 1), ("a", "bcd", 3)]
+        {
+            assert_eq!((typing_distance(a, b), typing_distance(b, a)), (expected, expected), "{a} {b}");
+        }
+    }
 
     /// Clears a screen, begins an 8-bit escape sequence, turns the writing, breaks the line, closes quotes and elements.
     const HOSTILE: &str = "\u{1b}[2J \u{9b}31m \u{202e}txt\u{2028}\n\r\0<b a='1' c=\"2\">&amp;\\N\u{e0041}\u{feff}";

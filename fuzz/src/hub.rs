@@ -25,7 +25,7 @@ impl HubOnThisMachine {
     pub fn start() -> HubOnThisMachine {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port of this machine");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let answers = Arc::new(Mutex::new(Vec::new().into_iter()));
+        let answers = Arc::new(Mutex::new(Vec::<Vec<u8>>::new().into_iter()));
         let given = answers.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -50,16 +50,19 @@ impl HubOnThisMachine {
         let end = "Connection: close\r\n\r\n";
         let head = format!("HTTP/1.1 200 OK\r\n{commit}Content-Length: 5\r\n{end}");
         let body = format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n{end}hello");
-        let linked = format!(
-            "HTTP/1.1 302 Found\r\n{commit}X-Linked-Size: 5\r\nX-Linked-ETag: \"beef\"\r\nLocation: {HERE}store\r\nContent-Length: 0\r\n{end}"
-        );
+        let moved = format!("HTTP/1.1 307 Moved\r\nLocation: {HERE}new\r\nContent-Length: 0\r\n{end}");
         let cut = format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n{end}hel");
         let rest =
             format!("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 3-4/5\r\nContent-Length: 2\r\n{end}lo");
         let chunked = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{end}5\r\nhello\r\n0\r\n\r\n");
         let joined =
             |answers: &[&String]| answers.iter().map(|answer| answer.as_bytes()).collect::<Vec<_>>().join(NEXT);
-        vec![joined(&[&head, &body]), joined(&[&linked, &cut, &rest]), joined(&[&head, &chunked])]
+        vec![
+            joined(&[&head, &body]),
+            joined(&[&head, &cut, &rest]),
+            joined(&[&moved, &head, &body]),
+            joined(&[&head, &chunked]),
+        ]
     }
 
     /// Fetches a file from a Hub that gives these answers. One that names another host is not tried: nothing here goes

@@ -29,11 +29,9 @@ pub fn safetensors() -> Vec<u8> {
         ("b", "F16", 2, vec![4]),
         ("c", "BF16", 2, vec![2, 2]),
         ("d", "F64", 8, vec![1, 2]),
-        ("e", "I64", 8, vec![2]),
-        ("f", "U8", 1, vec![5]),
-        ("g", "U32", 4, vec![1, 1, 1]),
-        ("h", "F32", 4, vec![]),
-        ("i", "F8_E4M3", 1, vec![2, 2]),
+        ("e", "F32", 4, vec![]),
+        ("m_blocks", "U8", 1, vec![1, 2, 1, 16]),
+        ("m_scales", "U8", 1, vec![1, 2, 1]),
     ];
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
@@ -47,7 +45,8 @@ pub fn safetensors() -> Vec<u8> {
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut out = (header.len() as u64).to_le_bytes().to_vec();
     out.extend(header);
-    out.extend((0..end).map(|at| at as u8));
+    // Small bytes are finite numbers of every kind.
+    out.extend((0..end).map(|at| (at % 48) as u8));
     out
 }
 

@@ -226,7 +226,7 @@ fn groups() -> Target {
     std::fs::write(&graph, seeds::graphs().1).expect("the folder can be written");
     let opened = open_graph(&graph, &Opening::new(None, None).expect("no thresholds")).expect("a graph");
     let circuit = &opened.circuit;
-    let ids: Vec<String> = circuit.nodes().take(3).map(|(_, node)| node.id.to_string()).collect();
+    let ids: Vec<String> = circuit.graph().node_weights().take(3).map(|node| node.id.to_string()).collect();
     let lists = json!([["a", ids[0]], ["b", ids[1], ids[2]]]);
     let by_name = json!({"a": [ids[0], ids[1]], "b": [ids[2]]});
     let graph = json!({"qParams": {"supernodes": lists}, "nodes": []});
@@ -253,7 +253,8 @@ fn plan() -> Target {
 
 /// Words of the command line: what is read prints as it was written, up to leading zeros and signs.
 fn spec() -> Target {
-    let seeds = ["5_123_4..7", "5_123_*", "4..", "0_39_7=-1,0,2.5", "blocks.3.hook_resid_pre", "ln_final.hook_scale"];
+    let seeds =
+        ["5_123_4..7", "5_123_*", "4..", "0_39_7=-1..2.5/0.5", "blocks.3.hook_resid_pre", "ln_final.hook_scale"];
     let seeds = seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect();
     Target::new(Form::Text, seeds, |input| {
         let Ok(text) = std::str::from_utf8(input) else { return false };

@@ -73,7 +73,10 @@ impl RowSizes {
             },
             |bytes| match self.fitting(bytes) {
                 0 => "use a shorter prompt".into(),
-                fits => format!("use a shorter prompt, or at most {fits} features (`--max-features {fits}`)"),
+                fits if self.is_sampled() => format!("use a shorter prompt, or fewer nodes: `--nodes {fits}`"),
+                fits => format!(
+                    "use a shorter prompt, or `--max-features {fits}`, or leave that out: a sample of the rows takes less"
+                ),
             },
         )
     }

@@ -133,6 +133,46 @@ pub fn retrace(
     graph: &AttributionGraph,
     job: &Job,
 ) -> Result<AttributionGraph> {
+    let options = options_of(replacement, graph);
+    let active = feature_ids(linear);
+    let features = graph.layout().feature_ids().iter();
+    let features: Vec<usize> = features.filter_map(|feature| active.binary_search(feature).ok()).collect();
+    // A sample is drawn again, with all that was found from it.
+    let given = graph.whole_influence().is_none().then_some(features.as_slice());
+    let again = attribute_rows(replacement, linear, &graph.meta.prompt, &options, given, job);
+    Ok(again.context(|| "cannot compute the graph again from its `settings`".into())?.graph)
+}
+
+/// The targets of a graph, chosen again: `None` for one whose direction the file does not tell. `[n_targets]`
+///
+/// # Errors
+/// As [`choose_targets`].
+pub fn targets_of(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    graph: &AttributionGraph,
+) -> Result<Vec<Option<Target>>> {
+    let chosen = choose_targets(replacement, linear, &options_of(replacement, graph))?.targets;
+    let mut chosen: Vec<Option<Target>> = chosen.into_iter().map(Some).collect();
+    chosen.resize(graph.target_ids.len(), None);
+    // What stands for an unknown direction is zero, and a target of another name is another target.
+    for (target, label) in chosen.iter_mut().zip(&graph.meta.target_labels) {
+        let is_known = |target: &Target| -> Result<bool> {
+            let is_zero = match &target.kind {
+                TargetKind::Direction(direction) => direction.abs()?.max(0)?.to_scalar::<f32>()? == 0.0,
+                TargetKind::Feature { .. } => false,
+            };
+            Ok(target.label == *label && !is_zero)
+        };
+        if !target.as_ref().map_or(Ok(false), is_known)? {
+            *target = None;
+        }
+    }
+    Ok(chosen)
+}
+
+/// What a graph was asked to be.
+fn options_of(replacement: &Replacement, graph: &AttributionGraph) -> AttributionOptions {
     let settings = &graph.meta.settings;
     let recorded: Option<Vec<TargetRequest>> = settings.targets.iter().map(|text| TargetRequest::parse(text)).collect();
     // Older files do not say what was asked for, only what that led to.
@@ -143,7 +183,7 @@ pub fn retrace(
             (targets::requests_of(graph, replacement.model.config.d_model), position)
         }
     };
-    let options = AttributionOptions {
+    AttributionOptions {
         targets,
         position,
         max_logits: settings.max_logits,
@@ -151,14 +191,7 @@ pub fn retrace(
         rows: row_choice(graph),
         batch_size: settings.batch_size,
         keep_decoders: graph.decoder_directions().is_some(),
-    };
-    let active = feature_ids(linear);
-    let features = graph.layout().feature_ids().iter();
-    let features: Vec<usize> = features.filter_map(|feature| active.binary_search(feature).ok()).collect();
-    // A sample is drawn again, with all that was found from it.
-    let given = graph.whole_influence().is_none().then_some(features.as_slice());
-    let again = attribute_rows(replacement, linear, &graph.meta.prompt, &options, given, job);
-    Ok(again.context(|| "cannot compute the graph again from its `settings`".into())?.graph)
+    }
 }
 
 /// Which rows a graph was computed with, as far as its file tells.
@@ -191,7 +224,10 @@ fn attribute_rows(
     let active = feature_ids(linear);
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
     memory::RowSizes {
-        rows: options.rows.for_prompt(active.len()),
+        rows: match given {
+            Some(features) => RowChoice::BestFirst { max_features: features.len() },
+            None => options.rows.for_prompt(active.len()),
+        },
         n_active: active.len(),
         n_targets: chosen.targets.len(),
         n_others: layout.n_nodes() - layout.n_features(),
@@ -284,6 +320,7 @@ pub fn requested(replacement: &Replacement, tokens: &[u32], options: &Attributio
         format_version: RAW_FORMAT_VERSION,
         model: replacement.source.clone(),
         scan: replacement.transcoders.scan.clone(),
+        transcoders: replacement.transcoder_source.clone(),
         feature_input_hook: replacement.transcoders.input_hook.name().into(),
         feature_output_hook: replacement.transcoders.output_hook.name().into(),
         n_layers: replacement.model.config.n_layers,

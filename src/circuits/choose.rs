@@ -2,22 +2,23 @@
 
 use petgraph::graph::NodeIndex;
 
-use super::{Selection, carrying_paths, find_node, neighborhood};
+use super::{Selection, carrying_paths, find_nodes, neighborhood};
 use crate::graph::{Circuit, NodeKind};
 use crate::{Error, Result};
 
 /// A part of a circuit: the nodes that everything given here allows. The default is the whole.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Part {
-    /// Only these nodes, by id, with all tokens and targets; empty: any.
+    /// Only these nodes, by name ([`find_nodes`]), with all tokens and targets; empty: any.
     pub ids: Vec<String>,
     /// Only nodes of this region.
     pub region: Selection,
-    /// Only what leads to one of these nodes, by id, or follows from it; empty: any.
+    /// Only what leads to one of these nodes, by name, or follows from it; empty: any.
     pub around: Vec<String>,
     /// How many edges away from `around`.
     pub hops: usize,
-    /// Only the fewest strongest nodes whose paths carry this share, in 0..=1, of the influence.
+    /// Only the fewest strongest features whose paths carry this share, in 0..=1, of what all paths from tokens carry
+    /// ([`carrying_paths`]).
     pub carry: Option<f64>,
 }
 
@@ -36,15 +37,20 @@ impl Part {
     /// The nodes of `circuit` in this part, ascending; `None` where the part is the whole.
     ///
     /// # Errors
-    /// A share outside 0..=1, [`Error::UnknownNode`] for an id that is not in the circuit.
+    /// A share outside 0..=1, [`Error::UnknownNode`] for a name that is not in the circuit, layers and positions that its
+    /// model and prompt do not have.
     ///
     /// # Cost
     /// As [`neighborhood`] and [`carrying_paths`], where they are asked for; else linear in nodes.
     pub fn nodes(&self, circuit: &Circuit) -> Result<Option<Vec<NodeIndex>>> {
         self.check()?;
-        let found = |ids: &[String]| ids.iter().map(|id| find_node(circuit, id)).collect::<Result<Vec<_>>>();
+        let found = |names: &[String]| {
+            let found = names.iter().map(|name| find_nodes(circuit, name)).collect::<Result<Vec<_>>>();
+            found.map(|found| found.concat())
+        };
         let mut lists = Vec::new();
         if !self.region.is_everything() {
+            self.region.check(circuit)?;
             lists.push(self.region.nodes(circuit));
         }
         if !self.ids.is_empty() {

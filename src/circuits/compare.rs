@@ -94,7 +94,7 @@ fn features(circuit: &Circuit) -> Features {
 /// # Cost
 /// O(nodes + edges), and the product of the lengths of the prompts.
 pub fn diff(left: &Circuit, right: &Circuit) -> Diff {
-    let aligned = align(&left.meta.prompt_tokens, &right.meta.prompt_tokens);
+    let aligned = aligned_positions(&left.meta.prompt_tokens, &right.meta.prompt_tokens);
     let pairs: BTreeSet<(u32, u32)> = aligned.iter().copied().collect();
     let (left, right) = (features(left).by_feature, features(right).by_feature);
     let ids: BTreeSet<(u32, u32)> = left.keys().chain(right.keys()).copied().collect();
@@ -138,7 +138,7 @@ pub fn diff(left: &Circuit, right: &Circuit) -> Diff {
 }
 
 /// Longest common subsequence of two lists of tokens.
-fn align(left: &[String], right: &[String]) -> Vec<(u32, u32)> {
+pub fn aligned_positions(left: &[String], right: &[String]) -> Vec<(u32, u32)> {
     let mut longest = vec![vec![0u32; right.len() + 1]; left.len() + 1];
     for i in (0..left.len()).rev() {
         for j in (0..right.len()).rev() {

@@ -7,12 +7,12 @@ use petgraph::graph::NodeIndex;
 use serde::Deserialize;
 
 use super::collapse::check_groups;
-use super::{ClusterSettings, OpenedGraph, Supernode, find_node, find_supernodes};
+use super::{ClusterSettings, OpenedGraph, SharedView, Supernode, find_node, find_nodes, find_supernodes};
 use crate::graph::Circuit;
 use crate::input::read_json;
 use crate::{Error, Result};
 
-/// A supernode's name and the ids of its members.
+/// A supernode's name and the names of its members ([`find_nodes`]).
 pub type NamedGroup = (String, Vec<String>);
 
 /// Which supernodes are wanted. The default: those that the graph's file holds.
@@ -22,6 +22,8 @@ pub struct GroupRequest {
     pub named: Vec<NamedGroup>,
     /// From a JSON file: a list of `[name, id, ..]`, an object of lists of ids, or a graph that holds them.
     pub file: Option<PathBuf>,
+    /// As the page of the graph has them: nodes that are not in the graph are left out.
+    pub shared: Option<SharedView>,
     /// Found by their edges, and by decoder directions where a raw graph holds them: [`ClusterSettings::cut`], a cosine
     /// in -1..=1. What is grouped otherwise stays as it is.
     pub auto_cut: Option<f64>,
@@ -79,6 +81,11 @@ impl GroupRequest {
                 groups.push(supernode(circuit, &group)?);
             }
         }
+        if let Some(view) = &self.shared {
+            for group in view.groups(circuit)? {
+                groups.push(supernode(circuit, &group)?);
+            }
+        }
         if let Some(cut) = self.auto_cut {
             let taken: HashSet<NodeIndex> = groups.iter().flat_map(|group| group.members.iter().copied()).collect();
             let direction = |index: NodeIndex| opened.decoder_direction(index);
@@ -103,7 +110,7 @@ impl GroupRequest {
 }
 
 fn supernode(circuit: &Circuit, (name, ids): &NamedGroup) -> Result<Supernode> {
-    let mut members = ids.iter().map(|id| find_node(circuit, id)).collect::<Result<Vec<_>>>()?;
+    let mut members = ids.iter().map(|id| find_nodes(circuit, id)).collect::<Result<Vec<_>>>()?.concat();
     members.sort_unstable();
     members.dedup();
     Ok(Supernode { name: name.clone(), members })

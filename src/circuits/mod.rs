@@ -1,7 +1,7 @@
 //! `circuits`: everything that is done with a graph once it is there, for the command line, a server and Python alike.
 //!
 //! A graph file of any kind is opened ([`open_graph`], [`OpenedGraph`]); of its [`Circuit`](crate::graph::Circuit) a part
-//! is chosen ([`Part`], [`Selection`], [`induced`]), nodes are grouped ([`GroupRequest`], [`find_supernodes`]) and
+//! is chosen ([`Part`], [`Selection`], [`Circuit::part`](crate::graph::Circuit::part)), nodes are grouped ([`GroupRequest`], [`find_supernodes`]) and
 //! collapsed ([`collapse`], the input of every picture and table), the whole is summarised ([`summarize`], [`Report`]),
 //! relabelled ([`relabel`]), saved ([`save`]) or compared ([`diff`], [`common`]). Plain data in, plain data out: nothing
 //! here prints. Ameisen et al. 2025, "Circuit Tracing", section on supernodes and pinned subgraphs.
@@ -10,30 +10,38 @@ mod choose;
 mod cluster;
 mod collapse;
 mod compare;
+mod effects;
 mod group;
+mod names;
 mod open;
 mod pair;
+mod path_groups;
 mod relabel;
 mod report;
 mod save;
 mod select;
+mod shared_view;
 mod subgraph;
 mod summary;
 
 pub use choose::Part;
 pub use cluster::{ClusterSettings, Directions, find_supernodes};
 pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, collapse};
-pub use compare::{ChangedFeature, Common, Diff, common, diff};
+pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff};
+pub use effects::{DirectEffects, EdgesSummed, EffectMap, Effects, LayerEffects, PathSums, PositionEffects};
 pub use group::{GroupRequest, NamedGroup, members_within};
+pub use names::{find_node, find_nodes};
 pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
 pub use pair::{PairPlan, has_strange_partner};
+pub use path_groups::{PathGroup, PathStep, strongest_path_groups};
 pub use relabel::{relabel, rename};
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};
-pub use select::{Selection, carrying_paths, neighborhood};
-pub use subgraph::{circuit_scores, induced, pinned_scores};
+pub use select::{Carried, Selection, carried, carrying_paths, neighborhood};
+pub use shared_view::SharedView;
+pub use subgraph::{circuit_scores, pinned_scores};
 pub use summary::{
-    Counts, Neighbors, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath, SummaryScores,
-    SummarySettings, find_node, summarize,
+    Counts, NamedNodes, Neighbors, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath,
+    SummaryScores, SummarySettings, summarize, summarize_with_raw,
 };

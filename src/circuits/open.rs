@@ -4,11 +4,12 @@ use std::path::Path;
 
 use petgraph::graph::NodeIndex;
 
+use super::find_nodes;
 use super::group::{NamedGroup, split_name};
 use crate::error::ErrorContext;
-use crate::export::{StreamedGraph, raw, read_raw, stream_wire};
-use crate::graph::{AttributionGraph, Circuit};
-use crate::prune::{PruneSettings, nodes_within, prune, prune_links};
+use crate::export::{StreamedGraph, node_id_text, raw, read_raw, stream_wire};
+use crate::graph::{AttributionGraph, Circuit, node_threshold};
+use crate::prune::{PruneSettings, Pruned, nodes_within, prune, prune_links};
 use crate::{Error, Result};
 
 /// How a graph is pruned when it is opened. The default: raw graphs with the usual thresholds, JSON graphs not at all.
@@ -64,9 +65,35 @@ impl OpenedGraph {
         (feature < directions.n_features()).then(|| directions.row(feature))
     }
 
+    /// What there is to say about a node that the circuit lacks: whether the file holds it, and what would keep it. Other
+    /// errors stay as they are.
+    pub fn explained(&self, error: Error) -> Error {
+        let Error::UnknownNode { id, near } = &error else { return error };
+        // A part was searched, and the node is elsewhere.
+        if let Ok(found) = find_nodes(&self.circuit, id) {
+            let node = node_id_text(self.circuit.meta.n_layers, self.circuit.node(found[0]));
+            return Error::NotInPart { id: id.clone(), node };
+        }
+        let threshold = self.circuit.meta.node_threshold;
+        let Some(raw) = &self.raw else {
+            // A pruned file cannot know what it has lost.
+            return match threshold.filter(|&threshold| near.is_empty() && threshold < 1.0) {
+                Some(threshold) => Error::MaybePruned { id: id.clone(), threshold },
+                None => error,
+            };
+        };
+        let Some((node, cumulative)) = dropped_node(raw, &self.circuit, id) else { return error };
+        Error::PrunedNode { id: node, threshold: threshold.unwrap_or(1.0), cumulative }
+    }
+
     /// The supernodes in the file, their members as ids. Ids of nodes that pruning has dropped may be among them.
     pub fn stored_groups(&self) -> Vec<NamedGroup> {
         let stored = self.json.as_ref().and_then(|json| json.q_params().get("supernodes")).cloned();
+        // circuit-tracer's page saves the list as text.
+        let stored = stored.and_then(|lists| match lists.as_str() {
+            Some(text) => serde_json::from_str(text).ok(),
+            None => Some(lists),
+        });
         let lists: Vec<Vec<String>> = stored.and_then(|lists| serde_json::from_value(lists).ok()).unwrap_or_default();
         lists.into_iter().filter_map(split_name).collect()
     }
@@ -132,4 +159,20 @@ pub fn open_json(path: &Path, settings: Option<&PruneSettings>) -> Result<Stream
         Ok(graph)
     };
     open().context(|| format!("cannot load the graph `{}`", path.display()))
+}
+
+/// The node of the raw graph that `name` stands for and the circuit lacks: its id, and the cumulative share of influence at
+/// its rank, from which node threshold on it is kept.
+fn dropped_node(raw: &AttributionGraph, circuit: &Circuit, name: &str) -> Option<(String, f64)> {
+    // Its nodes only: all of its edges may be more than there is memory for.
+    let (_, cumulative_influence) = node_threshold(&raw.influence().nodes, 1.0);
+    let settings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+    let node_mask = vec![true; raw.layout().n_nodes()];
+    let nodes = Pruned { node_mask, edges: Vec::new(), cumulative_influence, settings };
+    let whole = nodes.circuit(raw).ok()?;
+    let found = find_nodes(&whole, name).ok()?;
+    let dropped = found.into_iter().find(|&index| circuit.find(whole.node(index).id).is_none())?;
+    let node = whole.node(dropped);
+    let index = raw.layout().index(node.id)?;
+    Some((node_id_text(circuit.meta.n_layers, node), nodes.cumulative_influence[index]))
 }

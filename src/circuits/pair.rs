@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use crate::export::{WireGraph, check_not_input, lock_folder, raw, write_raw, write_wire};
+use crate::export::{WireGraph, check_list, check_not_input, list_graph, lock_folder, raw, write_raw, write_wire};
 use crate::graph::{AttributionGraph, Circuit, GraphMeta};
 use crate::prune::PruneSettings;
 use crate::text::{check_file_name, slug};
@@ -54,6 +54,9 @@ impl PairPlan {
     /// # Errors
     /// [`Error::FileName`], [`Error::OtherGraph`], [`Error::InTheWay`], [`Error::OwnInput`].
     pub fn check(&self, meta: &GraphMeta, prompt: &str, settings: &PruneSettings) -> Result<()> {
+        if self.json {
+            check_list(&self.folder)?;
+        }
         self.name_for(meta, prompt, settings).map(drop)
     }
 
@@ -72,7 +75,9 @@ impl PairPlan {
         }
         if self.json {
             files.push(self.path(&name, "json"));
-            write_wire(&WireGraph::new(circuit, &name)?, &files[files.len() - 1])?;
+            let graph = WireGraph::new(circuit, &name)?;
+            write_wire(&graph, &files[files.len() - 1])?;
+            list_graph(&self.folder, &graph.metadata)?;
         }
         Ok(files)
     }

@@ -3,7 +3,7 @@
 use petgraph::graph::NodeIndex;
 use serde::Serialize;
 
-use super::{OpenedGraph, Summary, Supernode, circuit_scores, collapse, pinned_scores};
+use super::{OpenedGraph, Summary, Supernode, carried, circuit_scores, collapse, pinned_scores};
 use crate::Result;
 use crate::export::node_id_text;
 use crate::graph::{Circuit, NodeKind, Scores, subgraph_scores};
@@ -25,8 +25,20 @@ pub struct Report {
 /// How much a chosen part explains (definitions 8).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SubgraphReport {
+    /// Nodes of the part.
+    pub n_nodes: usize,
+    /// Nodes of the circuit.
+    pub n_nodes_of_whole: usize,
     /// Features of the part.
     pub n_pinned_features: usize,
+    /// What of the targets' weight its paths from tokens to targets carry, in 0..=1.
+    pub carried_by_tokens: f64,
+    /// What errors feed into what is on paths to its targets, in 0..=1.
+    pub carried_by_errors: f64,
+    /// What all paths from tokens to targets carry in the whole circuit, in 0..=1.
+    pub whole_by_tokens: f64,
+    /// What passes through at least one of its features and errors, in 0..=1.
+    pub passes_through: f64,
     /// Replacement score of the part, in 0..=1.
     pub replacement: f64,
     /// Completeness of the part, in 0..=1.
@@ -68,15 +80,15 @@ impl ScoresReport {
 pub struct GroupReport {
     /// What it is called.
     pub name: String,
-    /// Part of the targets' weight that passes through the members.
+    /// Part of the targets' weight that passes through at least one member.
     pub share: f64,
     /// Ids of its nodes.
     pub members: Vec<String>,
 }
 
 impl Report {
-    /// Adds to the summary of `shown` (all of `opened`, or the `chosen` part of it) what the part explains of the whole and
-    /// how much the supernodes, nodes of `shown`, carry and hide.
+    /// Adds to a summary of `opened`, or of the `chosen` part of it, what the part carries and explains of the whole, and how
+    /// much the supernodes carry and hide in the whole.
     ///
     /// # Errors
     /// As [`collapse`].
@@ -85,7 +97,6 @@ impl Report {
     /// A pass over the pinned rows of a raw graph, or over the edges of the circuit.
     pub fn new(
         opened: &OpenedGraph,
-        shown: &Circuit,
         chosen: Option<&[NodeIndex]>,
         groups: &[Supernode],
         summary: Summary,
@@ -93,7 +104,18 @@ impl Report {
         let subgraph = chosen.map(|nodes| {
             let scores = scores_of(opened, nodes);
             let circuit = &opened.circuit;
+            let mut is_in = vec![false; circuit.graph().node_count()];
+            nodes.iter().for_each(|node| is_in[node.index()] = true);
+            let part = carried(circuit, |node| is_in[node.index()]);
+            let inner: Vec<NodeIndex> =
+                nodes.iter().copied().filter(|&node| circuit.node(node).id.layer().is_some()).collect();
             SubgraphReport {
+                n_nodes: nodes.len(),
+                n_nodes_of_whole: circuit.graph().node_count(),
+                carried_by_tokens: part.by_tokens,
+                carried_by_errors: part.by_errors,
+                whole_by_tokens: carried(circuit, |_| true).by_tokens,
+                passes_through: share_through(circuit, &inner),
                 n_pinned_features: n_features(circuit, nodes),
                 replacement: scores.replacement,
                 completeness: scores.completeness,
@@ -104,23 +126,18 @@ impl Report {
         let grouping = if groups.is_empty() {
             None
         } else {
-            let collapsed = collapse(shown, groups)?;
-            let influence = shown.node_influence();
-            let total: f64 = shown.targets().iter().map(|target| influence[target.index()]).sum();
-            let report = |group: &Supernode| {
-                let sum: f64 = group.members.iter().map(|member| influence[member.index()]).sum();
-                GroupReport {
-                    name: group.name.clone(),
-                    share: if total > 0.0 { sum / total } else { 0.0 },
-                    members: group.members.iter().map(|&member| id(shown, member)).collect(),
-                }
+            let circuit = &opened.circuit;
+            let report = |group: &Supernode| GroupReport {
+                name: group.name.clone(),
+                share: share_through(circuit, &group.members),
+                members: group.members.iter().map(|&member| id(circuit, member)).collect(),
             };
             let mut supernodes: Vec<GroupReport> = groups.iter().map(report).collect();
             supernodes.sort_by(|a, b| b.share.total_cmp(&a.share));
             Some(Grouping {
                 supernodes,
-                before: ScoresReport::new(circuit_scores(shown)),
-                collapsed: ScoresReport::new(collapsed.scores(shown)),
+                before: ScoresReport::new(circuit_scores(circuit)),
+                collapsed: ScoresReport::new(collapse(circuit, groups)?.scores(circuit)),
             })
         };
         Ok(Report { summary, subgraph, grouping })
@@ -129,6 +146,12 @@ impl Report {
 
 fn id(circuit: &Circuit, node: NodeIndex) -> String {
     node_id_text(circuit.meta.n_layers, circuit.node(node))
+}
+
+/// The part of the targets' weight that passes through at least one of `nodes`.
+fn share_through(circuit: &Circuit, nodes: &[NodeIndex]) -> f64 {
+    let whole = circuit.whole_weight();
+    if whole > 0.0 { circuit.influence_through(nodes) / whole } else { 0.0 }
 }
 
 pub(super) fn n_features(circuit: &Circuit, nodes: &[NodeIndex]) -> usize {

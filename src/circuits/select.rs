@@ -7,6 +7,7 @@ use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 
 use crate::graph::{Circuit, NodeKind, propagate};
+use crate::{Error, Result};
 
 /// A region of a circuit. The default is everything.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -23,6 +24,22 @@ impl Selection {
     /// Whether it chooses every node.
     pub(crate) fn is_everything(&self) -> bool {
         *self == Selection::default()
+    }
+
+    /// # Errors
+    /// Layers or positions that begin past the last one.
+    pub(crate) fn check(&self, circuit: &Circuit) -> Result<()> {
+        let (n_layers, n_pos) = (circuit.meta.n_layers, circuit.meta.prompt_tokens.len());
+        let begin = |range: &Option<RangeInclusive<u32>>| range.as_ref().map_or(0, |range| *range.start() as usize);
+        let (layer, pos) = (begin(&self.layers), begin(&self.positions));
+        // Files of other programs need not say how many there are.
+        if n_layers > 0 && layer >= n_layers {
+            return Err(Error::NoSuchLayer { layer, n_layers });
+        }
+        if n_pos > 0 && pos >= n_pos {
+            return Err(Error::NoSuchPosition { pos, n_pos });
+        }
+        Ok(())
     }
 
     /// The nodes of `circuit` in this region, ascending.
@@ -74,10 +91,11 @@ pub fn neighborhood(circuit: &Circuit, center: &[NodeIndex], hops: usize) -> Vec
     graph.node_indices().filter(|node| is_in[node.index()]).collect()
 }
 
-/// The smallest set of strongest nodes such that the paths from tokens and errors to targets that stay within it carry at
-/// least `share` of what all such paths of the circuit carry; ascending, sources and targets included.
+/// The fewest strongest features such that the paths from tokens to targets that stay within them carry at least `share` of
+/// what all such paths of the circuit carry; ascending, with the targets and the tokens that feed them. Errors explain
+/// nothing and are not among them: what they give to the part says [`carried`].
 ///
-/// Nodes enter in order of their influence within the circuit; how much a number of them carries is computed exactly
+/// Features enter in order of their influence within the circuit; how much a number of them carries is computed exactly
 /// (one sweep) and grows with the number, so that a binary search finds the smallest.
 ///
 /// # Cost
@@ -85,50 +103,63 @@ pub fn neighborhood(circuit: &Circuit, center: &[NodeIndex], hops: usize) -> Vec
 pub fn carrying_paths(circuit: &Circuit, share: f64) -> Vec<NodeIndex> {
     let graph = circuit.graph();
     let influence = circuit.node_influence();
-    let mut ranked: Vec<NodeIndex> = graph.node_indices().filter(|&n| !is_end(circuit, n)).collect();
+    let kind = |node: NodeIndex| circuit.node(node).id.kind();
+    let mut ranked: Vec<NodeIndex> = graph.node_indices().filter(|&n| kind(n) == NodeKind::Feature).collect();
     ranked.sort_by(|a, b| influence[b.index()].total_cmp(&influence[a.index()]).then(a.cmp(b)));
     let mut rank = vec![0usize; graph.node_count()];
     ranked.iter().enumerate().for_each(|(at, node)| rank[node.index()] = at + 1);
-    let carried = |count: usize| carried_by(circuit, |node| rank[node.index()] <= count);
-    let wanted = share * carried(ranked.len());
+    let is_in = |node: NodeIndex, count: usize| kind(node) != NodeKind::Error && rank[node.index()] <= count;
+    let by_tokens = |count: usize| carried(circuit, |node| is_in(node, count)).by_tokens;
+    let wanted = share * by_tokens(ranked.len());
     let (mut low, mut high) = (0, ranked.len());
     while low < high {
         let middle = (low + high) / 2;
-        if carried(middle) >= wanted {
+        if by_tokens(middle) >= wanted {
             high = middle;
         } else {
             low = middle + 1;
         }
     }
-    let is_in = |node: &NodeIndex| rank[node.index()] <= low;
-    // An end that no path within the set uses is no part of it, a target always is.
-    let feeds = |node: &NodeIndex| graph.edges_directed(*node, Direction::Outgoing).any(|edge| is_in(&edge.target()));
-    let is_target = |node: &NodeIndex| circuit.node(*node).id.kind() == NodeKind::Target;
-    let wanted = |node: &NodeIndex| is_in(node) && (!is_end(circuit, *node) || is_target(node) || feeds(node));
+    // A token that no path within the set uses is no part of it.
+    let feeds = |node: NodeIndex| graph.edges_directed(node, Direction::Outgoing).any(|edge| is_in(edge.target(), low));
+    let wanted = |node: &NodeIndex| is_in(*node, low) && (kind(*node) != NodeKind::Token || feeds(*node));
     graph.node_indices().filter(wanted).collect()
 }
 
-/// Where paths begin or end.
-fn is_end(circuit: &Circuit, node: NodeIndex) -> bool {
-    circuit.node(node).id.kind() != NodeKind::Feature
+/// What a part of a circuit carries, as parts of the weight of all targets of the whole: each 0..=1.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Carried {
+    /// On paths from the part's tokens to its targets that stay within it.
+    pub by_tokens: f64,
+    /// What errors feed into those of its features and targets that are on such paths, whether the errors are part of it or
+    /// not.
+    pub by_errors: f64,
 }
 
-/// What the paths within a set carry from tokens and errors to the targets, in the targets' weight.
-fn carried_by(circuit: &Circuit, is_in: impl Fn(NodeIndex) -> bool) -> f64 {
+/// What the paths within a set carry to its targets.
+///
+/// # Cost
+/// Linear in nodes and edges.
+pub fn carried(circuit: &Circuit, is_in: impl Fn(NodeIndex) -> bool) -> Carried {
     let graph = circuit.graph();
     let mut influence = circuit.target_weights();
-    let mut carried = 0.0;
-    let rows = circuit.rows_downwards().filter(|&(_, node)| is_in(node));
+    let whole = circuit.whole_weight();
+    let mut carried = Carried::default();
+    let kind = |node: NodeIndex| circuit.node(node).id.kind();
+    let rows = circuit.rows_downwards().filter(|&(_, node)| is_in(node) || kind(node) == NodeKind::Error);
     propagate(&mut influence, rows, |node, passed, influence| {
         if passed == 0.0 {
             return;
         }
-        if matches!(circuit.node(node).id.kind(), NodeKind::Token | NodeKind::Error) {
-            carried += passed;
+        match kind(node) {
+            NodeKind::Token => carried.by_tokens += passed,
+            NodeKind::Error => carried.by_errors += passed,
+            NodeKind::Feature | NodeKind::Target => {}
         }
         for edge in graph.edges_directed(node, Direction::Incoming) {
             influence[edge.source().index()] += passed * edge.weight().share;
         }
     });
-    carried
+    let share = |value: f64| if whole > 0.0 { value / whole } else { 0.0 };
+    Carried { by_tokens: share(carried.by_tokens), by_errors: share(carried.by_errors) }
 }

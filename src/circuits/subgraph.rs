@@ -1,4 +1,4 @@
-//! A part of a circuit as a circuit of its own, and how much of the whole it explains (definitions 8).
+//! How much of the whole a part of a circuit explains (definitions 8).
 
 use std::collections::BTreeMap;
 
@@ -6,29 +6,8 @@ use petgraph::Direction;
 use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 
-use crate::Result;
 use crate::graph::influence::ROW_SUM_CLAMP;
-use crate::graph::{Circuit, Link, NodeId, Scores, propagate};
-
-/// The circuit of `nodes` (ascending, distinct) and the edges between them.
-///
-/// # Errors
-/// None for nodes of this circuit; building checks again.
-///
-/// # Cost
-/// Linear in nodes and edges.
-pub fn induced(circuit: &Circuit, nodes: &[NodeIndex]) -> Result<Circuit> {
-    let graph = circuit.graph();
-    let mut place = vec![usize::MAX; graph.node_count()];
-    nodes.iter().enumerate().for_each(|(at, node)| place[node.index()] = at);
-    let links = graph.edge_references().filter_map(|edge| {
-        let (source, target) = (place[edge.source().index()], place[edge.target().index()]);
-        let is_in = source != usize::MAX && target != usize::MAX;
-        is_in.then(|| Link { source, target, weight: edge.weight().weight })
-    });
-    let links: Vec<Link> = links.collect();
-    Circuit::new(circuit.meta.clone(), nodes.iter().map(|&node| circuit.node(node).clone()).collect(), links)
-}
+use crate::graph::{Circuit, NodeId, Scores, propagate};
 
 /// The scores of the circuit as it is: definitions 8 with the circuit's own edges.
 ///

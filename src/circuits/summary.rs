@@ -1,11 +1,23 @@
 //! A circuit boiled down to what fits a screen; as JSON, the machine-readable answer of `trace`, `prune` and `inspect`.
 
+use std::collections::BTreeMap;
+
 use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
+use super::effects::direct_effects;
+use super::{Effects, PathGroup, find_nodes, strongest_path_groups};
 use crate::export::node_id_text;
-use crate::graph::{Circuit, MAX_PATHS, Neighbor, NodeKind, Sampling, ShareEstimate, StrongestPaths, strongest_paths};
+use crate::graph::{
+    AttributionGraph, Circuit, MAX_PATHS, Neighbor, NodeKind, Sampling, ShareEstimate, StrongestPaths, strongest_paths,
+};
 use crate::{Error, Result};
+
+/// So many nodes of one name at one position are one entry.
+const MIN_NAMED: usize = 3;
+
+/// Nodes of such an entry that are listed.
+const MAX_NAMED: usize = 5;
 
 /// How much a summary shows.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,13 +26,17 @@ pub struct SummarySettings {
     pub top: usize,
     /// Strongest token-to-target paths.
     pub paths: usize,
-    /// Id of the node whose inputs and outputs are wanted.
+    /// Name of the nodes whose inputs and outputs are wanted ([`find_nodes`]).
     pub node: Option<String>,
+    /// Names of the nodes where the paths begin; empty: all tokens.
+    pub from: Vec<String>,
+    /// Names of the nodes where the paths end; the first one's effects are shown first. Empty: the first target.
+    pub to: Vec<String>,
 }
 
 impl Default for SummarySettings {
     fn default() -> SummarySettings {
-        SummarySettings { top: 10, paths: 5, node: None }
+        SummarySettings { top: 10, paths: 5, node: None, from: Vec::new(), to: Vec::new() }
     }
 }
 
@@ -37,13 +53,23 @@ pub struct Summary {
     pub scores: SummaryScores,
     /// What the circuit consists of.
     pub counts: Counts,
+    /// Whether it is a part of a circuit; shares are those of the whole all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_part: bool,
+    /// Signed effects on each target; first on the one that paths lead to.
+    pub effects: Vec<Effects>,
     /// Features and errors, strongest first.
     pub strongest: Vec<SummaryNode>,
-    /// The node that [`SummarySettings::node`] asks for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node: Option<NodeSummary>,
+    /// The same by name: features of one label (without labels: of one token) at one position are one entry where there
+    /// are several. Strongest first.
+    pub strongest_by_name: Vec<NamedNodes>,
+    /// The nodes that [`SummarySettings::node`] asks for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeSummary>,
     /// Strongest paths from a token to the first target.
     pub paths: Vec<SummaryPath>,
+    /// Strongest groups of paths to it, by the positions that they go through.
+    pub path_groups: Vec<PathGroup>,
     /// The summed strength of all such paths: what of the target's input comes from tokens within the circuit.
     pub paths_total: f64,
 }
@@ -127,6 +153,27 @@ pub struct SummaryNode {
     pub estimate: Option<ShareEstimate>,
 }
 
+/// Features or errors at one position that are called the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NamedNodes {
+    /// Their label; without one, the prompt's token at their position.
+    pub name: String,
+    /// Whether `name` is a label.
+    pub is_label: bool,
+    /// Features or errors.
+    pub kind: NodeKind,
+    /// Position in the prompt.
+    pub pos: u32,
+    /// How many there are.
+    pub n_nodes: usize,
+    /// The part of the targets' weight that passes through at least one of them.
+    pub share: f64,
+    /// Their summed direct effect on the target that paths lead to.
+    pub direct: f64,
+    /// The strongest of them.
+    pub nodes: Vec<SummaryNode>,
+}
+
 /// Inputs and outputs of one node, largest share first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeSummary {
@@ -176,11 +223,26 @@ pub struct SummaryPath {
 /// Boils `circuit` down.
 ///
 /// # Errors
-/// `settings.node` is not in the circuit; more than [`MAX_PATHS`] paths are asked for.
+/// A node that `settings` name is not in the circuit; more than [`MAX_PATHS`] paths are asked for.
 ///
 /// # Cost
-/// Linear in nodes and edges, times the number of paths.
+/// Linear in nodes and edges, times the numbers of targets, of paths and of listed names.
 pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summary> {
+    summary(circuit, None, settings)
+}
+
+/// As [`summarize`], effects over all edges of `raw`, the graph that `circuit` was pruned from.
+///
+/// # Errors
+/// As [`summarize`].
+///
+/// # Cost
+/// As [`summarize`], and one pass over the edge rows.
+pub fn summarize_with_raw(circuit: &Circuit, raw: &AttributionGraph, settings: &SummarySettings) -> Result<Summary> {
+    summary(circuit, Some(raw), settings)
+}
+
+fn summary(circuit: &Circuit, raw: Option<&AttributionGraph>, settings: &SummarySettings) -> Result<Summary> {
     if settings.paths > MAX_PATHS {
         return Err(Error::Setting { name: "paths", value: settings.paths as f64, range: "0..=1000000" });
     }
@@ -197,11 +259,27 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
     }
     let mut predictions: Vec<Prediction> = targets.iter().map(|&index| describer.prediction(index)).collect();
     predictions.sort_by(|a, b| b.probability.unwrap_or(0.0).total_cmp(&a.probability.unwrap_or(0.0)));
-    let first_target = &targets[..targets.len().min(1)];
-    let paths = strongest_paths(circuit, &circuit.tokens(), first_target, settings.paths);
-    let node = match &settings.node {
-        Some(id) => Some(describer.node_summary(describer.find(id)?, settings.top)),
-        None => None,
+    let nodes = match &settings.node {
+        Some(name) => find_nodes(circuit, name)?,
+        None => Vec::new(),
+    };
+    let begins = match settings.from.is_empty() {
+        true => circuit.tokens(),
+        false => described_ends(circuit, &settings.from, NodeKind::Target)?,
+    };
+    let ends = match settings.to.is_empty() {
+        true => targets[..targets.len().min(1)].to_vec(),
+        false => described_ends(circuit, &settings.to, NodeKind::Token)?,
+    };
+    let paths = strongest_paths(circuit, &begins, &ends, settings.paths);
+    // A token or an error has no inputs that there could be effects of.
+    let has_inputs =
+        |index: &&NodeIndex| matches!(circuit.node(**index).id.kind(), NodeKind::Feature | NodeKind::Target);
+    let main = ends.iter().find(has_inputs).copied();
+    let others = targets.iter().copied().filter(|&target| Some(target) != main);
+    let path_groups = match main.filter(|_| settings.from.is_empty() && ends.len() == 1) {
+        Some(target) => strongest_path_groups(circuit, target, settings.paths),
+        None => Vec::new(),
     };
     Ok(Summary {
         prompt: circuit.meta.prompt.clone(),
@@ -214,31 +292,37 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
             sampling: circuit.meta.sampling,
         },
         counts,
+        is_part: circuit.is_part(),
+        effects: Effects::on(circuit, raw, &main.into_iter().chain(others).collect::<Vec<_>>()),
         strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| describer.node(index)).collect(),
-        node,
+        strongest_by_name: describer.by_name(raw, main, settings.top),
+        nodes: nodes.into_iter().map(|index| describer.node_summary(index, settings.top)).collect(),
         paths_total: paths.total,
         paths: describer.paths(&paths),
+        path_groups,
     })
 }
 
-impl Summary {
-    /// Puts other paths into the summary: the `count` strongest from any of `sources` to any of `targets`.
-    ///
-    /// # Cost
-    /// As [`strongest_paths`].
-    pub fn set_paths(&mut self, circuit: &Circuit, sources: &[NodeIndex], targets: &[NodeIndex], count: usize) {
-        let paths = strongest_paths(circuit, sources, targets, count);
-        self.paths_total = paths.total;
-        self.paths = Describer::new(circuit).paths(&paths);
+/// The nodes with these names. A token and a target may be called the same: paths begin at the one and end at the other, so
+/// that nodes of the kind `other` are left out where there are others.
+fn described_ends(circuit: &Circuit, names: &[String], other: NodeKind) -> Result<Vec<NodeIndex>> {
+    let mut ends = Vec::new();
+    for name in names {
+        let found = find_nodes(circuit, name)?;
+        let is_other = |index: &NodeIndex| circuit.node(*index).id.kind() == other;
+        let all_are = found.iter().all(is_other);
+        ends.extend(found.into_iter().filter(|index| all_are || !is_other(index)));
     }
+    Ok(ends)
 }
 
-/// The node with this id.
-///
-/// # Errors
-/// There is none; names the same feature elsewhere.
-pub fn find_node(circuit: &Circuit, id: &str) -> Result<NodeIndex> {
-    Describer::new(circuit).find(id)
+/// What a node is about: the prompt's token at its position; for a target, what it stands for.
+pub(super) fn text_of(circuit: &Circuit, index: NodeIndex) -> String {
+    let node = circuit.node(index);
+    if node.id.kind() == NodeKind::Target {
+        return node.text.clone();
+    }
+    circuit.meta.prompt_tokens.get(node.pos as usize).cloned().unwrap_or_default()
 }
 
 /// Puts the nodes of one circuit into words.
@@ -251,25 +335,69 @@ struct Describer<'a> {
 
 impl Describer<'_> {
     fn new(circuit: &Circuit) -> Describer<'_> {
-        let influence = circuit.node_influence();
-        let total_weight = circuit.targets().iter().map(|target| influence[target.index()]).sum();
-        Describer { circuit, influence, total_weight }
+        Describer { circuit, influence: circuit.node_influence(), total_weight: circuit.whole_weight() }
     }
 
     fn id(&self, index: NodeIndex) -> String {
         node_id_text(self.circuit.meta.n_layers, self.circuit.node(index))
     }
 
-    fn find(&self, id: &str) -> Result<NodeIndex> {
-        let indices = || self.circuit.graph().node_indices();
-        if let Some(index) = indices().find(|&index| self.id(index) == id) {
-            return Ok(index);
+    /// What passes through `influence`, as a part of the targets' weight.
+    fn share(&self, influence: f64) -> f64 {
+        if self.total_weight > 0.0 { influence / self.total_weight } else { 0.0 }
+    }
+
+    /// The `count` strongest entries of [`Summary::strongest_by_name`].
+    fn by_name(&self, raw: Option<&AttributionGraph>, main: Option<NodeIndex>, count: usize) -> Vec<NamedNodes> {
+        let graph = self.circuit.graph();
+        let mut by_name: BTreeMap<(u32, NodeKind, Option<&str>), Vec<NodeIndex>> = BTreeMap::new();
+        for index in graph.node_indices() {
+            let node = self.circuit.node(index);
+            if node.id.layer().is_some() {
+                by_name.entry((node.pos, node.id.kind(), node.label.as_deref())).or_default().push(index);
+            }
         }
-        // Most often the position is wrong: the same feature elsewhere is what was meant.
-        let stem = id.rsplit_once('_').map_or(id, |(stem, _)| stem);
-        let near = indices().map(|index| self.id(index));
-        let near = near.filter(|other| other.rsplit_once('_').is_some_and(|(other, _)| other == stem));
-        Err(Error::UnknownNode { id: id.to_owned(), near: near.take(5).map(|id| format!("`{id}`")).collect() })
+        let mut entries: Vec<Vec<NodeIndex>> = Vec::new();
+        for mut nodes in by_name.into_values() {
+            if nodes.len() < MIN_NAMED {
+                entries.extend(nodes.into_iter().map(|node| vec![node]));
+                continue;
+            }
+            nodes.sort_by(|a, b| self.influence[b.index()].total_cmp(&self.influence[a.index()]).then(a.cmp(b)));
+            entries.push(nodes);
+        }
+        // What passes through several nodes is at most what passes through each, and only the strongest are wanted.
+        let bound = |nodes: &[NodeIndex]| nodes.iter().map(|node| self.influence[node.index()]).sum::<f64>();
+        let mut entries: Vec<(f64, Vec<NodeIndex>)> = entries.into_iter().map(|nodes| (bound(&nodes), nodes)).collect();
+        entries.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut found: Vec<(f64, Vec<NodeIndex>)> = Vec::new();
+        for (bound, nodes) in entries {
+            if count == 0 || found.len() == count && found[count - 1].0 >= bound {
+                break;
+            }
+            let through = match nodes.len() {
+                1 => bound,
+                _ => self.circuit.influence_through(&nodes),
+            };
+            let place = found.partition_point(|(other, _)| *other >= through);
+            found.insert(place, (through, nodes));
+            found.truncate(count);
+        }
+        let effect = direct_effects(self.circuit, raw, main);
+        let named = |(through, nodes): (f64, Vec<NodeIndex>)| {
+            let first = self.circuit.node(nodes[0]);
+            NamedNodes {
+                name: first.label.clone().unwrap_or_else(|| text_of(self.circuit, nodes[0])),
+                is_label: first.label.is_some(),
+                kind: first.id.kind(),
+                pos: first.pos,
+                n_nodes: nodes.len(),
+                share: self.share(through),
+                direct: nodes.iter().map(|&node| effect(node)).sum(),
+                nodes: nodes.iter().take(MAX_NAMED).map(|&node| self.node(node)).collect(),
+            }
+        };
+        found.into_iter().map(named).collect()
     }
 
     fn paths(&self, paths: &StrongestPaths) -> Vec<SummaryPath> {
@@ -294,17 +422,15 @@ impl Describer<'_> {
     fn node(&self, index: NodeIndex) -> SummaryNode {
         let node = self.circuit.node(index);
         let kind = node.id.kind();
-        let token = || self.circuit.meta.prompt_tokens.get(node.pos as usize).cloned().unwrap_or_default();
-        let share = if self.total_weight > 0.0 { self.influence[index.index()] / self.total_weight } else { 0.0 };
         SummaryNode {
             id: self.id(index),
-            text: if kind == NodeKind::Target { node.text.clone() } else { token() },
+            text: text_of(self.circuit, index),
             kind,
             layer: node.id.layer(),
             pos: node.pos,
             label: node.label.clone(),
             activation: node.activation,
-            share,
+            share: self.share(self.influence[index.index()]),
             cumulative_influence: node.influence,
             estimate: node.estimate,
         }

@@ -13,7 +13,7 @@ use crate::text::{quoted, terminal};
 use crate::{Error, Result};
 
 use super::graph_args::Thresholds;
-use super::{Format, print_data, print_json};
+use super::{Format, print_json, print_text};
 
 #[derive(Debug, Args)]
 pub struct DiffArgs {
@@ -24,7 +24,7 @@ pub struct DiffArgs {
     /// How many features every list shows
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// A feature_labels.json to name features from, over the names that the graphs carry
     #[arg(long, value_name = "FILE")]
@@ -45,7 +45,7 @@ pub struct CommonArgs {
     /// How many entries every list shows
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// A feature_labels.json to name features from, over the names that the graphs carry
     #[arg(long, value_name = "FILE")]
@@ -91,7 +91,7 @@ pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
         let _ = writeln!(text, "\n{name} (left share, right share)");
         list.iter().take(args.top).for_each(|feature| write_changed(&mut text, feature));
     }
-    print_data(&text)
+    print_text(&text)
 }
 
 fn write_changed(text: &mut String, feature: &ChangedFeature) {
@@ -157,5 +157,5 @@ pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
             );
         }
     }
-    print_data(&text)
+    print_text(&text)
 }

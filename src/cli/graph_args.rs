@@ -14,7 +14,7 @@ use crate::prune::PruneSettings;
 use crate::text::check_file_name;
 
 use super::summary::summary_text;
-use super::{Format, json_text};
+use super::{Format, json_text, terminal};
 
 /// Who reads a table, as the value of `--cells`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -90,7 +90,7 @@ pub(super) fn relabel_from(circuit: &mut Circuit, labels: Option<&PathBuf>) -> R
 /// A summary as it is printed.
 pub(super) fn render(summary: &Summary, format: Format) -> Result<String> {
     match format {
-        Format::Text => Ok(summary_text(summary)),
+        Format::Text => Ok(terminal::shown(&summary_text(summary))),
         Format::Json => json_text(summary),
     }
 }

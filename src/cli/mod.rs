@@ -1,34 +1,46 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
 mod compare;
+mod config;
+mod direction;
+mod effects_text;
+mod features;
+mod file_kind;
 mod graph_args;
 mod hints;
 mod inspect;
 mod intervene;
-mod intervene_text;
+mod manual;
 mod memory;
 mod prompt;
 mod prune;
 mod row_args;
 mod setup;
+mod setups;
 mod shortened;
 mod signals;
 mod summary;
+mod terminal;
 mod trace;
 mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::text::{json_lines, terminal};
-use crate::{Error, Result};
+use crate::text::json_lines;
+use crate::{Error, Result, text};
+
+use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use features::FeaturesArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
+pub use manual::{CompletionsArgs, ManArgs};
 pub use prune::PruneArgs;
+pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
 pub use verify::VerifyArgs;
@@ -45,6 +57,9 @@ const EXIT_ERROR: u8 = 2;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, help_heading = "Output")]
+    color: Color,
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,6 +78,14 @@ enum Command {
     Intervene(InterveneArgs),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
+    /// What features are active on: collect it from a text, show, search and merge it
+    Features(Box<FeaturesArgs>),
+    /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
+    Setups(SetupsArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(ManArgs),
 }
 
 /// How a summary is printed.
@@ -77,7 +100,10 @@ pub enum Format {
 pub fn main() -> ExitCode {
     signals::end_cleanly();
     shortened::explain();
-    let cli = match Cli::try_parse() {
+    let color = Color::of_arguments(std::env::args_os());
+    terminal::start(color);
+    let parsed = Cli::command().color(color.for_clap()).try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(answer) => return usage(&answer),
     };
@@ -88,11 +114,15 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => compare::run_diff(&args),
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
+        Command::Features(args) => features::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),
             Err(error) => Err(error),
         },
+        Command::Setups(args) => setups::run(&args),
+        Command::Completions(args) => manual::run_completions(&args),
+        Command::Man(args) => manual::run_man(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,7 +135,7 @@ pub fn main() -> ExitCode {
 
 /// Says on stderr what was done; paths and names in it are not the program's own.
 fn note(text: &str) {
-    say(&(terminal(text) + "\n"));
+    say(&(crate::text::terminal(text) + "\n"));
 }
 
 /// Writes to stderr. Whether anybody reads it changes nothing about what was done, so that a closed or full stderr is no
@@ -131,14 +161,15 @@ fn usage(answer: &clap::Error) -> ExitCode {
 
 /// An error with its causes and the hint, as it is printed: what messages quote from files cannot add lines.
 pub fn error_text(error: &Error) -> String {
-    let mut text = format!("error: {}\n", terminal(&error.to_string()));
+    let safe = |text: &str| text::terminal(text);
+    let mut text = format!("{} {}\n", terminal::label("error:"), safe(&error.to_string()));
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text.push_str(&format!("  caused by: {}\n", terminal(&error.to_string())));
+        text.push_str(&format!("  caused by: {}\n", safe(&error.to_string())));
         cause = error.source();
     }
     if let Some(hint) = hints::hint(error) {
-        text.push_str(&format!("\nhint: {}\n", terminal(&hint)));
+        text.push_str(&format!("\n{} {}\n", terminal::label("hint:"), safe(&hint)));
     }
     text
 }
@@ -154,6 +185,11 @@ fn json_text(value: &impl serde::Serialize) -> Result<String> {
 /// Prints a value as JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print_data(&json_text(value)?)
+}
+
+/// Prints text for people: as wide and as coloured as the terminal is.
+fn print_text(text: &str) -> Result<()> {
+    print_data(&terminal::shown(text))
 }
 
 /// Prints data. A reader that has seen enough (`| head`) is no error.

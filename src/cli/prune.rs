@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::circuits::{SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize};
+use crate::circuits::{
+    SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize, summarize_with_raw,
+};
 use crate::export::{WireGraph, raw, write_wire};
 use crate::input::is_stream;
 use crate::prune::PruneSettings;
@@ -18,19 +20,19 @@ pub struct PruneArgs {
     /// The raw graph, a .safetensors file that `trace` wrote; or a .json, of any size, to be pruned further; - reads JSON
     /// from standard input
     graph: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// Where to write the pruned graph [default: beside a raw graph, as .json; needed for a .json]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
     /// Name of the graph in the JSON [default: the file's name]
-    #[arg(long, value_name = "NAME", value_parser = file_name)]
+    #[arg(long, value_name = "NAME", value_parser = file_name, help_heading = "Output")]
     slug: Option<String>,
     /// A feature_labels.json to name features from
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     labels: Option<PathBuf>,
     /// How to print the summary
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
 }
 
@@ -52,7 +54,7 @@ pub(super) fn run(args: &PruneArgs) -> Result<()> {
     let file_stem = || output.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let slug = args.slug.clone().unwrap_or_else(file_stem);
     write_wire(&WireGraph::new(&circuit, &slug)?, &output)?;
-    let summary = summarize(&circuit, &SummarySettings::default())?;
+    let summary = summarize_with_raw(&circuit, &graph, &SummarySettings::default())?;
     print_data(&render(&summary, args.format)?)?;
     note(&format!("wrote {}", output.display()));
     Ok(())

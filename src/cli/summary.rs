@@ -2,12 +2,22 @@
 
 use std::fmt::Write;
 
-use crate::circuits::{Neighbors, NodeSummary, Summary, SummaryNode, SummaryPath};
+use super::effects_text::write_effects;
+use crate::circuits::{NamedNodes, Neighbors, NodeSummary, PathGroup, Prediction, Summary, SummaryNode, SummaryPath};
 use crate::graph::{NodeKind, ShareEstimate};
 use crate::text::{quoted, terminal};
 
 /// Longer labels are cut in tables; JSON has them whole.
 const MAX_LABEL_CHARS: usize = 48;
+
+/// The column that is left out where all entries are several nodes.
+const ACTIVATION: usize = 4;
+
+/// Nodes of one name that are listed.
+const MAX_MEMBERS: usize = 3;
+
+/// Paths are summed by position where the listed ones carry less than this part of all.
+const THIN_PATHS: f64 = 0.1;
 
 /// Uncertainties below this part of a value are not shown.
 const NEGLIGIBLE_UNCERTAINTY: f64 = 0.05;
@@ -16,31 +26,64 @@ const NEGLIGIBLE_UNCERTAINTY: f64 = 0.05;
 pub fn summary_text(summary: &Summary) -> String {
     let mut text = String::new();
     write_head(&mut text, summary);
-    if let Some(node) = &summary.node {
-        write_node(&mut text, node);
+    if !summary.nodes.is_empty() {
+        summary.nodes.iter().for_each(|node| write_node(&mut text, node));
         return text;
     }
-    if !summary.strongest.is_empty() {
-        text.push_str("\nstrongest nodes\n");
-        let mut header = ["share", "node", "at", "activation", "label"].map(str::to_owned).to_vec();
-        let mut aligns = vec![Align::Right, Align::Left, Align::Left, Align::Right, Align::Left];
-        let is_sampled = summary.strongest.iter().any(|node| node.estimate.is_some());
-        if is_sampled {
-            header.insert(1, "of the whole".to_owned());
-            aligns.insert(1, Align::Right);
-        }
-        let rows = summary.strongest.iter().map(|node| {
-            let activation = node.activation.map(|a| format!("{a:.3}")).unwrap_or_default();
-            let mut row = vec![percent(node.share), node.id.clone(), quoted(&node.text), activation, label(node)];
-            if is_sampled {
-                row.insert(1, node.estimate.as_ref().map(estimate_text).unwrap_or_default());
-            }
-            row
-        });
-        write_table(&mut text, &aligns, header, rows);
-    }
+    write_effects(&mut text, summary);
+    write_strongest(&mut text, summary);
     write_paths(&mut text, summary);
     text
+}
+
+fn write_strongest(text: &mut String, summary: &Summary) {
+    if summary.strongest_by_name.is_empty() {
+        return;
+    }
+    text.push_str("\nstrongest nodes, those of one name together\n");
+    let mut header = ["share", "direct", "node", "at", "activation", "name"].map(str::to_owned).to_vec();
+    let mut aligns = vec![Align::Right, Align::Right, Align::Left, Align::Left, Align::Right, Align::Left];
+    let estimate_of = |named: &NamedNodes| match &named.nodes[..] {
+        [node] => node.estimate,
+        _ => None,
+    };
+    let has_activations =
+        summary.strongest_by_name.iter().any(|named| named.n_nodes == 1 && named.nodes[0].activation.is_some());
+    if !has_activations {
+        header.remove(ACTIVATION);
+        aligns.remove(ACTIVATION);
+    }
+    let is_sampled = summary.strongest_by_name.iter().any(|named| estimate_of(named).is_some());
+    if is_sampled {
+        header.insert(1, "of the whole".to_owned());
+        aligns.insert(1, Align::Right);
+    }
+    let rows = summary.strongest_by_name.iter().map(|named| {
+        let at = token_at(&named.nodes[0].text, named.pos);
+        let (share, direct) = (percent(named.share), signed(named.direct));
+        let mut row = match &named.nodes[..] {
+            [node] if named.n_nodes == 1 => {
+                let activation = node.activation.map(|a| format!("{a:.3}")).unwrap_or_default();
+                vec![share, direct, node.id.clone(), at, activation, label(node)]
+            }
+            nodes => {
+                let strongest =
+                    nodes.iter().take(MAX_MEMBERS).map(|node| format!("{} {}", node.id, percent(node.share)));
+                let more = if named.n_nodes > MAX_MEMBERS { ", …" } else { "" };
+                let strongest = strongest.collect::<Vec<_>>().join(", ") + more;
+                let name = if named.is_label { format!("{}: {strongest}", cut(&named.name)) } else { strongest };
+                vec![share, direct, plural(named.n_nodes, named.kind.name()), at, String::new(), name]
+            }
+        };
+        if !has_activations {
+            row.remove(ACTIVATION);
+        }
+        if is_sampled {
+            row.insert(1, estimate_of(named).as_ref().map(estimate_text).unwrap_or_default());
+        }
+        row
+    });
+    write_table(text, &aligns, header, rows);
 }
 
 fn write_head(text: &mut String, summary: &Summary) {
@@ -52,11 +95,14 @@ fn write_head(text: &mut String, summary: &Summary) {
         .predictions
         .iter()
         .map(|p| match p.probability {
-            Some(probability) => format!("{} {probability:.3}", quoted(&p.text)),
-            None => quoted(&p.text),
+            Some(probability) if is_token(p) => format!("{} {probability:.3}", quoted(&p.text)),
+            _ => target_name(summary, &p.id, &p.text),
         })
         .collect();
-    line("prediction", predictions.join("  "));
+    let are_tokens = summary.predictions.iter().all(is_token);
+    if !predictions.is_empty() {
+        line(if are_tokens { "prediction" } else { "explained" }, predictions.join("  "));
+    }
     let scores = summary.scores;
     let number = |name: &str, value: Option<f64>, uncertainty: Option<f64>| {
         let uncertainty = uncertainty.map(|value| format!(" ± {value:.3}")).unwrap_or_default();
@@ -89,7 +135,7 @@ fn write_head(text: &mut String, summary: &Summary) {
         [(counts.features, "feature"), (counts.errors, "error"), (counts.tokens, "token"), (counts.targets, "target")];
     let kinds: Vec<String> = kinds.iter().map(|&(n, name)| plural(n, name)).collect();
     line(
-        "graph",
+        if summary.is_part { "part" } else { "graph" },
         format!("{}: {}; {}", plural(counts.nodes(), "node"), kinds.join(", "), plural(counts.edges, "edge")),
     );
 }
@@ -142,21 +188,69 @@ fn write_neighbors(text: &mut String, name: &str, neighbors: &Neighbors) {
 
 fn write_paths(text: &mut String, summary: &Summary) {
     let Some(target) = summary.paths.first().and_then(|path| path.nodes.last()) else { return };
+    let name = match target.kind {
+        NodeKind::Target => target_name(summary, &target.id, &target.text),
+        _ => format!("{} at {}", target.id, token_at(&target.text, target.pos)),
+    };
     let shown: f64 = summary.paths.iter().map(|path| path.strength).sum();
-    let _ = writeln!(
-        text,
-        "\nstrongest paths to {} ({} of the {} that tokens give)",
-        quoted(&target.text),
-        percent(shown),
-        percent(summary.paths_total),
-    );
-    let rows = summary.paths.iter().map(|path| vec![percent(path.strength), path_text(path)]);
+    let of_groups: f64 = summary.path_groups.iter().map(|group| group.strength).sum();
+    let total = summary.paths_total;
+    if shown < THIN_PATHS * total && !summary.path_groups.is_empty() {
+        let (of_groups, total) = (percent(of_groups), percent(total));
+        let _ = writeln!(text, "\nstrongest paths to {name} by position ({of_groups} of the {total} that tokens give)");
+        let header = ["share", "effect", "path"].map(str::to_owned).to_vec();
+        let rows = summary.path_groups.iter().map(|group| {
+            vec![percent(group.strength), group.effect.map(signed).unwrap_or_default(), group_text(group)]
+        });
+        write_table(text, &[Align::Right, Align::Right, Align::Left], header, rows);
+        return;
+    }
+    let (shown, total) = (percent(shown), percent(total));
+    let _ = writeln!(text, "\nstrongest paths to {name} ({shown} of the {total} that tokens give)");
+    let rows = summary.paths.iter().map(|path| vec![percent(path.strength), path_text(summary, path)]);
     write_table(text, &[Align::Right, Align::Left], Vec::new(), rows);
 }
 
-fn path_text(path: &SummaryPath) -> String {
+/// A group of paths to the target that is named above it.
+fn group_text(group: &PathGroup) -> String {
+    let mut text = String::new();
+    let mut before = None;
+    for step in &group.steps[..group.steps.len().saturating_sub(1)] {
+        let _ = match (step.kind, before) {
+            (NodeKind::Token, _) => write!(text, "{}", token_at(&step.text, step.pos)),
+            (_, Some(pos)) if pos == step.pos => write!(text, " > its features"),
+            _ => write!(text, " > features at {}", token_at(&step.text, step.pos)),
+        };
+        before = Some(step.pos);
+    }
+    if group.steps.len() == 2 { text + " itself" } else { text }
+}
+
+/// A token with its position, as `--node` takes it.
+pub(super) fn token_at(token: &str, pos: u32) -> String {
+    format!("{}@{pos}", quoted(token))
+}
+
+/// An effect, with its sign.
+pub(super) fn signed(effect: f64) -> String {
+    if effect.abs() < 0.005 { ".".to_owned() } else { format!("{effect:+.2}") }
+}
+
+/// Whether a target is a token, and not a difference or a direction.
+fn is_token(prediction: &Prediction) -> bool {
+    prediction.token_id.is_none_or(|id| id >= 0)
+}
+
+/// What a target is called: a token in quotes, a difference as it is.
+pub(super) fn target_name(summary: &Summary, id: &str, text: &str) -> String {
+    let is_other = summary.predictions.iter().any(|prediction| prediction.id == id && !is_token(prediction));
+    if is_other { terminal(text) } else { quoted(text) }
+}
+
+fn path_text(summary: &Summary, path: &SummaryPath) -> String {
     let step = |node: &SummaryNode| match node.kind {
-        NodeKind::Token | NodeKind::Target => quoted(&node.text),
+        NodeKind::Token => quoted(&node.text),
+        NodeKind::Target => target_name(summary, &node.id, &node.text),
         _ => match &node.label {
             Some(label) => format!("{} [{}]", node.id, cut(label)),
             None => node.id.clone(),
@@ -179,18 +273,21 @@ fn label(node: &SummaryNode) -> String {
 
 /// A label for a table, cut to its width.
 pub(super) fn cut(label: &str) -> String {
-    let label = terminal(label);
-    if label.chars().count() <= MAX_LABEL_CHARS {
-        return label;
-    }
-    label.chars().take(MAX_LABEL_CHARS - 1).chain(['…']).collect()
+    cut_to(&terminal(label), MAX_LABEL_CHARS)
 }
 
-fn percent(share: f64) -> String {
+fn cut_to(text: &str, max_chars: usize) -> String {
+    if text.chars().count() <= max_chars {
+        return text.to_owned();
+    }
+    text.chars().take(max_chars - 1).chain(['…']).collect()
+}
+
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-fn plural(count: usize, name: &str) -> String {
+pub(super) fn plural(count: usize, name: &str) -> String {
     if count == 1 { format!("1 {name}") } else { format!("{count} {name}s") }
 }
 
@@ -208,15 +305,20 @@ pub(super) fn write_table(
     rows: impl Iterator<Item = Vec<String>>,
 ) {
     let mut lines: Vec<Vec<String>> = rows.collect();
-    if !header.is_empty() {
+    let has_header = !header.is_empty();
+    if has_header {
         lines.insert(0, header);
     }
     let width_of = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..aligns.len()).map(width_of).collect();
+    // Lists without a head hold whole sentences, which are wrapped, not cut.
+    let is_text: Vec<bool> = aligns.iter().map(|&align| align == Align::Left && has_header).collect();
+    let widths = super::terminal::fitted(widths, &is_text);
     for line in &lines {
         let mut out = String::new();
         for ((cell, &width), &align) in line.iter().zip(&widths).zip(aligns) {
-            let padding = " ".repeat(width - cell.chars().count());
+            let cell = if has_header { cut_to(cell, width) } else { cell.clone() };
+            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
             out.push_str("  ");
             match align {
                 Align::Left => out.extend([cell.as_str(), &padding]),

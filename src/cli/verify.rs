@@ -15,9 +15,9 @@ use crate::text::{quoted, terminal};
 use crate::tracer::{InfluenceCheck, InfluenceCheckOptions};
 
 use super::graph_args::Thresholds;
-use super::setup::SetupArgs;
+use super::setup::{GraphSource, SetupArgs};
 use super::summary::{Align, write_table};
-use super::{Format, print_data, print_json};
+use super::{Format, print_json, print_text};
 
 /// More features are in JSON.
 const MAX_SHOWN: usize = 20;
@@ -26,28 +26,29 @@ const MAX_SHOWN: usize = 20;
 pub struct VerifyArgs {
     /// The raw graph, a .safetensors file that `trace` wrote
     graph: PathBuf,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Model")]
     setup: SetupArgs,
     /// Features, errors and tokens whose edges are measured, at most so many of each
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "What to measure")]
     samples: usize,
     /// Ablate the K most influential features, one by one and together
-    #[arg(long, value_name = "K", default_value_t = 20)]
+    #[arg(long, value_name = "K", default_value_t = 20, help_heading = "What to measure")]
     ablate: usize,
     /// Seed of the random features that the circuit is compared with
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, help_heading = "What to measure")]
     seed: u64,
     /// Compare the influence of N random features, and the scores, with exact ones, which takes the row of every active
     /// feature [default: 20 where N is left out]
-    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20")]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20",
+        help_heading = "What to measure")]
     influence: Option<usize>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// The feature_labels.json that the graph was traced with [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// How to print
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
 }
 
@@ -61,7 +62,8 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;
     let kept = circuit.order().iter().filter_map(|&index| circuit.node(index).id.feature()).collect();
-    let tracer = args.setup.open(args.labels.as_deref())?;
+    let source = GraphSource::of_raw(&args.graph, &graph.meta);
+    let tracer = args.setup.open_with(args.labels.as_deref(), Some(&source))?;
     let options = VerifyOptions { n_samples: args.samples, n_ablated: args.ablate, seed: args.seed, kept };
     let mut found = tracer.verify(&graph, &options, &Job::default())?;
     let (tensors, keys) = raw_contents(&args.graph)?;
@@ -76,7 +78,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
     };
     let report = Report { verification: &found, influence: influence.as_ref() };
     match args.format {
-        Format::Text => print_data(&report_text(&report))?,
+        Format::Text => print_text(&report_text(&report))?,
         Format::Json => print_json(&report)?,
     }
     Ok(found.passed && influence.is_none_or(|check| check.passed != Some(false)))
@@ -171,19 +173,36 @@ fn verification_text(found: &Verification) -> String {
         edges.largest_error,
         edges.largest_edge
     );
-    if let Some(faithfulness) = &found.faithfulness {
-        write_faithfulness(&mut text, faithfulness);
+    if !found.untested.is_empty() {
+        let labels: Vec<String> = found.untested.iter().map(|label| quoted(label)).collect();
+        let _ = writeln!(
+            text,
+            "{:<12}{}: the file does not tell their directions (trace them again to have them measured)",
+            "untested",
+            labels.join(", ")
+        );
+    }
+    match &found.faithfulness {
+        Some(faithfulness) => write_faithfulness(&mut text, faithfulness),
+        None => text.push_str("\nno target can be measured, so that no prediction is tested\n"),
     }
     let circuit = &found.circuit;
     let n_pruned = circuit.n_pruned;
     write_curve(
         &mut text,
-        &format!("is the circuit sufficient? its {n_pruned} pruned-away features ablated, least influential first"),
+        &format!(
+            "is the circuit sufficient? its {n_pruned} pruned-away features ablated, least influential first;\n\
+                  it is where KL (nats, from the unchanged prediction) stays near 0, far below random features'"
+        ),
         &circuit.sufficiency,
     );
     write_curve(
         &mut text,
-        &format!("is it necessary? its {} kept features ablated, most influential first", circuit.n_kept),
+        &format!(
+            "is it necessary? its {} kept features ablated, most influential first;\n\
+                  it is where KL rises far above that of as many random features",
+            circuit.n_kept
+        ),
         &circuit.necessity,
     );
     text
@@ -192,13 +211,19 @@ fn verification_text(found: &Verification) -> String {
 fn write_contents(text: &mut String, contents: &ContentsCheck, verdict: &str) {
     let (n_tensors, n_keys) = (contents.tensors.len(), contents.metadata.len());
     let n_values: usize = contents.tensors.iter().map(|check| check.n_values).sum();
-    let n_different = contents.different().count();
-    let result = if n_different == 0 { "are the model's".to_owned() } else { format!("and {n_different} differ") };
-    let what = format!("{n_tensors} tensors ({n_values} values) and {n_keys} keys computed again {result}");
+    let all = format!("{n_tensors} tensors ({n_values} values) and {n_keys} keys of metadata");
+    let what = match contents.different().count() {
+        0 => format!("{all} are what the model gives"),
+        n => format!("of {all}, {n} {} not what the model gives", if n == 1 { "is" } else { "are" }),
+    };
     let _ = writeln!(text, "{:<12}{verdict}: {what}", "contents");
     for check in contents.different() {
-        let of = if check.n_values > 1 { format!(" of {}", check.n_values) } else { String::new() };
-        let _ = writeln!(text, "  {}: {}{of} differ", terminal(&check.name), check.n_different);
+        let count = match (check.n_values, check.n_different) {
+            (0 | 1, _) => "differs".to_owned(),
+            (all, 1) => format!("1 of {all} differs"),
+            (all, n) => format!("{n} of {all} differ"),
+        };
+        let _ = writeln!(text, "  {}: {count}", terminal(&check.name));
         let Some(Difference { at, in_graph, here }) = &check.difference else { continue };
         if !at.is_empty() {
             let _ = writeln!(text, "    at {}", terminal(at));
@@ -210,12 +235,14 @@ fn write_contents(text: &mut String, contents: &ContentsCheck, verdict: &str) {
 fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     let _ = writeln!(
         text,
-        "\nthe {} most influential features ablated one by one: logit of {}, predicted and real",
+        "\nthe {} most influential features ablated one by one: change of {}, predicted and real;\n\
+         Pearson 1 says that the graph tells strong from weak as the model does. Graphs hold attention\n\
+         and norms: what they add is the difference between the modes",
         faithfulness.n_ablated,
         quoted(&faithfulness.target)
     );
     let header =
-        ["mode", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
+        ["held", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
     let correlation = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     let rows = faithfulness.modes.iter().map(|mode| {
         vec![
@@ -229,6 +256,25 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     });
     let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right, Align::Right];
     write_table(text, &aligns, header, rows);
+    let Some(parts) = &faithfulness.error_parts else { return };
+    let _ = writeln!(
+        text,
+        "\nwhere single predictions go wrong, attention frozen: mean |error| {:.4} of mean |change| {:.4}",
+        parts.total, parts.real
+    );
+    let rows = [
+        (parts.from_features, "features that saturate or switch, and what transcoders miss (norms held)"),
+        (parts.from_norms, "norms, when they are free as well"),
+        (parts.from_attention, "attention, when it is free too: not in the error above"),
+    ];
+    let rows = rows.into_iter().map(|(error, what)| vec![format!("{error:.4}"), what.to_owned()]);
+    write_table(text, &[Align::Right, Align::Left], Vec::new(), rows);
+    let _ = writeln!(text, "\nfirst-order predictors of the same; no graph does better than a small ablation, scaled");
+    let header = ["predictor", "mean |error|", "Pearson"].map(str::to_owned).to_vec();
+    let rows = parts.predictors.iter().map(|predictor| {
+        vec![predictor.name.to_owned(), format!("{:.4}", predictor.error), correlation(predictor.pearson)]
+    });
+    write_table(text, &[Align::Left, Align::Right, Align::Right], header, rows);
 }
 
 fn write_curve(text: &mut String, title: &str, points: &[CurvePoint]) {

@@ -4,7 +4,9 @@
 //! ([`wire`]). String ids of nodes are made here ([`node_id_text`]). Every file of this program is written by
 //! `replace_file`: whole or not at all.
 
+mod columns;
 mod link_seed;
+mod listing;
 mod load;
 pub(crate) mod raw;
 mod replace;
@@ -13,6 +15,8 @@ pub mod wire;
 mod wire_read;
 mod wire_stream;
 
+pub use columns::{Numbers, write_columns};
+pub use listing::{check_list, list_graph};
 pub use raw::{raw_contents, read_raw, write_raw};
 pub use replace::{check_not_input, check_writable, lock_folder, replace_file};
 pub use temporary::abandon_files;

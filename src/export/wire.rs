@@ -282,6 +282,11 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
     if !meta.model.is_empty() {
         extra.insert("model".to_owned(), json!(meta.model));
     }
+    if !meta.transcoders.is_empty() {
+        extra.insert("transcoders".to_owned(), json!(meta.transcoders));
+    }
+    // circuit-tracer's page wants it; it names the parts of a set that was put together, which ours are not.
+    extra.insert("transcoder_list".to_owned(), json!([]));
     if let Some(trace_id) = &meta.trace_id {
         extra.insert("trace_id".to_owned(), json!(trace_id));
     }

@@ -68,6 +68,7 @@ impl WireGraph {
             prompt_tokens: self.metadata.prompt_tokens.clone(),
             scan: self.metadata.scan.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned(),
             model: extra.get("model").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            transcoders: extra.get("transcoders").and_then(Value::as_str).unwrap_or_default().to_owned(),
             n_layers,
             node_threshold: self.metadata.node_threshold.or_else(|| number("pruning_settings", "node_threshold")),
             edge_threshold: number("pruning_settings", "edge_threshold"),

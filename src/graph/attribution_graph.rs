@@ -62,6 +62,9 @@ pub struct GraphMeta {
     pub model: String,
     /// The transcoder set's own name.
     pub scan: String,
+    /// What `--transcoders` said; empty in files that did not note it.
+    #[serde(default)]
+    pub transcoders: String,
     /// Where transcoders read (definitions 2).
     pub feature_input_hook: String,
     /// Where they write (definitions 2).
@@ -115,10 +118,11 @@ impl GraphMeta {
     /// What tells one trace from another: a hash of model, transcoders, tokens and settings, 16 hexadecimal digits. The
     /// same request gives the same on every machine; two files of one trace carry the same.
     pub fn fingerprint(&self, input_tokens: &[i64]) -> String {
-        let GraphMeta { model, scan, feature_input_hook, feature_output_hook, n_layers, .. } = self;
+        let GraphMeta { model, scan, transcoders, feature_input_hook, feature_output_hook, n_layers, .. } = self;
         // How many features that leaves is found out while the prompt is traced.
         let settings = GraphSettings { max_features: None, ..self.settings.clone() };
-        let asked = (model, scan, feature_input_hook, feature_output_hook, n_layers, settings, input_tokens);
+        let asked =
+            (model, scan, transcoders, feature_input_hook, feature_output_hook, n_layers, settings, input_tokens);
         // Numbers and texts always have a form in JSON.
         let asked = serde_json::to_vec(&asked).unwrap_or_default();
         // FNV-1a: short, and the same for ever, which the standard library does not promise of its own.

@@ -76,6 +76,8 @@ pub struct CircuitMeta {
     pub scan: String,
     /// The base model's name.
     pub model: String,
+    /// Where the transcoders were opened; empty where that is not known.
+    pub transcoders: String,
     /// Layers of the base model.
     pub n_layers: usize,
     /// The share of influence that nodes were pruned to, in 0..=1.
@@ -114,6 +116,17 @@ pub struct Circuit {
     by_id: HashMap<NodeId, NodeIndex>,
     /// Sources before what they feed.
     order: Vec<NodeIndex>,
+    /// Set in a part of another circuit, whose shares it keeps.
+    whole: Option<Whole>,
+}
+
+/// What a part of a circuit keeps of the whole.
+#[derive(Debug, Clone)]
+struct Whole {
+    /// Influence within the whole, by `NodeIndex` of the part. `[n_nodes]`
+    influence: Vec<f64>,
+    /// Summed weight of the whole's targets.
+    weight: f64,
 }
 
 impl Circuit {
@@ -160,7 +173,43 @@ impl Circuit {
             edge.share = if abs_sum > 0.0 { f64::from(edge.weight.abs()) / abs_sum } else { 0.0 };
         }
         let order = order_of(&graph)?;
-        Ok(Circuit { meta, graph, by_id, order })
+        Ok(Circuit { meta, graph, by_id, order, whole: None })
+    }
+
+    /// The circuit of `nodes` (ascending, distinct) and the edges between them. Its shares stay those of the whole: of
+    /// every edge, and of every node's influence.
+    ///
+    /// # Cost
+    /// Linear in nodes and edges.
+    pub fn part(&self, nodes: &[NodeIndex]) -> Circuit {
+        let mut place = vec![None; self.graph.node_count()];
+        let mut graph = DiGraph::new();
+        let mut by_id = HashMap::with_capacity(nodes.len());
+        for &node in nodes {
+            let index = graph.add_node(self.graph[node].clone());
+            place[node.index()] = Some(index);
+            by_id.insert(self.graph[node].id, index);
+        }
+        for edge in self.graph.raw_edges() {
+            if let (Some(source), Some(target)) = (place[edge.source().index()], place[edge.target().index()]) {
+                graph.add_edge(source, target, edge.weight);
+            }
+        }
+        let order = self.order.iter().filter_map(|node| place[node.index()]).collect();
+        let influence = self.node_influence();
+        let influence = nodes.iter().map(|node| influence[node.index()]).collect();
+        let whole = Whole { influence, weight: self.whole_weight() };
+        Circuit { meta: self.meta.clone(), graph, by_id, order, whole: Some(whole) }
+    }
+
+    /// Whether this is a part of another circuit.
+    pub fn is_part(&self) -> bool {
+        self.whole.is_some()
+    }
+
+    /// Summed weight of the targets of the whole circuit: what shares of influence are parts of.
+    pub fn whole_weight(&self) -> f64 {
+        self.whole.as_ref().map_or_else(|| self.target_weights().iter().sum(), |whole| whole.weight)
     }
 
     /// The graph itself, for petgraph's algorithms.
@@ -261,11 +310,14 @@ impl Circuit {
     /// The part of the targets' weight that passes through every node along the edges of this circuit:
     /// definitions 6 with the circuit's own shares, targets included. By `NodeIndex`. `[n_nodes]`
     ///
-    /// A target without a probability weighs 1.
+    /// A target without a probability weighs 1. In a part of a circuit it is what passes through the node in the whole.
     ///
     /// # Cost
     /// Linear in nodes and edges.
     pub fn node_influence(&self) -> Vec<f64> {
+        if let Some(whole) = &self.whole {
+            return whole.influence.clone();
+        }
         let mut influence = self.target_weights();
         propagate(&mut influence, self.rows_downwards(), |index, passed, influence| {
             for edge in self.graph.edges_directed(index, Direction::Incoming) {
@@ -273,6 +325,28 @@ impl Circuit {
             }
         });
         influence
+    }
+
+    /// The part of the targets' weight that passes through at least one of `members`, along the edges of this circuit.
+    /// Members that feed each other count once, so that it is no more than the whole.
+    ///
+    /// # Cost
+    /// Linear in nodes and edges.
+    pub fn influence_through(&self, members: &[NodeIndex]) -> f64 {
+        let mut is_member = vec![false; self.graph.node_count()];
+        members.iter().for_each(|member| is_member[member.index()] = true);
+        let mut influence = self.target_weights();
+        let mut through = 0.0;
+        propagate(&mut influence, self.rows_downwards(), |index, passed, influence| {
+            if is_member[index.index()] {
+                through += passed;
+            } else if passed != 0.0 {
+                for edge in self.graph.edges_directed(index, Direction::Incoming) {
+                    influence[edge.source().index()] += passed * edge.weight().share;
+                }
+            }
+        });
+        through
     }
 
     /// Features and errors with the most [`Circuit::node_influence`], strongest first.

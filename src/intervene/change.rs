@@ -54,6 +54,8 @@ pub enum Mode {
     Free,
     /// Attention patterns.
     FrozenAttention,
+    /// Attention patterns and every norm's denominator; MLPs are recomputed.
+    FrozenNorms,
     /// Attention patterns, and what the MLPs of these layers write; interventions act inside the range only. Over all
     /// layers also every norm's denominator, which leaves the direct effects alone.
     Constrained(Range<usize>),
@@ -65,7 +67,7 @@ impl Mode {
     /// The constrained layers, where the mode has such.
     pub fn constrained_layers(&self, n_layers: usize) -> Option<Range<usize>> {
         match self {
-            Mode::Free | Mode::FrozenAttention => None,
+            Mode::Free | Mode::FrozenAttention | Mode::FrozenNorms => None,
             Mode::Constrained(range) => Some(range.clone()),
             Mode::Direct => Some(0..n_layers),
         }
@@ -91,6 +93,7 @@ impl fmt::Display for Mode {
         match self {
             Mode::Free => write!(f, "free"),
             Mode::FrozenAttention => write!(f, "frozen attention"),
+            Mode::FrozenNorms => write!(f, "frozen attention and norms"),
             Mode::Constrained(range) => write!(f, "layers {}..{} constrained", range.start, range.end),
             Mode::Direct => write!(f, "direct"),
         }
@@ -102,7 +105,7 @@ impl Positions {
     /// have no features.
     pub fn within(self, window: Range<usize>, n_prompt: usize, n_excluded: usize) -> Range<usize> {
         let range = match self {
-            Positions::At(pos) => pos..pos + 1,
+            Positions::At(pos) => pos..pos.saturating_add(1),
             Positions::Range { start, end } => start..end.min(n_prompt),
             Positions::From(start) => start..usize::MAX,
             Positions::All => n_excluded..usize::MAX,
@@ -238,6 +241,8 @@ mod tests {
         assert_eq!(Positions::All.within(0..6, 6, 1), 1..6);
         assert!(Positions::At(3).within(6..7, 6, 1).is_empty());
         assert!(Positions::Range { start: 3, end: 6 }.within(6..7, 6, 1).is_empty());
+        // Found by fuzzing.
+        assert!(Positions::At(usize::MAX).within(0..9, 9, 1).is_empty());
         assert_eq!(Positions::Range { start: 2, end: 4 }.within(0..6, 6, 1), 2..4);
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::followed::{End, Followed, FollowedChange};
 use super::original::{Original, Outcome};
+use super::read_out::GroupChange;
 use crate::error::{Error, Result};
 use crate::graph::FeatureId;
 
@@ -17,7 +19,13 @@ pub struct Comparison {
     pub target: TokenChange,
     /// The likeliest tokens before and after, by the larger of both probabilities.
     pub tokens: Vec<TokenChange>,
-    /// The features whose pre-activations changed most.
+    /// What else was followed: [`CompareOptions::followed`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub followed: Vec<FollowedChange>,
+    /// The groups that were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupChange>,
+    /// The features whose activations changed most.
     pub features: Vec<FeatureChange>,
 }
 
@@ -40,7 +48,7 @@ pub struct TokenChange {
     pub logit_change: f64,
 }
 
-/// The pre-activation of one feature of the original run, before and after.
+/// The activation of one feature of the original run, before and after.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FeatureChange {
     /// The feature and its position.
@@ -49,10 +57,12 @@ pub struct FeatureChange {
     /// What the label file says about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Its pre-activation in the original run: its activation there.
+    /// Its activation in the original run.
     pub before: f32,
-    /// Its pre-activation in the changed run.
+    /// Its activation in the changed run, as it computes it; 0 where the feature is off.
     pub after: f32,
+    /// Its pre-activation in the changed run: how far a feature is off.
+    pub pre_activation: f32,
 }
 
 /// What a comparison shows.
@@ -64,11 +74,13 @@ pub struct CompareOptions {
     pub top: usize,
     /// Only these features; `None`: all that are active in the original run.
     pub features: Option<BTreeSet<FeatureId>>,
+    /// What else is followed.
+    pub followed: Vec<Followed>,
 }
 
 impl Default for CompareOptions {
     fn default() -> Self {
-        Self { target: None, top: 10, features: None }
+        Self { target: None, top: 10, features: None, followed: Vec::new() }
     }
 }
 
@@ -94,7 +106,19 @@ impl Original<'_> {
         let mut tokens: Vec<TokenChange> = top.into_iter().map(change).collect();
         let weight = |t: &TokenChange| t.probability_before.max(t.probability_after);
         tokens.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then(a.token_id.cmp(&b.token_id)));
+        let (end_before, end_after) = (self.end()?, &outcome.final_normed);
+        let follow = |followed: &Followed| -> Result<FollowedChange> {
+            followed.check(end_before.len(), self.logits.len())?;
+            Ok(FollowedChange {
+                label: followed.label(self),
+                before: followed.value(End { final_normed: &end_before, logits: &self.logits }),
+                after: followed.value(End { final_normed: end_after, logits: &outcome.logits }),
+                token: if let Followed::Token(token) = followed { Some(change(*token)) } else { None },
+            })
+        };
         Ok(Comparison {
+            followed: options.followed.iter().map(follow).collect::<Result<_>>()?,
+            groups: outcome.groups.clone(),
             kl_divergence: before.kl_divergence(&after),
             target: change(target),
             tokens,
@@ -117,11 +141,12 @@ impl Original<'_> {
 
     fn feature_changes(&self, outcome: &Outcome, options: &CompareOptions) -> Vec<FeatureChange> {
         let mut changes: Vec<FeatureChange> = Vec::new();
-        for (feature, &after) in self.features.all.iter().zip(&outcome.pre_activations) {
+        let after = outcome.activations.iter().zip(&outcome.pre_activations);
+        for (feature, (&after, &pre_activation)) in self.features.all.iter().zip(after) {
             let id =
                 FeatureId { layer: feature.layer as u32, pos: feature.pos as u32, feature: feature.feature as u32 };
             if after != feature.value && options.features.as_ref().is_none_or(|wanted| wanted.contains(&id)) {
-                changes.push(FeatureChange { id, label: None, before: feature.value, after });
+                changes.push(FeatureChange { id, label: None, before: feature.value, after, pre_activation });
             }
         }
         let size = |change: &FeatureChange| (change.after - change.before).abs();

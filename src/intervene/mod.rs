@@ -9,10 +9,12 @@ mod change;
 mod compare;
 mod edit;
 mod effects;
+mod followed;
 mod generate;
 mod original;
 mod plan;
 mod random;
+mod read_out;
 mod sample;
 mod sweep;
 mod verify;
@@ -23,11 +25,13 @@ pub(crate) use verify::linearized_as_traced;
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
 pub use compare::{CompareOptions, Comparison, FeatureChange, TokenChange};
 pub use effects::{Effects, Readout};
+pub use followed::{Followed, FollowedChange};
 pub use generate::GenerateOptions;
 pub use original::{Original, Outcome};
 pub use plan::{Plan, Supernodes};
-pub use sweep::{Alternative, Sweep, SweepPoint, SweepResult};
+pub use read_out::{FeatureGroup, GroupChange};
+pub use sweep::{Alternative, Sweep, SweepPoint, SweepResult, named_values};
 pub use verify::{
-    AblationPoint, CircuitCheck, ContentsCheck, CurvePoint, Difference, EdgeCheck, Faithfulness, IdentityCheck,
-    ModeFaithfulness, PartCheck, Verification, VerifyOptions, verify,
+    AblationPoint, CircuitCheck, ContentsCheck, CurvePoint, Difference, EdgeCheck, ErrorParts, Faithfulness,
+    IdentityCheck, ModeFaithfulness, PartCheck, Predictor, Retraced, Verification, VerifyOptions, VerifyTarget, verify,
 };

@@ -4,10 +4,13 @@ use candle_core::{Device, Tensor};
 
 use super::change::{Intervention, Mode};
 use super::edit::{Constraint, InterventionEdit, Resolved};
+use super::followed::last_rows;
+use super::read_out::{FeatureGroup, GroupChange};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::model::{Activations, ForwardOptions, Hold, HookPoint, Pass};
 use crate::replacement::{ActiveFeatures, LinearModel, Replacement, Run};
+use crate::transcoder::ActivationFunction;
 
 /// The original run of a prompt: what changed runs start from, are held to and are compared with.
 #[derive(Debug)]
@@ -31,6 +34,12 @@ pub struct Outcome {
     pub logits: Vec<f32>,
     /// Pre-activations of the features that are active in the original run, in their order. `[n_active]`
     pub pre_activations: Vec<f32>,
+    /// Their activations: 0 where a feature is off. `[n_active]`
+    pub activations: Vec<f32>,
+    /// What the final norm gives at the last position. `[d_model]`
+    pub final_normed: Vec<f32>,
+    /// The groups that were asked for.
+    pub groups: Vec<GroupChange>,
 }
 
 /// A pass of changed alternatives, from the lowest layer that any of them changes.
@@ -84,14 +93,77 @@ impl<'a> Original<'a> {
     /// Interventions that do not fit model or prompt; a mode that does not fit the model; those of reading and of the
     /// tensor operations.
     pub fn intervene(&self, alternatives: &[Vec<Intervention>], mode: &Mode, job: &Job) -> Result<Vec<Outcome>> {
+        self.intervene_reading(alternatives, mode, &[], job)
+    }
+
+    /// As [`Original::intervene`], and reads groups of features.
+    ///
+    /// # Errors
+    /// As [`Original::intervene`]; features of groups that do not exist.
+    pub fn intervene_reading(
+        &self,
+        alternatives: &[Vec<Intervention>],
+        mode: &Mode,
+        groups: &[FeatureGroup],
+        job: &Job,
+    ) -> Result<Vec<Outcome>> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
         let ChangedRun { pass, activations, first_layer } = self.changed_run(alternatives, mode, true, job)?;
         let logits = last_logits(self.replacement, &pass)?;
         let pre_activations = self.pre_activations(&activations, first_layer, alternatives.len())?;
-        let outcome = |(logits, pre_activations)| Outcome { logits, pre_activations };
-        Ok(logits.into_iter().zip(pre_activations).map(outcome).collect())
+        let ends = last_rows(&pass.final_normed)?.into_iter().zip(logits);
+        let mut outcomes = Vec::with_capacity(alternatives.len());
+        for (at, ((final_normed, logits), pre_activations)) in ends.zip(pre_activations).enumerate() {
+            outcomes.push(Outcome {
+                activations: self.activations_of(&pre_activations, &activations, first_layer, at)?,
+                groups: self.group_changes(groups, &alternatives[at], &activations, first_layer, at)?,
+                logits,
+                pre_activations,
+                final_normed,
+            });
+        }
+        Ok(outcomes)
+    }
+
+    /// Activations of the active features in alternative `at` of a changed run, of their pre-activations there.
+    /// `[n_active]`
+    ///
+    /// # Cost
+    /// TopK has to encode all features of the changed layers; the others look at the pre-activations alone.
+    fn activations_of(
+        &self,
+        pre_activations: &[f32],
+        activations: &Activations,
+        first_layer: usize,
+        at: usize,
+    ) -> Result<Vec<f32>> {
+        let mut all = pre_activations.to_vec();
+        for layer in first_layer..self.replacement.model.config.n_layers {
+            let range = self.features.layer_starts[layer]..self.features.layer_starts[layer + 1];
+            let transcoder = &self.replacement.transcoders.layers[layer];
+            let of_layer = self.features.all[range.clone()].iter().zip(&mut all[range]);
+            match transcoder.activation() {
+                ActivationFunction::Relu => of_layer.for_each(|(_, z)| *z = z.max(0.0)),
+                ActivationFunction::JumpRelu { threshold } => {
+                    of_layer.filter(|(f, z)| **z <= threshold[f.feature]).for_each(|(_, z)| *z = 0.0);
+                }
+                ActivationFunction::TopK { .. } => {
+                    let input = activations.need(self.replacement.input_point(layer))?.get(at)?.contiguous()?;
+                    let active = transcoder.encode(&input, 0)?.active;
+                    for (f, z) in of_layer {
+                        *z = active[f.pos].iter().find(|c| c.feature as usize == f.feature).map_or(0.0, |c| c.value);
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Where this run ends.
+    pub(super) fn end(&self) -> Result<Vec<f32>> {
+        Ok(last_rows(&self.run.pass.final_normed)?.remove(0))
     }
 
     /// As [`Original::intervene`], the logits alone. `[n_alternatives][d_vocab]`
@@ -108,6 +180,17 @@ impl<'a> Original<'a> {
             return Ok(Vec::new());
         }
         last_logits(self.replacement, &self.changed_run(alternatives, mode, false, job)?.pass)
+    }
+
+    /// As [`Original::changed_logits`], with what the final norm gives at the last position. `[n_alternatives]`
+    pub(super) fn changed_ends(
+        &self,
+        alternatives: &[Vec<Intervention>],
+        mode: &Mode,
+        job: &Job,
+    ) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
+        let pass = self.changed_run(alternatives, mode, false, job)?.pass;
+        Ok(last_logits(self.replacement, &pass)?.into_iter().zip(last_rows(&pass.final_normed)?).collect())
     }
 
     /// The pass of [`Original::intervene`].
@@ -198,6 +281,7 @@ pub(super) fn hold<'b>(mode: &Mode, original: &'b Activations, n_layers: usize) 
         Some(range) if range == (0..n_layers) => Hold::PatternsAndNorms(original),
         Some(_) => Hold::Patterns(original),
         None if *mode == Mode::FrozenAttention => Hold::Patterns(original),
+        None if *mode == Mode::FrozenNorms => Hold::PatternsAndNorms(original),
         None => Hold::Nothing,
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use super::change::{Change, FeatureSpec, Intervention, Positions};
 use super::sweep::Alternative;
 use crate::error::{Error, Result};
+use crate::input::read_text;
 
 /// Groups of features by name, as a graph defines them.
 pub type Supernodes = BTreeMap<String, Vec<FeatureSpec>>;
@@ -67,6 +69,14 @@ enum PositionJson {
 }
 
 impl Plan {
+    /// Reads a plan from a file, a pipe, or standard input (`-`).
+    ///
+    /// # Errors
+    /// As [`Plan::parse`]; what cannot be read.
+    pub fn read(path: &Path, supernodes: &Supernodes) -> Result<Self> {
+        Plan::parse(&read_text(path)?, &path.display().to_string(), supernodes)
+    }
+
     /// Reads a plan. `file` is for messages.
     ///
     /// # Errors

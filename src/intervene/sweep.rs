@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::change::{Change, FeatureSpec, Intervention, Mode};
 use super::compare::{CompareOptions, Distribution, largest, rank};
+use super::followed::{End, Followed};
 use super::original::Original;
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -30,20 +31,29 @@ impl FromStr for Sweep {
 
     /// `L_F_P=A..B/STEP`, where B is included if the steps meet it: `5_123_4=-10..10/2`.
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::Spec { text: text.to_owned(), expected: "LAYER_FEATURE_POSITION=START..END/STEP" };
-        let (feature, range) = text.split_once('=').ok_or_else(bad)?;
-        let (range, step) = range.rsplit_once('/').ok_or_else(bad)?;
-        let (start, end) = range.split_once("..").ok_or_else(bad)?;
-        let number = |text: &str| text.parse::<f64>().ok().filter(|n| n.is_finite()).ok_or_else(bad);
-        let (start, end, step) = (number(start)?, number(end)?, number(step)?);
-        let n_steps = ((end - start) / step + 1e-9).floor();
-        if step <= 0.0 || n_steps < 0.0 || n_steps >= MAX_POINTS as f64 {
-            let expected = "a sweep of 1 to 10000 points: START..END/STEP with START at most END and STEP above 0";
-            return Err(Error::Spec { text: text.to_owned(), expected });
-        }
-        let values = (0..=n_steps as usize).map(|i| (start + i as f64 * step) as f32).collect();
+        let (feature, values) = named_values(text)?;
         Ok(Sweep { feature: feature.parse()?, values })
     }
+}
+
+/// `NAME=A..B/STEP` taken apart: the name, and every value of the range.
+///
+/// # Errors
+/// A range that is none, or has none or too many points.
+pub fn named_values(text: &str) -> Result<(&str, Vec<f32>)> {
+    let bad = || Error::Spec { text: text.to_owned(), expected: "NAME=START..END/STEP, such as 5_123_4=-10..10/2" };
+    let (name, range) = text.rsplit_once('=').ok_or_else(bad)?;
+    let (range, step) = range.rsplit_once('/').ok_or_else(bad)?;
+    let (start, end) = range.split_once("..").ok_or_else(bad)?;
+    let number = |text: &str| text.parse::<f64>().ok().filter(|n| n.is_finite()).ok_or_else(bad);
+    let (start, end, step) = (number(start)?, number(end)?, number(step)?);
+    let n_steps = ((end - start) / step + 1e-9).floor();
+    if step <= 0.0 || n_steps < 0.0 || n_steps >= MAX_POINTS as f64 {
+        let expected = "a sweep of 1 to 10000 points: START..END/STEP with START at most END and STEP above 0";
+        return Err(Error::Spec { text: text.to_owned(), expected });
+    }
+    let values = (0..=n_steps as usize).map(|i| (start + i as f64 * step) as f32).collect();
+    Ok((name, values))
 }
 
 impl Sweep {
@@ -89,6 +99,9 @@ pub struct SweepPoint {
     pub top_token: String,
     /// Its probability, in 0..=1.
     pub top_probability: f64,
+    /// Values of what else is followed, in the order of [`SweepResult::followed`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub followed: Vec<f64>,
 }
 
 /// A sweep's results.
@@ -100,6 +113,9 @@ pub struct SweepResult {
     pub target: String,
     /// Without any intervention.
     pub original_probability: f64,
+    /// What else was followed ([`CompareOptions::followed`]): its name, and its value in the original run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub followed: Vec<(String, f64)>,
     /// One an alternative, in their order.
     pub points: Vec<SweepPoint>,
 }
@@ -118,10 +134,20 @@ impl Original<'_> {
     ) -> Result<SweepResult> {
         let target = self.target(options)?;
         let before = Distribution::new(&self.logits);
+        let end_before = self.end()?;
+        let followed = |followed: &Followed| -> Result<(String, f64)> {
+            followed.check(end_before.len(), self.logits.len())?;
+            let end = End { final_normed: &end_before, logits: &self.logits };
+            Ok((followed.label(self), followed.value(end)))
+        };
+        let followed = options.followed.iter().map(followed).collect::<Result<_>>()?;
         let mut points = Vec::with_capacity(alternatives.len());
         for part in alternatives.chunks(BATCH) {
             let interventions: Vec<Vec<Intervention>> = part.iter().map(|a| a.interventions.clone()).collect();
-            for (alternative, logits) in part.iter().zip(self.changed_logits(&interventions, mode, job)?) {
+            for (alternative, (logits, final_normed)) in
+                part.iter().zip(self.changed_ends(&interventions, mode, job)?)
+            {
+                let end = End { final_normed: &final_normed, logits: &logits };
                 let after = Distribution::new(&logits);
                 let top = largest(&logits, 1).first().copied().unwrap_or(0);
                 points.push(SweepPoint {
@@ -133,6 +159,7 @@ impl Original<'_> {
                     kl_divergence: before.kl_divergence(&after),
                     top_token: self.replacement.tokenizer.token(top),
                     top_probability: after.probability(top),
+                    followed: options.followed.iter().map(|followed| followed.value(end)).collect(),
                 });
             }
             job.report("alternatives", points.len(), alternatives.len());
@@ -141,6 +168,7 @@ impl Original<'_> {
             target_id: target,
             target: self.replacement.tokenizer.token(target),
             original_probability: before.probability(target),
+            followed,
             points,
         })
     }

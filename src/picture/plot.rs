@@ -82,14 +82,16 @@ pub fn sweep_svg(result: &SweepResult) -> String {
     svg
 }
 
-/// Alternatives as CSV with a header (RFC 4180).
+/// Alternatives as CSV with a header (RFC 4180); what else was followed in columns of its own, at the end.
 pub fn sweep_csv(result: &SweepResult, cells: Cells) -> String {
     let mut text = String::from(
-        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability\n",
+        "name,value,target,target_probability,target_rank,target_logit,kl_divergence,top_token,top_probability",
     );
+    result.followed.iter().for_each(|(label, _)| text.extend([",", &csv_cell(label, cells)]));
+    text.push('\n');
     for point in &result.points {
         let value = point.value.map(|v| v.to_string()).unwrap_or_default();
-        let _ = writeln!(
+        let _ = write!(
             text,
             "{},{value},{},{},{},{},{},{},{}",
             csv_cell(&point.name, cells),
@@ -101,6 +103,10 @@ pub fn sweep_csv(result: &SweepResult, cells: Cells) -> String {
             csv_cell(&point.top_token, cells),
             point.top_probability,
         );
+        point.followed.iter().for_each(|value| {
+            let _ = write!(text, ",{value}");
+        });
+        text.push('\n');
     }
     text
 }
@@ -113,6 +119,7 @@ mod tests {
     #[test]
     fn every_alternative_is_a_dot_and_texts_are_xml() {
         let point = |value: f32| SweepPoint {
+            followed: vec![0.5],
             name: format!("0_1_2={value}"),
             value: Some(value),
             target_probability: 0.5,
@@ -123,7 +130,13 @@ mod tests {
             top_probability: 0.5,
         };
         let points = vec![point(-1.0), point(0.0), point(1.0)];
-        let result = SweepResult { target_id: 0, target: "<&".into(), original_probability: 1.0, points };
+        let result = SweepResult {
+            target_id: 0,
+            target: "<&".into(),
+            original_probability: 1.0,
+            followed: vec![("\"a\" - \"b\"".into(), 1.0)],
+            points,
+        };
         let svg = sweep_svg(&result);
         assert_eq!(svg.matches("<circle").count(), 3);
         assert!(svg.contains("&lt;&amp;") && !svg.contains("<&"));

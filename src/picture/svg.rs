@@ -2,136 +2,261 @@
 
 use std::fmt::Write;
 
-use super::arrange::{Arrangement, DrawnBox, DrawnEdge, TITLE};
-use super::node_text::{self, FONT_SIZE};
-use super::route::BEND;
+use super::arrange::{
+    Arrangement, BOX_PADDING, BoxKind, DrawnBox, DrawnEdge, LINE_HEIGHT, MARGIN, SMALL_HEIGHT, TITLE_LINE, TITLE_SIZE,
+    edge_width,
+};
+use super::legend::{LEGEND_GAP, LEGEND_SIZE, Legend, Sign, largest_share};
+use super::node_text::{self, FONT_SIZE, SMALL};
 use crate::circuits::CollapsedCircuit;
 use crate::graph::Circuit;
 use crate::text::xml;
 
-const POSITIVE: &str = "#2f6db3";
-const NEGATIVE: &str = "#c8452f";
-const MIN_EDGE_WIDTH: f64 = 0.5;
-const MAX_EDGE_WIDTH: f64 = 6.0;
+/// Blue and vermilion (Okabe and Ito), apart for every kind of colour blindness; negative edges are dashed as well.
+const POSITIVE: [u8; 3] = [31, 111, 180];
+const NEGATIVE: [u8; 3] = [213, 94, 0];
+/// Share of the target's input from which an edge has its full colour.
+const STRONG: f64 = 0.1;
+/// Members that a tooltip names.
+const MAX_NAMED: usize = 12;
 
-/// Fill and border of a kind of node.
-fn colors(kind: &str) -> (&'static str, &'static str, &'static str) {
+/// Fill of the most influential box of a kind, its border, and what else the border has.
+fn colors(kind: BoxKind) -> ([u8; 3], &'static str, &'static str) {
     match kind {
-        "token" => ("#f4f0e6", "#9a8f74", ""),
-        "target" => ("#fbe6d4", "#b8763f", ""),
-        "error" => ("#f2f2f2", "#999999", " stroke-dasharray=\"3 2\""),
-        "supernode" => ("#fff6cf", "#a98600", " stroke-width=\"2\""),
-        _ => ("#edf3fb", "#5b7fae", ""),
+        BoxKind::Token => ([232, 214, 168], "#9a8654", ""),
+        BoxKind::Target => ([247, 196, 150], "#b06a2c", ""),
+        BoxKind::Error => ([200, 200, 200], "#8a8a8a", " stroke-dasharray=\"3 2\""),
+        BoxKind::Supernode => ([250, 217, 106], "#a17c00", " stroke-width=\"1.6\""),
+        BoxKind::Feature => ([146, 194, 232], "#46759f", ""),
     }
+}
+
+/// The beginning of a picture of this size: white ground, the built-in font or what is like it.
+pub(super) fn open(width: f64, height: f64, font_size: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
+         viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"'DejaVu Sans', Verdana, sans-serif\" \
+         font-size=\"{font_size}\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    )
+}
+
+/// A colour between white (0) and `full` (1).
+fn tinted(full: [u8; 3], part: f64) -> String {
+    let [red, green, blue] =
+        full.map(|channel| (255.0 - (255.0 - f64::from(channel)) * part.clamp(0.0, 1.0)).round() as u8);
+    format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
 /// The picture of `collapsed`, arranged as `arrangement`. Everything has its details as a tooltip.
 pub fn svg(circuit: &Circuit, collapsed: &CollapsedCircuit, arrangement: &Arrangement) -> String {
     let Arrangement { width, height, .. } = *arrangement;
-    let mut out = String::new();
-    let _ = writeln!(
-        out,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
-         viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"'DejaVu Sans', Verdana, sans-serif\" \
-         font-size=\"{FONT_SIZE}\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>"
-    );
-    let title = node_text::wrap(&node_text::token(&circuit.meta.prompt), (width - 40.0) / 1.3, 1).concat();
-    let _ = writeln!(out, "<text x=\"20\" y=\"24\" font-size=\"13\" fill=\"#222\">{}</text>", xml(&title));
-    let mut note = String::new();
-    let hidden = [(arrangement.n_hidden, "nodes"), (arrangement.n_hidden_edges, "edges between shown ones")];
-    let hidden: Vec<String> =
-        hidden.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} weaker {what}")).collect();
-    if !hidden.is_empty() {
-        let _ = write!(note, "not shown: {}; ", hidden.join(", "));
+    let mut out = open(width, height, FONT_SIZE);
+    for (at, line) in arrangement.title.iter().enumerate() {
+        let y = MARGIN + TITLE_LINE * (at as f64 + 0.7);
+        let _ = writeln!(
+            out,
+            "<text x=\"{MARGIN}\" y=\"{y:.0}\" font-size=\"{TITLE_SIZE}\" fill=\"#222\">{}</text>",
+            xml(line)
+        );
     }
-    note.push_str("edge width: |weight|");
-    let _ = writeln!(
-        out,
-        "<text x=\"20\" y=\"{:.0}\" font-size=\"9\" fill=\"#777\">{note}, <tspan fill=\"{POSITIVE}\">positive</tspan>, \
-         <tspan fill=\"{NEGATIVE}\">negative</tspan></text>",
-        TITLE + 6.0
-    );
-    for (name, middle) in &arrangement.rows {
-        let _ = writeln!(out, "<text x=\"16\" y=\"{:.1}\" fill=\"#888\">{name}</text>", middle + 3.5);
+    for (name, top, bottom) in &arrangement.rows {
+        let _ = writeln!(
+            out,
+            "<rect x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"6\" fill=\"#f5f6f8\"/>\
+             <text x=\"{MARGIN}\" y=\"{:.1}\" fill=\"#777\">{name}</text>",
+            MARGIN - 6.0,
+            width - 2.0 * MARGIN + 12.0,
+            bottom - top,
+            (top + bottom) / 2.0 + 3.5
+        );
     }
-    let largest = arrangement.edges.iter().map(|edge| edge.weight.abs()).fold(0.0, f64::max);
-    out.push_str("<g fill=\"none\" stroke-linecap=\"round\">\n");
+    let names: Vec<String> = arrangement.boxes.iter().map(|drawn| name(circuit, collapsed, drawn)).collect();
+    out.push_str("<g fill=\"none\">\n");
     for edge in &arrangement.edges {
-        write_edge(&mut out, circuit, collapsed, arrangement, edge, largest);
+        write_edge(&mut out, edge, [&names[edge.source], &names[edge.target]]);
     }
     out.push_str("</g>\n");
-    for drawn in &arrangement.boxes {
-        write_box(&mut out, circuit, collapsed, drawn);
+    let largest = largest_share(&arrangement.boxes);
+    for (drawn, name) in arrangement.boxes.iter().zip(&names) {
+        write_box(&mut out, circuit, collapsed, drawn, name, largest);
     }
+    write_legend(&mut out, arrangement);
     out.push_str("</svg>\n");
     out
 }
 
-fn write_edge(
-    out: &mut String,
-    circuit: &Circuit,
-    collapsed: &CollapsedCircuit,
-    arrangement: &Arrangement,
-    edge: &DrawnEdge,
-    largest: f64,
-) {
-    let (source, target) = (&arrangement.boxes[edge.source], &arrangement.boxes[edge.target]);
-    // Weights span decades: the width goes with the root, the strength of the colour too.
-    let part = if largest > 0.0 { (edge.weight.abs() / largest).sqrt() } else { 0.0 };
-    let width = MIN_EDGE_WIDTH + (MAX_EDGE_WIDTH - MIN_EDGE_WIDTH) * part;
-    let color = if edge.weight < 0.0 { NEGATIVE } else { POSITIVE };
-    let mut path = String::new();
-    for (at, &(x, y)) in edge.way.iter().enumerate() {
-        let Some(&(before_x, before_y)) = at.checked_sub(1).and_then(|before| edge.way.get(before)) else {
-            let _ = write!(path, "M{x:.1} {y:.1}");
-            continue;
-        };
-        if before_x == x {
-            let _ = write!(path, "V{y:.1}");
+/// What tooltips call a box.
+fn name(circuit: &Circuit, collapsed: &CollapsedCircuit, drawn: &DrawnBox) -> String {
+    xml(&node_text::of_box(circuit, collapsed, drawn.kind, &drawn.members, None).label)
+}
+
+/// Length of an arrowhead for a line of this width, and half of how wide it is.
+fn arrow(width: f64) -> (f64, f64) {
+    (4.0 + width, 1.6 + 0.75 * width)
+}
+
+/// Colour of an edge: weak ones are paler, so that the eye finds the others first.
+fn edge_color(is_negative: bool, share: f64) -> String {
+    tinted(if is_negative { NEGATIVE } else { POSITIVE }, 0.45 + share * (0.55 / STRONG))
+}
+
+/// What makes a line of this width negative besides its colour.
+fn dashes(width: f64) -> String {
+    format!(" stroke-dasharray=\"{:.1} {:.1}\"", 4.0 + width, 2.0 + 0.5 * width)
+}
+
+fn write_edge(out: &mut String, edge: &DrawnEdge, [source, target]: [&str; 2]) {
+    let (width, color) = (edge.width(), edge_color(edge.weight < 0.0, edge.share));
+    let Some((&[first, ..], &[.., tip])) = edge.curve.first().zip(edge.curve.last()) else { return };
+    // Edges arrive upright. The line ends within its arrowhead, or it would show beside the point.
+    let (length, half) = arrow(width);
+    let before = edge.curve.last().map_or(tip, |piece| piece[2]);
+    let back = if before.1 > tip.1 { length } else { -length };
+    let mut path = format!("M{:.1} {:.1}", first.0, first.1);
+    for (at, piece) in edge.curve.iter().enumerate() {
+        let [_, a, b, mut end] = *piece;
+        if at + 1 == edge.curve.len() {
+            end.1 += 0.7 * back;
+        }
+        if piece.iter().all(|point| point.0 == end.0) {
+            let _ = write!(path, "V{:.1}", end.1);
         } else {
-            let rise = (y - before_y) * BEND;
-            let _ = write!(path, "C{before_x:.1} {:.1} {x:.1} {:.1} {x:.1} {y:.1}", before_y + rise, y - rise);
+            let _ = write!(path, "C{:.1} {:.1} {:.1} {:.1} {:.1} {:.1}", a.0, a.1, b.0, b.1, end.0, end.1);
         }
     }
-    let name = |drawn: &DrawnBox| xml(&node_text::label(circuit, &collapsed.nodes[drawn.node]));
+    let dash = if edge.weight < 0.0 { dashes(width) } else { String::new() };
+    let (x, y) = tip;
+    // A white border tells edges apart where they cross.
     let _ = writeln!(
         out,
-        "<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width:.2}\" stroke-opacity=\"{:.2}\">\
-         <title>{} → {}: {:+.4} ({:.1} % of its input)</title></path>",
-        0.25 + 0.5 * part,
-        name(source),
-        name(target),
+        "<path d=\"{path}\" stroke=\"#fff\" stroke-width=\"{:.2}\"/>\
+         <g><title>{source} → {target}: {:+.4} ({} of its input)</title>\
+         <path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width:.2}\"{dash}/>\
+         <path d=\"M{x:.1} {y:.1}L{:.1} {base:.1}L{:.1} {base:.1}Z\" fill=\"{color}\"/></g>",
+        width + 2.0,
         edge.weight,
-        edge.share * 100.0,
+        node_text::percent(edge.share),
+        x - half,
+        x + half,
+        base = y + back,
     );
 }
 
-fn write_box(out: &mut String, circuit: &Circuit, collapsed: &CollapsedCircuit, drawn: &DrawnBox) {
-    let node = &collapsed.nodes[drawn.node];
-    let kind = node_text::kind(circuit, node);
-    let (fill, border, extra) = colors(kind);
+fn write_box(
+    out: &mut String,
+    circuit: &Circuit,
+    collapsed: &CollapsedCircuit,
+    drawn: &DrawnBox,
+    name: &str,
+    largest: f64,
+) {
+    let (full, border, extra) = colors(drawn.kind);
+    let share = drawn.share.unwrap_or(0.0);
+    // Shares span decades: the fill goes with the root. Tokens have the scale of a whole, targets their probability.
+    let part = match drawn.kind {
+        BoxKind::Token | BoxKind::Target => share.sqrt(),
+        _ if largest > 0.0 => (share / largest).sqrt(),
+        _ => 0.0,
+    };
+    let fill = tinted(full, 0.1 + 0.9 * part);
     let DrawnBox { x, y, width, height, .. } = *drawn;
-    let _ = writeln!(
-        out,
-        "<g><title>{}: {}, influence {:.4}</title>",
-        xml(&node_text::id(circuit, node)),
-        xml(&node_text::label(circuit, node)),
-        node.influence
-    );
-    let _ = writeln!(
-        out,
-        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"4\" fill=\"{fill}\" \
-         stroke=\"{border}\"{extra}/>"
-    );
-    let line_height = (height - 8.0) / drawn.lines.len() as f64;
-    for (at, line) in drawn.lines.iter().enumerate() {
+    let named: Vec<String> = drawn
+        .members
+        .iter()
+        .take(MAX_NAMED)
+        .map(|&member| {
+            let node = &collapsed.nodes[member];
+            format!("{} {:.4}", xml(&node_text::id(circuit, node)), node.influence)
+        })
+        .collect();
+    let more = drawn.members.len().saturating_sub(MAX_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let _ = writeln!(out, "<g><title>{name}; influence: {}{more}</title>", named.join(", "));
+    if drawn.n_nodes > 1 {
+        // The next sheet of the stack.
         let _ = writeln!(
             out,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#1b1b1b\">{}</text>",
-            x + width / 2.0,
-            y + 4.0 + line_height * (at as f64 + 0.5) + 3.6,
+            "<path d=\"M{:.1} {:.1}v-3h{:.1}v{:.1}h-3\" fill=\"{fill}\" stroke=\"{border}\"{extra}/>",
+            x + 3.0,
+            y,
+            width,
+            height
+        );
+    }
+    let _ = writeln!(
+        out,
+        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"3\" fill=\"{fill}\" \
+         stroke=\"{border}\"{extra}/>"
+    );
+    let middle = x + width / 2.0;
+    for (at, line) in drawn.lines.iter().enumerate() {
+        let baseline = y + BOX_PADDING + LINE_HEIGHT * at as f64 + 9.8;
+        let _ = writeln!(
+            out,
+            "<text x=\"{middle:.1}\" y=\"{baseline:.1}\" text-anchor=\"middle\" fill=\"#111\">{}</text>",
             xml(line)
         );
     }
+    if !drawn.small_print.is_empty() {
+        let baseline = y + height - BOX_PADDING - SMALL_HEIGHT + 7.6;
+        let _ = writeln!(
+            out,
+            "<text x=\"{middle:.1}\" y=\"{baseline:.1}\" text-anchor=\"middle\" font-size=\"{SMALL}\" \
+             fill=\"#555\">{}</text>",
+            xml(&drawn.small_print)
+        );
+    }
     out.push_str("</g>\n");
+}
+
+fn write_legend(out: &mut String, arrangement: &Arrangement) {
+    let Legend { signs, notes, .. } = &arrangement.legend;
+    for (sign, x, y, text) in signs {
+        let y = y + arrangement.legend_top;
+        let _ = writeln!(
+            out,
+            "{}<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"{LEGEND_SIZE}\" fill=\"#444\">{text}</text>",
+            sign_svg(*sign, *x, y),
+            x + sign.width() + LEGEND_GAP,
+            y + 3.0
+        );
+    }
+    for (line, y) in notes {
+        let _ = writeln!(
+            out,
+            "<text x=\"{MARGIN}\" y=\"{:.1}\" font-size=\"{LEGEND_SIZE}\" fill=\"#777\">{}</text>",
+            y + arrangement.legend_top + 3.0,
+            xml(line)
+        );
+    }
+}
+
+/// A sign of the legend around the height `y`.
+fn sign_svg(sign: Sign, x: f64, y: f64) -> String {
+    match sign {
+        Sign::Edge { share, is_negative } => {
+            let width = edge_width(share);
+            let (length, half) = arrow(width);
+            let (tip, color) = (x + sign.width(), edge_color(is_negative, share));
+            let end = tip - length;
+            format!(
+                "<path d=\"M{x:.1} {y:.1}H{end:.1}\" stroke=\"{color}\" stroke-width=\"{width:.2}\"{}/>\
+                 <path d=\"M{tip:.1} {y:.1}L{end:.1} {:.1}L{end:.1} {:.1}Z\" fill=\"{color}\"/>",
+                if is_negative { dashes(width) } else { String::new() },
+                y - half,
+                y + half
+            )
+        }
+        Sign::Box { kind, part, is_stack } => {
+            let (full, border, extra) = colors(kind);
+            let (fill, top) = (tinted(full, part), y - 4.5);
+            let sheet =
+                format!("<path d=\"M{:.1} {top:.1}v-2h16v9h-2\" fill=\"{fill}\" stroke=\"{border}\"/>", x + 2.0);
+            let sheet = if is_stack { sheet } else { String::new() };
+            format!(
+                "{sheet}<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"16\" height=\"9\" rx=\"2\" fill=\"{fill}\" \
+                 stroke=\"{border}\"{extra}/>"
+            )
+        }
+    }
 }

@@ -207,6 +207,7 @@ impl Pruned {
             prompt: meta.prompt.clone(),
             prompt_tokens: meta.prompt_tokens.clone(),
             scan: meta.scan.clone(),
+            transcoders: meta.transcoders.clone(),
             model: meta.model.clone(),
             n_layers: meta.n_layers,
             node_threshold: Some(self.settings.node_threshold),

@@ -177,6 +177,9 @@ impl Replacement {
         let mut features = ActiveFeatures { layer_starts: vec![0], ..Default::default() };
         for layer in 0..n_layers {
             job.check()?;
+            let n_pos = kept.need(self.input_point(layer))?.dim(1)?;
+            let n_active = features.layer_starts.windows(2).map(|two| two[1] - two[0]).max();
+            self.check_encoder(n_active.unwrap_or(0), layer, n_pos)?;
             let transcoder = &self.transcoders.layers[layer];
             let input = kept.need(self.input_point(layer))?.squeeze(0)?;
             let encoded = transcoder.encode(&input, n_excluded);

@@ -90,6 +90,24 @@ impl Replacement {
         )
     }
 
+    /// Checks that encoding one more layer fits, when the layers so far have had `most_active` active features at most;
+    /// nothing else tells how many there will be.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub(super) fn check_encoder(&self, most_active: usize, layer: usize, n_pos: usize) -> Result<()> {
+        if !self.model.device().is_cpu() {
+            return Ok(());
+        }
+        // As they are found, together, and in order.
+        let copies = 3;
+        let bytes = copies * (most_active * self.model.config.d_model) as u64 * F32;
+        MemoryPlan::new().with("encoder rows of active features", bytes).check(
+            || format!("encoding layer {layer} of {n_pos} tokens with some {most_active} active features a layer"),
+            |_| format!("use a prompt of at most about {} tokens", n_pos * layer / self.model.config.n_layers),
+        )
+    }
+
     /// Checks that the sources of `n_active` features fit into memory.
     ///
     /// # Errors

@@ -38,6 +38,8 @@ pub struct Replacement {
     pub end_tokens: Vec<u32>,
     /// Where the base model came from, as the user named it.
     pub source: String,
+    /// Where the transcoders came from, as the user named them.
+    pub transcoder_source: String,
 }
 
 impl Replacement {
@@ -49,9 +51,10 @@ impl Replacement {
         let end_tokens = files.end_tokens();
         let model = Model::open(&files.config, files.checkpoint, device)?;
         let (n_layers, d_model) = (model.config.n_layers, model.config.d_model);
+        let transcoder_source = transcoders.spec().to_owned();
         let transcoders = crate::transcoder::open(transcoders, n_layers, d_model, device)
             .context(|| format!("cannot use the transcoders in `{}`", transcoders.spec()))?;
-        Ok(Self { model, transcoders, tokenizer: files.tokenizer, end_tokens, source: files.source })
+        Ok(Self { model, transcoders, tokenizer: files.tokenizer, end_tokens, source: files.source, transcoder_source })
     }
 
     /// How many positions at the start have no features and no errors: the BOS token, or of a gemma-3-it chat its

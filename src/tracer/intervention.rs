@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::TokenizedPrompt;
 use crate::error::Result;
 use crate::intervene::{
-    Alternative, CompareOptions, Comparison, GenerateOptions, Intervention, Mode, Original, SweepResult,
+    Alternative, CompareOptions, Comparison, FeatureGroup, GenerateOptions, Intervention, Mode, Original, SweepResult,
 };
 use crate::job::Job;
 use crate::replacement::Replacement;
@@ -19,6 +19,8 @@ pub struct RunOptions {
     pub compare: CompareOptions,
     /// Continue the prompt too, with and without the changes.
     pub generate: Option<GenerateOptions>,
+    /// Groups of features that are read before and after; not in sweeps.
+    pub groups: Vec<FeatureGroup>,
 }
 
 /// What an intervention did. Reads like its [`Comparison`]: `target`, `tokens`, `features`, `kl_divergence`.
@@ -88,7 +90,7 @@ pub(super) fn run(
     job: &Job,
 ) -> Result<Intervened> {
     let original = Original::run(replacement, &prompt.tokens, job)?;
-    let outcome = original.intervene(std::slice::from_ref(&interventions.to_vec()), &options.mode, job)?.remove(0);
+    let outcome = original.intervene_reading(&[interventions.to_vec()], &options.mode, &options.groups, job)?.remove(0);
     let comparison = original.compare(&outcome, &options.compare)?;
     let continuation = match &options.generate {
         Some(generate) => Some(continue_both(&original, interventions, &options.mode, generate, job)?),

@@ -15,13 +15,15 @@ pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use setup::{DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
-use crate::attribution::{Attribution, AttributionOptions, attribute, retrace};
+use crate::attribution::{Attribution, AttributionOptions, Target, TargetKind, attribute, retrace, targets_of};
 use crate::error::Result;
-use crate::graph::AttributionGraph;
-use crate::intervene::{Alternative, Intervention, Verification, VerifyOptions, verify};
+use crate::graph::{AttributionGraph, FeatureId};
+use crate::intervene::{
+    Alternative, Intervention, Original, Retraced, Verification, VerifyOptions, VerifyTarget, verify,
+};
 use crate::job::Job;
 use crate::labels::Labels;
-use crate::replacement::Replacement;
+use crate::replacement::{ActiveFeature, LinearModel, Replacement};
 use crate::weights::Tokenizer;
 
 /// A base model with its transcoders, opened. Holds weights once, whoever calls; `Send + Sync`.
@@ -173,13 +175,39 @@ impl Tracer {
         intervention::sweep(&self.replacement, prompt, interventions, alternatives, options, job)
     }
 
-    /// Checks a graph against the model: is everything that it holds what the model gives, do its rows add up, are its edges measured effects, do its predictions come
+    /// The features that are active in a prompt, with their activations, ascending.
+    ///
+    /// # Errors
+    /// As [`Tracer::intervene`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    pub fn active_features(&self, prompt: impl Into<Prompt>, job: &Job) -> Result<Vec<(FeatureId, f32)>> {
+        let prompt = self.tokenize(prompt)?;
+        let original = Original::run(&self.replacement, &prompt.tokens, job)?;
+        let id = |f: &ActiveFeature| FeatureId { layer: f.layer as u32, pos: f.pos as u32, feature: f.feature as u32 };
+        Ok(original.features.all.iter().map(|f| (id(f), f.value)).collect())
+    }
+
+    /// Checks a graph against the model: is everything that it holds what the model gives, do its rows add up, are its
+    /// edges measured effects, do its predictions come
     /// true in the free model.
     ///
     /// # Errors
     /// A graph of another model, prompt or transcoder set; those of reading weights and of the device.
     pub fn verify(&self, graph: &AttributionGraph, options: &VerifyOptions, job: &Job) -> Result<Verification> {
-        verify(&self.replacement, graph, options, |linear| retrace(&self.replacement, linear, graph, job), job)
+        let replacement = &self.replacement;
+        let target = |(index, target): (usize, Option<Target>)| {
+            let Target { pos, kind, .. } = target?;
+            Some(match kind {
+                TargetKind::Direction(direction) => VerifyTarget::Direction { index, pos, direction },
+                TargetKind::Feature { layer, feature, encoder_vec, .. } => {
+                    VerifyTarget::Feature { index, layer, feature, pos, encoder_vec }
+                }
+            })
+        };
+        let again = |linear: &LinearModel| {
+            let targets = targets_of(replacement, linear, graph)?.into_iter().enumerate().filter_map(target);
+            Ok(Retraced { graph: retrace(replacement, linear, graph, job)?, targets: targets.collect() })
+        };
+        verify(replacement, graph, options, again, job)
     }
 
     /// Compares the influences and scores of a graph with exact ones, from the rows of all active features.

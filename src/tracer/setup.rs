@@ -98,7 +98,9 @@ impl DeviceChoice {
     /// [`Error::Device`] for a GPU that was asked for and cannot be used.
     pub(super) fn open(self) -> Result<(Device, Option<String>)> {
         let cuda = |ordinal: usize| {
-            let failed = |e: candle_core::Error| Error::Device { name: self.to_string(), reason: e.to_string() };
+            // Behind the message may come where in the program it was made.
+            let message = |e: candle_core::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
+            let failed = |e: candle_core::Error| Error::Device { name: self.to_string(), reason: message(e) };
             open_cuda(ordinal).map_err(failed)
         };
         if !built_with_cuda() {

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::activation::{ActivationFunction, Candidate};
 use crate::error::{Error, Result};
-use crate::ops::{chunk_values, encode_active};
+use crate::ops::{SparseActivations, chunk_values, encode_active};
 use crate::weights::Checkpoint;
 
 /// Where the encoder is, and which way round.
@@ -95,38 +95,70 @@ impl Transcoder {
     /// # Errors
     /// Those of reading and of the tensor operations; [`Error::ComputedNotFinite`].
     pub fn encode(&self, x: &Tensor, n_excluded: usize) -> Result<EncodedLayer> {
-        let (n_pos, d_model) = x.dims2()?;
+        let n_pos = x.dim(0)?;
         let device = x.device();
         let mut active: Vec<Vec<Candidate>> = vec![Vec::new(); n_pos];
         // Active rows of every chunk with their (position, feature); TopK may discard some again.
         let mut kept: Vec<(u32, u32)> = Vec::new();
         let mut kept_rows: Vec<Tensor> = Vec::new();
         let x = x.narrow(0, n_excluded.min(n_pos), n_pos - n_excluded.min(n_pos))?;
-        let step = (chunk_values(device) / d_model).max(1);
-        let starts = if x.dim(0)? == 0 { 0..0 } else { 0..self.n_features() };
-        for start in starts.step_by(step) {
-            let range = start..(start + step).min(self.n_features());
-            let chunk = self.encoder_chunk(range.clone(), device)?;
-            let products = x.matmul(&chunk.t()?)?;
-            // NaN would count as inactive.
-            if !products.sum_all()?.to_scalar::<f32>()?.is_finite() {
-                check_pre_activations(&products, range.start)?;
-            }
-            let found = encode_active(&products, &self.b_enc[range.clone()], self.activation.activity(range))?;
-            if found.features.is_empty() {
-                continue;
-            }
+        self.candidates(&x, |start, chunk, found| {
             for ((&pos, &feature), &value) in found.positions.iter().zip(&found.features).zip(&found.values) {
                 let (pos, feature) = (n_excluded + pos as usize, start as u32 + feature);
                 kept.push((pos as u32, feature));
                 active[pos].push(Candidate { feature, value });
             }
             let n = found.features.len();
-            kept_rows.push(chunk.index_select(&Tensor::from_vec(found.features, n, device)?, 0)?);
-        }
+            if n > 0 {
+                kept_rows.push(chunk.index_select(&Tensor::from_vec(found.features, n, device)?, 0)?);
+            }
+            Ok(())
+        })?;
         active.iter_mut().for_each(|candidates| self.activation.finish(candidates));
         let encoder_vecs = self.in_order(&active, &kept, &kept_rows, device)?;
         Ok(EncodedLayer { active, encoder_vecs })
+    }
+
+    /// The active features of every row, ascending by feature, without their encoder rows: for many positions at once.
+    ///
+    /// # Shapes
+    /// `x` `[n, d_model]`, at the input hook of this layer; returns `[n][..]`.
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations; [`Error::ComputedNotFinite`].
+    pub fn active(&self, x: &Tensor) -> Result<Vec<Vec<Candidate>>> {
+        let mut active: Vec<Vec<Candidate>> = vec![Vec::new(); x.dim(0)?];
+        self.candidates(x, |start, _, found| {
+            for ((&row, &feature), &value) in found.positions.iter().zip(&found.features).zip(&found.values) {
+                active[row as usize].push(Candidate { feature: start as u32 + feature, value });
+            }
+            Ok(())
+        })?;
+        active.iter_mut().for_each(|candidates| self.activation.finish(candidates));
+        Ok(active)
+    }
+
+    /// Goes through the encoder chunk by chunk: (first feature, encoder rows `[n, d_model]`, what is active of them).
+    fn candidates(
+        &self,
+        x: &Tensor,
+        mut found_in: impl FnMut(usize, &Tensor, SparseActivations) -> Result<()>,
+    ) -> Result<()> {
+        let (n_rows, d_model) = x.dims2()?;
+        let step = (chunk_values(x.device()) / d_model).max(1);
+        let starts = if n_rows == 0 { 0..0 } else { 0..self.n_features() };
+        for start in starts.step_by(step) {
+            let range = start..(start + step).min(self.n_features());
+            let chunk = self.encoder_chunk(range.clone(), x.device())?;
+            let products = x.matmul(&chunk.t()?)?;
+            // NaN would count as inactive.
+            if !products.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                check_pre_activations(&products, range.start)?;
+            }
+            let found = encode_active(&products, &self.b_enc[range.clone()], self.activation.activity(range))?;
+            found_in(start, &chunk, found)?;
+        }
+        Ok(())
     }
 
     /// Sorts the rows that the chunks left behind by (position, feature), without those discarded since.

@@ -118,9 +118,12 @@ impl TranscoderSet {
     /// Checks that a feature exists.
     ///
     /// # Errors
-    /// [`Error::NoSuchFeature`]
+    /// [`Error::NoSuchLayer`], [`Error::NoSuchFeature`]
     pub(crate) fn check_feature(&self, layer: usize, feature: usize) -> Result<()> {
-        let n_features = self.layers.get(layer).map_or(0, Transcoder::n_features);
+        let Some(transcoder) = self.layers.get(layer) else {
+            return Err(Error::NoSuchLayer { layer, n_layers: self.layers.len() });
+        };
+        let n_features = transcoder.n_features();
         if feature < n_features {
             return Ok(());
         }

@@ -19,6 +19,11 @@ static TRANSCODERS: &[(&str, &[u8])] = files!(
     "layer_2.safetensors", "layer_3.safetensors",
 );
 
+static FEATURES: &[(&str, &[u8])] = files!(
+    "features": "features.json", "tokens.safetensors", "layer_0.safetensors", "layer_1.safetensors",
+    "layer_2.safetensors", "layer_3.safetensors",
+);
+
 /// The base model that is part of the program.
 ///
 /// # Errors
@@ -30,4 +35,9 @@ pub fn atlas_model() -> Result<ModelFiles> {
 /// The transcoders that are part of the program.
 pub fn atlas_transcoders() -> Folder {
     Folder::from_static(ATLAS, TRANSCODERS)
+}
+
+/// What their features are active on, collected from sentences of the kind that the model was trained on.
+pub fn atlas_features() -> Folder {
+    Folder::from_static(ATLAS, FEATURES)
 }

@@ -1,9 +1,11 @@
 //! A set of files under one name: a folder, a Hub repository, or part of the program.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::checkpoint::Checkpoint;
 use super::hub::{Hub, Repo};
+use super::source::Source;
 use crate::error::{Error, Result};
 use crate::input::check_is_file;
 
@@ -13,6 +15,12 @@ pub struct Folder {
     spec: String,
     hub: Hub,
     place: Place,
+}
+
+impl std::fmt::Debug for Folder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Folder({})", self.spec)
+    }
 }
 
 #[derive(Clone)]
@@ -47,6 +55,11 @@ impl Folder {
             return Err(Error::UnknownSource { spec: spec.to_string() });
         };
         Ok(Self { spec: spec.to_string(), hub, place })
+    }
+
+    /// A folder on disk, which need not look like anything else.
+    pub(crate) fn on_disk(path: &Path) -> Self {
+        Self { spec: path.display().to_string(), hub: Hub::from_env(), place: Place::Disk(path.to_path_buf()) }
     }
 
     /// Files that are part of the program: (name, bytes).
@@ -151,6 +164,18 @@ impl Folder {
     /// [`Error::MissingFile`], [`Error::NotCached`], [`Error::Hub`].
     pub fn file(&self, name: &str) -> Result<PathBuf> {
         self.optional_file(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// A file's bytes: mapped, or part of the program.
+    ///
+    /// # Errors
+    /// As [`Folder::file`].
+    pub(super) fn source(&self, name: &str) -> Result<Arc<Source>> {
+        if let Place::Static(files) = self.place {
+            let file = files.iter().find(|(n, _)| *n == name).ok_or_else(|| self.missing(name))?;
+            return Ok(Source::embedded(&self.shown(name), file.1));
+        }
+        Source::map(&self.file(name)?)
     }
 
     fn optional_file(&self, name: &str) -> Result<Option<PathBuf>> {

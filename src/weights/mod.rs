@@ -5,6 +5,7 @@
 
 mod atlas;
 mod checkpoint;
+mod columns;
 mod encoding;
 mod folder;
 mod foreign;
@@ -23,8 +24,9 @@ mod stored;
 mod tokenizer;
 mod tokenizer_check;
 
-pub use atlas::{ATLAS, atlas_model, atlas_transcoders};
+pub use atlas::{ATLAS, atlas_features, atlas_model, atlas_transcoders};
 pub use checkpoint::Checkpoint;
+pub use columns::{Column, Columns, Number};
 pub use folder::Folder;
 pub use hub::{Hub, Token};
 pub use model_files::ModelFiles;

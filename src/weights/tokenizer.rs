@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::foreign::guarded;
 use super::tokenizer_check;
 use crate::error::{Error, Result};
+use crate::text::typing_distance;
 
 /// What every tokenizer is tried on before it is used: letters, a space, digits, several bytes a letter, a line's end.
 const PROBE: &str = "a Bc 12\u{e9}\u{2581}\n\u{4e2d}";
@@ -108,8 +109,7 @@ impl Tokenizer {
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.encode_plain(text)?;
         let Some(&first) = ids.first() else { return Err(Error::EmptyPrompt) };
-        let start = self.0.bos.or(self.0.pad).or(self.0.eos);
-        Ok(match start {
+        Ok(match self.start() {
             Some(start) if !self.is_special(first) => std::iter::once(start).chain(ids).collect(),
             _ => ids,
         })
@@ -154,7 +154,8 @@ impl Tokenizer {
             None => String::new(),
         };
         let candidates = [bare.to_string(), bare.to_lowercase(), capital];
-        let candidates = candidates.into_iter().flat_map(|word| [format!(" {word}"), word]).chain([first]);
+        let candidates = candidates.into_iter().flat_map(|word| [format!(" {word}"), word]);
+        let candidates = candidates.chain(self.nearest_tokens(text)).chain([first]);
         let mut near: Vec<String> = Vec::new();
         for candidate in candidates {
             if candidate != text && !near.contains(&candidate) && self.exact_token(&candidate).is_some() {
@@ -163,6 +164,27 @@ impl Tokenizer {
         }
         let tokens = ids.iter().map(|&id| self.token(id)).collect();
         Err(Error::NotOneToken { text: text.to_string(), tokens, near })
+    }
+
+    /// The tokens that a typing mistake or two away is `text`, nearest first; of short texts none, which are like any other.
+    fn nearest_tokens(&self, text: &str) -> Vec<String> {
+        const MAX_TOKENS: usize = 3;
+        let wanted = text.trim().to_lowercase();
+        let allowed = (wanted.chars().count() / 3).min(2);
+        let mut near: Vec<(usize, bool, u32)> = Vec::new();
+        for id in (0..self.vocab_size() as u32).filter(|&id| allowed > 0 && !self.is_special(id)) {
+            let token = self.token(id);
+            // Most of a large vocabulary is told apart by its length alone.
+            if token.trim().len().abs_diff(wanted.len()) > 4 * allowed {
+                continue;
+            }
+            let distance = typing_distance(&wanted, &token.trim().to_lowercase());
+            if distance <= allowed {
+                near.push((distance, token.starts_with(' ') != text.starts_with(' '), id));
+            }
+        }
+        near.sort_unstable();
+        near.into_iter().take(MAX_TOKENS).map(|(.., id)| self.token(id)).collect()
     }
 
     fn exact_token(&self, text: &str) -> Option<u32> {
@@ -189,6 +211,26 @@ impl Tokenizer {
     /// Whether a token stands for something other than text.
     pub fn is_special(&self, id: u32) -> bool {
         self.0.special.contains(&id)
+    }
+
+    /// What is put before a prompt: BOS, else PAD, else EOS.
+    pub fn start(&self) -> Option<u32> {
+        self.0.bos.or(self.0.pad).or(self.0.eos)
+    }
+
+    /// The bytes of a token's text, where it is no whole character: byte-level tokens (GPT-2's letters for bytes) and
+    /// `<0xE2>`. Of all others the bytes of [`Tokenizer::token`].
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let text = self.token(id);
+        if !text.contains('\u{fffd}') {
+            return text.into_bytes();
+        }
+        let Some(raw) = self.0.tokenizer.id_to_token(id) else { return text.into_bytes() };
+        let hex = raw.strip_prefix("<0x").and_then(|hex| hex.strip_suffix('>'));
+        if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            return vec![byte];
+        }
+        raw.chars().map(byte_of_letter).collect::<Option<Vec<u8>>>().unwrap_or(text.into_bytes())
     }
 
     /// The token that begins a text.
@@ -218,5 +260,30 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String> {
         let json = self.0.tokenizer.to_string(false);
         json.map_err(|e| Error::Tokenizer { file: self.0.file.clone(), reason: e.to_string() })
+    }
+}
+
+/// The byte that a letter of a byte-level vocabulary stands for: printable ones for themselves, the others in order from
+/// U+0100 on (GPT-2's `bytes_to_unicode`).
+fn byte_of_letter(letter: char) -> Option<u8> {
+    let is_itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match u8::try_from(letter) {
+        Ok(byte) => is_itself(byte).then_some(byte),
+        Err(_) => (0..=u8::MAX).filter(|&byte| !is_itself(byte)).nth((letter as usize).checked_sub(0x100)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::byte_of_letter;
+
+    #[test]
+    fn letters_of_byte_level_vocabularies_are_bytes() {
+        for (letter, byte) in
+            [('A', 0x41), ('\u{120}', b' '), ('\u{10a}', b'\n'), ('\u{100}', 0), ('\u{143}', 0xad), ('\u{e2}', 0xe2)]
+        {
+            assert_eq!(byte_of_letter(letter), Some(byte), "{letter}");
+        }
+        assert_eq!([byte_of_letter(' '), byte_of_letter('\u{144}'), byte_of_letter('\u{4e2d}')], [None; 3]);
     }
 }

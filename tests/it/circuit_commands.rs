@@ -202,9 +202,9 @@ fn inspect_shows_what_the_graph_holds() {
     let at = folder.path();
     write(at, "g.json", &small_graph());
     let node = json_answer(at, &["inspect", "g.json", "--node", "1_2_0"]);
-    assert_eq!(node["node"]["inputs"]["negative"][0]["node"]["id"], "0_1_0");
-    assert_eq!(node["node"]["outputs"]["positive"][0]["edge_share"], 0.75);
-    assert_eq!(node["node"]["node"]["cumulative_influence"], 0.7);
+    assert_eq!(node["nodes"][0]["inputs"]["negative"][0]["node"]["id"], "0_1_0");
+    assert_eq!(node["nodes"][0]["outputs"]["positive"][0]["edge_share"], 0.75);
+    assert_eq!(node["nodes"][0]["node"]["cumulative_influence"], 0.7);
     let paths = json_answer(at, &["inspect", "g.json", "--from", "0_1_0", "--to", "4_9_0", "--paths", "3"]);
     assert_eq!(paths["paths"].as_array().unwrap().len(), 1);
     assert_eq!((&paths["paths"][0]["strength"], &paths["paths"][0]["is_negative"]), (&json!(0.75), &json!(true)));

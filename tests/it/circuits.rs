@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use circuitscope::Error;
 use circuitscope::circuits::{
-    ClusterSettings, GroupRequest, Opening, Part, Selection, Supernode, carrying_paths, circuit_scores, collapse,
-    common, diff, find_supernodes, induced, neighborhood, open_graph, pinned_scores, save,
+    ClusterSettings, GroupRequest, Opening, Part, Selection, Supernode, carried, carrying_paths, circuit_scores,
+    collapse, common, diff, find_supernodes, neighborhood, open_graph, pinned_scores, save, strongest_path_groups,
 };
 use circuitscope::export::{WireGraph, stream_wire, wire, write_raw};
 use circuitscope::graph::{
-    AttributionGraph, Circuit, CircuitMeta, Link, Node, NodeId, influence, scores, strongest_paths, subgraph_scores,
+    AttributionGraph, Circuit, CircuitMeta, Link, Node, NodeId, NodeKind, influence, scores, strongest_paths,
+    subgraph_scores,
 };
 use circuitscope::picture::{Cells, PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, svg};
 use circuitscope::prune::{PruneSettings, nodes_within, prune, prune_links};
@@ -38,7 +39,7 @@ const N_LAYERS: u32 = 6;
 const N_POS: u32 = 5;
 
 /// A circuit with features and errors anywhere and edges upwards between any of its nodes.
-fn any_circuit(n_features: std::ops::Range<usize>) -> impl Strategy<Value = Circuit> {
+pub fn any_circuit(n_features: std::ops::Range<usize>) -> impl Strategy<Value = Circuit> {
     let cells = prop::collection::btree_set((0..N_LAYERS, 0..N_POS, 0..40u32, prop::bool::weighted(0.15)), n_features);
     (cells, prop::collection::vec((any::<u32>(), any::<u32>(), -1.0f32..1.0), 0..120)).prop_map(|(cells, edges)| {
         let mut ids: BTreeSet<NodeId> = BTreeSet::new();
@@ -81,8 +82,9 @@ fn all_paths(circuit: &Circuit, from: NodeIndex, strength: f64, ends: &[NodeInde
     }
 }
 
-/// What the paths from tokens and errors to targets that stay within `part` carry, path by path.
-fn carried_slowly(circuit: &Circuit, part: &[NodeIndex]) -> f64 {
+/// What the paths that begin at nodes of one kind and stay within `part` carry to the targets, path by path. Errors begin
+/// paths whether they are part of it or not.
+fn carried_slowly(circuit: &Circuit, part: &[NodeIndex], kind: NodeKind) -> f64 {
     fn from(circuit: &Circuit, part: &[NodeIndex], node: NodeIndex) -> f64 {
         if let NodeId::Target { .. } = circuit.node(node).id {
             return circuit.node(node).probability.map_or(1.0, f64::from);
@@ -90,8 +92,23 @@ fn carried_slowly(circuit: &Circuit, part: &[NodeIndex]) -> f64 {
         let edges = circuit.graph().edges(node).filter(|edge| part.contains(&edge.target()));
         edges.map(|edge| edge.weight().share * from(circuit, part, edge.target())).sum()
     }
-    let begins = |node: &&NodeIndex| matches!(circuit.node(**node).id, NodeId::Token { .. } | NodeId::Error { .. });
-    part.iter().filter(begins).map(|&node| from(circuit, part, node)).sum()
+    let begins =
+        |node: &NodeIndex| circuit.node(*node).id.kind() == kind && (kind == NodeKind::Error || part.contains(node));
+    circuit.graph().node_indices().filter(begins).map(|node| from(circuit, part, node)).sum()
+}
+
+/// Every path from a target down to where nothing feeds it, target first, with its share of the target's weight.
+fn paths_down(circuit: &Circuit, path: &mut Vec<NodeIndex>, share: f64, visit: &mut dyn FnMut(&[NodeIndex], f64)) {
+    let node = *path.last().unwrap();
+    let inputs: Vec<_> = circuit.inputs(node).into_iter().filter(|input| input.edge.share > 0.0).collect();
+    if inputs.is_empty() {
+        visit(path, share);
+    }
+    for input in inputs {
+        path.push(input.node);
+        paths_down(circuit, path, share * input.edge.share, visit);
+        path.pop();
+    }
 }
 
 pub fn circuit_of(graph: &AttributionGraph, settings: &PruneSettings) -> Circuit {
@@ -295,19 +312,88 @@ proptest! {
         }
         let some = carrying_paths(&circuit, share);
         prop_assert!(carrying_paths(&circuit, 1.0).len() >= some.len());
+        let is_error = |node: &NodeIndex| circuit.node(*node).id.kind() == NodeKind::Error;
+        prop_assert!(!some.iter().any(is_error), "errors explain nothing");
         let all: Vec<NodeIndex> = circuit.graph().node_indices().collect();
-        let wanted = share * carried_slowly(&circuit, &all);
-        prop_assert!(carried_slowly(&circuit, &some) >= wanted - 1e-9, "too little is carried");
+        let by_tokens = |part: &[NodeIndex]| carried_slowly(&circuit, part, NodeKind::Token);
+        let wanted = share * by_tokens(&all);
+        prop_assert!(by_tokens(&some) >= wanted - 1e-9, "too little is carried");
         let influence = circuit.node_influence();
         let features = some.iter().filter(|&&node| matches!(circuit.node(node).id, NodeId::Feature { .. }));
         let weakest =
             features.min_by(|a, b| influence[a.index()].total_cmp(&influence[b.index()]).then(b.cmp(a))).copied();
         if let Some(weakest) = weakest {
             let fewer: Vec<NodeIndex> = some.iter().copied().filter(|&node| node != weakest).collect();
-            prop_assert!(carried_slowly(&circuit, &fewer) <= wanted + 1e-9, "fewer nodes carry enough");
+            prop_assert!(by_tokens(&fewer) <= wanted + 1e-9, "fewer nodes carry enough");
         }
-        let part = induced(&circuit, &some).unwrap();
-        prop_assert_eq!(part.graph().node_count(), some.len());
+        let found = carried(&circuit, |node| some.contains(&node));
+        let weight = circuit.whole_weight();
+        close(found.by_tokens, by_tokens(&some) / weight, 1e-9, 1e-9, "carried by tokens");
+        close(found.by_errors, carried_slowly(&circuit, &some, NodeKind::Error) / weight, 1e-9, 1e-9, "by errors");
+    }
+
+    #[test]
+    fn shares_of_a_part_are_those_of_the_whole(circuit in any_circuit(0..30), low in 0..N_LAYERS, pos in 0..N_POS) {
+        let region = Selection { layers: Some(low..=low + 2), positions: Some(pos..=N_POS), kinds: Vec::new() };
+        let nodes = region.nodes(&circuit);
+        let part = circuit.part(&nodes);
+        let (of_part, of_whole) = (part.node_influence(), circuit.node_influence());
+        prop_assert_eq!(part.graph().node_count(), nodes.len());
+        prop_assert_eq!(part.whole_weight(), circuit.whole_weight());
+        for (at, &node) in nodes.iter().enumerate() {
+            let there = NodeIndex::new(at);
+            prop_assert_eq!(part.node(there).id, circuit.node(node).id);
+            prop_assert_eq!(of_part[at], of_whole[node.index()]);
+            for input in part.inputs(there) {
+                let edge = circuit.graph().find_edge(nodes[input.node.index()], node).unwrap();
+                prop_assert_eq!(input.edge, circuit.graph()[edge]);
+            }
+        }
+        let inner = circuit.graph().edge_references().filter(|e| nodes.contains(&e.source()) && nodes.contains(&e.target()));
+        prop_assert_eq!(part.graph().edge_count(), inner.count());
+        let ranked: Vec<f64> = part.strongest_nodes(usize::MAX).into_iter().map(|(_, influence)| influence).collect();
+        prop_assert!(ranked.windows(2).all(|pair| pair[0] >= pair[1]));
+    }
+
+    #[test]
+    fn what_passes_through_a_set_counts_every_path_once(circuit in any_circuit(0..12), members in any::<u32>()) {
+        let members: Vec<NodeIndex> =
+            circuit.graph().node_indices().filter(|node| members >> (node.index() % 32) & 1 == 1).collect();
+        let mut expected = 0.0;
+        for target in circuit.targets() {
+            let weight = circuit.node(target).probability.map_or(1.0, f64::from);
+            paths_down(&circuit, &mut vec![target], 1.0, &mut |path, share| {
+                if path.iter().any(|node| members.contains(node)) {
+                    expected += weight * share;
+                }
+            });
+        }
+        close(circuit.influence_through(&members), expected, 1e-9, 1e-9, "through the set");
+    }
+
+    #[test]
+    fn groups_of_paths_are_the_sums_of_their_paths(circuit in any_circuit(0..14), count in 1usize..6) {
+        let target = circuit.targets()[0];
+        let mut expected: BTreeMap<Vec<u32>, f64> = BTreeMap::new();
+        paths_down(&circuit, &mut vec![target], 1.0, &mut |path, share| {
+            let end = path[path.len() - 1];
+            if circuit.node(end).id.kind() == NodeKind::Token {
+                let mut steps: Vec<u32> = path[1..path.len() - 1].iter().map(|&node| circuit.node(node).pos).collect();
+                steps.dedup();
+                steps.push(circuit.node(end).pos);
+                steps.reverse();
+                *expected.entry(steps).or_default() += share;
+            }
+        });
+        let mut strengths: Vec<f64> = expected.values().copied().collect();
+        strengths.sort_by(|a, b| b.total_cmp(a));
+        let found = strongest_path_groups(&circuit, target, count);
+        prop_assert_eq!(found.len(), count.min(strengths.len()));
+        for (group, strength) in found.iter().zip(strengths) {
+            close(group.strength, strength, 1e-9, 1e-9, "strength, strongest first");
+            let steps: Vec<u32> = group.steps[..group.steps.len() - 1].iter().map(|step| step.pos).collect();
+            close(group.strength, expected[&steps], 1e-9, 1e-9, "strength of these steps");
+        }
     }
 
     #[test]
@@ -330,7 +416,7 @@ proptest! {
         }
         for edge in &arrangement.edges {
             let (source, target) = (&arrangement.boxes[edge.source], &arrangement.boxes[edge.target]);
-            for (end, drawn) in [(edge.way[0], source), (edge.way[edge.way.len() - 1], target)] {
+            for (end, drawn) in [(edge.curve[0][0], source), (edge.curve[edge.curve.len() - 1][3], target)] {
                 let is_at_border = end.1 == drawn.y || end.1 == drawn.y + drawn.height;
                 prop_assert!(is_at_border && end.0 > drawn.x && end.0 < drawn.x + drawn.width, "{edge:?}");
             }

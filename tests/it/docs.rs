@@ -2,26 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::PROMPT;
+use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 3] =
-    [("README.md", 9, 13), ("docs/guide.md", 28, 84), ("docs/interventions.md", 10, 51)];
+const PAGES: [(&str, usize, usize); 5] = [
+    ("README.md", 9, 13),
+    ("docs/guide.md", 28, 84),
+    ("docs/interventions.md", 10, 51),
+    ("docs/tutorial.md", 24, 100),
+    ("docs/setups.md", 3, 9),
+];
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,
 /// and so are those that name a model, which has to be downloaded.
-const OTHER_PROGRAMS: [&str; 8] = ["cargo", "done", "export", "for", "jq", "just", "pip", "unzip"];
+const OTHER_PROGRAMS: [&str; 9] = ["cargo", "done", "echo", "export", "for", "jq", "just", "pip", "unzip"];
 
 /// How a reader of the README calls the program before it is installed.
 const FROM_SOURCES: [&str; 4] = ["cargo", "run", "--release", "--"];
 
 /// Languages of blocks that hold no commands.
-const NO_COMMANDS: [&str; 3] = ["json", "python", "rust"];
+const NO_COMMANDS: [&str; 4] = ["json", "python", "rust", "toml"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -42,7 +47,7 @@ enum Step {
 }
 
 /// The words of a command, as a shell splits them; `None` where a quote is open or a backslash continues the line.
-fn words(text: &str) -> Option<Vec<String>> {
+pub fn words(text: &str) -> Option<Vec<String>> {
     let mut words: Vec<String> = Vec::new();
     let (mut word, mut is_in_word, mut quote) = (String::new(), false, None);
     let mut chars = text.chars();
@@ -79,7 +84,7 @@ fn step_of(place: String, mut words: Vec<String>, shown: Vec<String>) -> Step {
     if words.starts_with(&FROM_SOURCES.map(str::to_owned)) {
         words.splice(0..FROM_SOURCES.len(), ["circuitscope".to_owned()]);
     }
-    let needs_a_model = words.iter().any(|word| word == "--model");
+    let needs_a_model = words.iter().any(|word| word == "--model" || word == "--setup");
     match words.first().map(String::as_str) {
         Some("circuitscope") if needs_a_model => Step::LeaveOut,
         Some("circuitscope") => Step::Run { place, args: words.split_off(1), shown },
@@ -141,8 +146,7 @@ fn steps(page: &str) -> Vec<Step> {
 fn run(folder: &Path, args: &[String]) -> (bool, String) {
     let path = folder.join("output.txt");
     let file = std::fs::File::create(&path).unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_circuitscope"))
-        .current_dir(folder)
+    let status = program(folder)
         .args(args)
         // Pages show what the CPU computes, and nothing on them may need the network.
         .env("CUDA_VISIBLE_DEVICES", "")
@@ -189,7 +193,7 @@ fn pieces(line: &str) -> Vec<Piece> {
 
 /// Whether a shown line is what was printed. Another CPU rounds otherwise: the last decimal may differ by one, and
 /// numbers like 5e-7, which are rounding errors themselves, by anything.
-fn is_same(shown: &str, printed: &str) -> bool {
+pub fn is_same(shown: &str, printed: &str) -> bool {
     let (shown, printed) = (pieces(shown), pieces(printed));
     let decimals = |number: &str| number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
     let is_close = |a: &str, b: &str| match (a.contains("e-"), b.contains("e-")) {
@@ -250,6 +254,48 @@ fn commands_of_the_pages_run_and_print_what_the_pages_show() {
         assert!(n_run >= least_run, "{page}: {n_run} commands were run, expected {least_run}");
         assert!(n_compared >= least_compared, "{page}: {n_compared} lines were compared, expected {least_compared}");
     }
+}
+
+/// Commands with a mistake in each, and what the program says to them.
+const MISTYPED: &str = "tests/mistyped.md";
+
+#[test]
+fn mistyped_commands_get_the_messages_of_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let trace = ["trace", PROMPT, "--slug", "dallas", "--quiet"].map(str::to_owned);
+    assert!(run(folder.path(), &trace).0);
+    // Files that are not what they are taken for.
+    let raw = std::fs::read(at("graphs/dallas.safetensors")).unwrap();
+    let json = std::fs::read(at("graphs/dallas.json")).unwrap();
+    let files: [(&str, &[u8]); 6] = [
+        ("picture.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+        ("model.pt", b"PK\x03\x04\0\0\0\0archive/data.pkl"),
+        ("notes.txt", b"hello"),
+        ("empty.json", b""),
+        ("half.safetensors", &raw[..2000]),
+        ("half.json", &json[..500]),
+    ];
+    files.iter().for_each(|(name, bytes)| std::fs::write(at(name), bytes).unwrap());
+    let before = folder.path().read_dir().unwrap().count();
+    let (mut n_run, mut n_compared) = (0, 0);
+    for step in steps(MISTYPED) {
+        match step {
+            Step::LeaveOut => panic!("everything in the table runs"),
+            Step::Write { name, text } => std::fs::write(at(&name), text).unwrap(),
+            Step::Run { place, args, shown } => {
+                let (is_success, output) = run(folder.path(), &args);
+                assert!(!is_success, "{place}: {args:?} is no mistake:\n{output}");
+                assert!(!shown.is_empty(), "{place}: what does it say?");
+                n_run += 1;
+                n_compared += compare(&place, &shown, &output);
+            }
+        }
+    }
+    assert!(n_run >= 40 && n_compared >= 80, "{n_run} commands, {n_compared} lines");
+    let after = folder.path().read_dir().unwrap().count();
+    // Two files of the table itself, and the output of the last command.
+    assert!(after <= before + 3, "a mistake has written files");
 }
 
 #[test]
@@ -417,7 +463,7 @@ fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     // A capped graph and a sampled one have all that a graph can have.
     for rows in [["--max-features", "50"], ["--rows", "50"]] {
         let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
-        let args: Vec<String> = args.into_iter().chain(["--no-json"]).map(str::to_owned).collect();
+        let args: Vec<String> = args.into_iter().chain(["--no-json", "--force"]).map(str::to_owned).collect();
         let (is_success, output) = run(folder.path(), &args);
         assert!(is_success, "{output}");
         let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();

@@ -261,14 +261,14 @@ fn a_summary_names_every_part_and_reads_back() {
         assert_eq!(summary.predictions.len(), circuit.targets().len());
         assert!(!summary.paths.is_empty());
         assert!(summary.paths.windows(2).all(|pair| pair[0].strength >= pair[1].strength));
-        let node = summary.node.as_ref().unwrap();
+        let node = &summary.nodes[0];
         let inputs = node.inputs.positive.iter().chain(&node.inputs.negative);
         let share: f64 = inputs.map(|edge| edge.edge_share).sum();
         assert!(share > 0.0 && share <= 1.0 + 1e-9);
         let json = serde_json::to_string(&summary).unwrap();
         let back: Summary = serde_json::from_str(&json).unwrap();
         assert_eq!(back.strongest.len(), summary.strongest.len());
-        assert!(circuitscope::cli::summary_text(&summary).contains(&summary.node.unwrap().node.id));
+        assert!(circuitscope::cli::summary_text(&summary).contains(&summary.nodes[0].node.id));
 
         let unknown = SummarySettings { node: Some("99_1_1".to_owned()), ..SummarySettings::default() };
         assert!(matches!(summarize(&circuit, &unknown), Err(Error::UnknownNode { .. })));

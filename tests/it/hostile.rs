@@ -329,4 +329,24 @@ fn a_gguf_file_that_claims_layers_which_it_has_not_is_refused() {
     std::fs::File::create(&path).unwrap().write_all(&gguf(&values)).unwrap();
     let message = ModelFiles::open(path.to_str().unwrap()).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("llama.block_count") && message.contains("1000000000"), "{message}");
+    let mut args = TRACE;
+    args[4] = "model.gguf";
+    refused_in_little_memory(folder.path(), &args, &["llama.block_count", "1000000000"]);
+}
+
+#[test]
+fn requests_without_measure_end_in_little_memory_with_an_answer_or_a_message() {
+    let folder = TempDir::new().unwrap();
+    let trace = ["trace", "The capital of the state containing Dallas is", "--slug", "g", "--out-dir", ".", "--quiet"];
+    assert!(circuitscope(folder.path(), &trace).status.success());
+    refused_in_little_memory(folder.path(), &["inspect", "g.json", "--paths", "1000001"], &["paths", "1000001"]);
+    let limit = format!("ulimit -v {MEMORY_KIB}; exec \"$0\" \"$@\"");
+    let most = usize::MAX.to_string();
+    for args in [["--paths", "100000"], ["--hops", most.as_str()]] {
+        let mut shell = Command::new("sh");
+        shell.current_dir(folder.path()).arg("-c").arg(&limit).arg(env!("CARGO_BIN_EXE_circuitscope"));
+        let whole = ["--node-threshold", "1", "--edge-threshold", "1", "--around", "0_39_7"];
+        let output = shell.args(["inspect", "g.safetensors"]).args(whole).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }

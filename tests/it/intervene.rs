@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use circuitscope::graph::FeatureId;
 use circuitscope::intervene::{
-    Change, CompareOptions, GenerateOptions, Intervention, Mode, Original, Outcome, Positions, Sweep,
+    Change, CompareOptions, FeatureGroup, GenerateOptions, Intervention, Mode, Original, Outcome, Positions, Sweep,
 };
 use circuitscope::job::Job;
+use circuitscope::replacement::ActiveFeature;
 use serde_json::Value;
 
 use crate::reference::{Case, FAMILIES, cases_with_interventions};
@@ -120,6 +122,51 @@ fn alternatives_of_a_batch_do_not_see_each_other() {
                 close_all(&outcome.pre_activations, &alone.pre_activations, 1e-4, 1e-4, &at);
             }
         }
+    });
+}
+
+/// The table of features reads activations off the pre-activations of all; groups are read one by one, from the encoder.
+#[test]
+fn activations_after_a_change_are_read_in_two_ways_alike() {
+    with_each_family(|name, original, changes| {
+        let id = |f: &ActiveFeature| FeatureId { layer: f.layer as u32, pos: f.pos as u32, feature: f.feature as u32 };
+        let step = original.features.all.len().div_ceil(40);
+        let groups: Vec<FeatureGroup> = original
+            .features
+            .all
+            .iter()
+            .step_by(step)
+            .map(|f| FeatureGroup { name: String::new(), members: vec![(id(f), None)] })
+            .collect();
+        let (mut n_off, mut n_on) = (0, 0);
+        for mode in all_modes(original) {
+            let alternatives = [vec![], changes.to_vec()];
+            let outcomes = original.intervene_reading(&alternatives, &mode, &groups, &Job::default()).unwrap();
+            for (alternative, outcome) in outcomes.iter().enumerate() {
+                for (group, (feature, (&activation, &z))) in outcome.groups.iter().zip(
+                    original
+                        .features
+                        .all
+                        .iter()
+                        .zip(outcome.activations.iter().zip(&outcome.pre_activations))
+                        .step_by(step),
+                ) {
+                    let at = format!("{name}: {mode}, alternative {alternative}, {:?}", id(feature));
+                    close(f64::from(group.before), f64::from(feature.value), 1e-3, 1e-3, &at);
+                    assert!(
+                        activation == 0.0 || (activation - z).abs() <= 1e-3 + 1e-3 * z.abs(),
+                        "{at}: {activation} of {z}"
+                    );
+                    // A feature at its threshold may be on for one and off for the other.
+                    let is_at_threshold = (group.after == 0.0) != (activation == 0.0);
+                    if !group.is_changed && !is_at_threshold {
+                        close(f64::from(group.after), f64::from(activation), 1e-3, 1e-3, &at);
+                        if activation == 0.0 { n_off += 1 } else { n_on += 1 }
+                    }
+                }
+            }
+        }
+        assert!(n_on >= 50, "{name}: {n_on} on, {n_off} off");
     });
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{PROMPT, circuitscope, fixture, refused_with, stdout};
+use crate::support::{PROMPT, circuitscope, close, fixture, refused_with, stdout};
 
 /// Texas off, California on, at Dallas.
 const SWAP: [&str; 16] = [
@@ -120,7 +120,7 @@ fn what_does_not_exist_or_says_nothing_is_refused() {
         (&["--sweep", "0_1_2=0..1"], &["START..END/STEP"]),
         (&["--generate", "2", "--temperature=-1", "--ablate", "0_1_2"], &["--temperature"]),
         (&["--generate", "2", "--temperature", "1", "--top-p", "0", "--ablate", "0_1_2"], &["--top-p"]),
-        (&["--svg", "a.svg", "--ablate", "0_1_2"], &["--svg"]),
+        (&["--svg", "a.svg", "--ablate", "0_1_2"], &["--picture"]),
         (&["--format", "csv", "--ablate", "0_1_2"], &["--format csv"]),
         (&["--target-id", "99999", "--ablate", "0_1_2"], &["99999"]),
         (&["--target", " Aus tin", "--ablate", "0_1_2"], &[" Aus tin"]),
@@ -160,16 +160,59 @@ fn verify_passes_a_true_graph_and_says_what_it_is_worth() {
     let modes = json["faithfulness"]["modes"].as_array().unwrap();
     assert_eq!(
         modes.iter().map(|m| m["mode"].as_str().unwrap()).collect::<Vec<_>>(),
-        ["free", "frozen attention", "direct"]
+        ["free", "frozen attention", "frozen attention and norms", "direct"]
     );
     // Under full constraint the graph is not a model of the model: it is the model.
-    assert!(modes[2]["pearson"].as_f64().unwrap() > 0.9999);
+    assert!(modes[3]["pearson"].as_f64().unwrap() > 0.9999);
     for curve in ["sufficiency", "necessity"] {
         assert_eq!(json["circuit"][curve].as_array().unwrap().len(), 5);
     }
     let text = stdout(&circuitscope(folder.path(), &["verify", graph]));
     for part in ["identity    holds", "edges       holds", "Spearman", "sufficient", "necessary"] {
         assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+}
+
+#[test]
+fn verify_tests_differences_and_features_and_says_where_predictions_go_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], &str); 2] = [
+        (&["--target-diff", " Austin", " Sacramento"], "\" Austin\" - \" Sacramento\""),
+        (&["--target-feature", "3_955_8"], "feature 3_955_8"),
+    ];
+    for (at, (target, label)) in cases.into_iter().enumerate() {
+        let slug = format!("g{at}");
+        let args = ["trace", PROMPT, "--slug", &slug, "--quiet", "--no-json"];
+        assert!(circuitscope(folder.path(), &[&args[..], target].concat()).status.success());
+        let graph = format!("graphs/{slug}.safetensors");
+        let output = circuitscope(folder.path(), &["verify", &graph, "--format", "json"]);
+        assert!(output.status.success(), "{}", stdout(&output));
+        let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(json["untested"], serde_json::json!([]));
+        let found = &json["faithfulness"];
+        assert_eq!(found["target"], label);
+        // The edges into the target itself are measured, and exact.
+        let modes = found["modes"].as_array().unwrap();
+        assert!(modes[3]["pearson"].as_f64().unwrap() > 0.9999, "{label}");
+        let parts = &found["error_parts"];
+        let number = |key: &str| parts[key].as_f64().unwrap();
+        assert!(number("real") > 0.0 && number("total") <= number("from_norms") + number("from_features") + 1e-9);
+        // The parts are distances between the modes' own figures.
+        let real = |mode: usize| -> Vec<f64> {
+            modes[mode]["single"].as_array().unwrap().iter().map(|point| point["real"].as_f64().unwrap()).collect()
+        };
+        let mean =
+            |a: Vec<f64>, b: Vec<f64>| a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum::<f64>() / a.len() as f64;
+        close(number("from_norms"), mean(real(1), real(2)), 1e-9, 1e-9, "norms");
+        close(number("from_attention"), mean(real(0), real(1)), 1e-9, 1e-9, "attention");
+        // What a feature gives in a straight line is best known from a small step.
+        let errors: Vec<f64> =
+            parts["predictors"].as_array().unwrap().iter().map(|p| p["error"].as_f64().unwrap()).collect();
+        assert!(errors.len() == 4 && errors.iter().all(|error| error.is_finite()), "{errors:?}");
+        let text = stdout(&circuitscope(folder.path(), &["verify", &graph]));
+        for part in ["where single predictions go wrong", "norms", "attention", "first-order predictors"] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use circuitscope::attribution::{AttributionOptions, RowChoice, attribute, retrace};
 use circuitscope::intervene::{
-    Alternative, Change, FeatureSpec, GenerateOptions, Mode, Original, VerifyOptions, verify,
+    Alternative, Change, FeatureSpec, GenerateOptions, Mode, Original, Retraced, VerifyOptions, verify,
 };
 use circuitscope::job::{CancelToken, Job, Progress};
 use circuitscope::replacement::{LinearModel, Replacement};
@@ -140,7 +140,10 @@ fn interventions_generation_and_verification_are_cancelled() {
 
     let (job, told) = cancelled_in("measured sources");
     let options = VerifyOptions { n_samples: 40, n_ablated: 2, seed: 0, kept: Vec::new() };
-    let again = |linear: &LinearModel| retrace(&replacement, linear, &graph, &job);
+    let again = |linear: &LinearModel| {
+        let graph = retrace(&replacement, linear, &graph, &job)?;
+        Ok(Retraced { graph, targets: Vec::new() })
+    };
     assert_cancelled(verify(&replacement, &graph, &options, again, &job));
     assert_eq!(told.lock().unwrap().iter().filter(|p| p.phase == "measured sources").count(), 1);
 }

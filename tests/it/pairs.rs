@@ -22,6 +22,8 @@ fn meta(path: &Path) -> Value {
 /// Names and bytes of a folder's files.
 fn files(folder: &Path) -> BTreeSet<(String, Vec<u8>)> {
     let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap());
+    // The list of a folder's graphs is all of theirs.
+    let entries = entries.filter(|entry| entry.file_name() != "graph-metadata.json");
     entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 

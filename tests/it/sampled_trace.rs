@@ -151,7 +151,12 @@ fn the_default_is_the_whole_graph_where_that_is_cheap() {
     let (default, whole) = (traced(RowChoice::default()), traced(RowChoice::All));
     assert_eq!(default.graph.selected_features, (0..whole.graph.active_features.len()).collect::<Vec<_>>());
     assert_eq!(default.graph.edge_rows.values(), whole.graph.edge_rows.values());
-    assert_eq!(default.graph.meta, whole.graph.meta);
+    // The files say which was asked for, and are the same in everything else.
+    let mut meta = default.graph.meta.clone();
+    assert_eq!((meta.settings.rows.as_str(), whole.graph.meta.settings.rows.as_str()), ("auto", "all"));
+    meta.settings.rows.clone_from(&whole.graph.meta.settings.rows);
+    meta.trace_id.clone_from(&whole.graph.meta.trace_id);
+    assert_eq!(meta, whole.graph.meta);
     assert!(default.graph.whole_influence().is_none() && default.graph.meta.sampling.is_none());
 }
 
@@ -234,7 +239,7 @@ fn a_sampled_trace_tells_its_progress_and_is_cancelled_in_both_passes() {
 fn trace_and_inspect_say_that_rows_were_sampled_and_how_near_the_scores_are() {
     let folder = tempfile::tempdir().unwrap();
     let trace = |args: &[&str]| {
-        let args = [&["trace", PROMPT, "--slug", "sampled"], args].concat();
+        let args = [&["trace", PROMPT, "--slug", "sampled", "--force"], args].concat();
         let output = circuitscope(folder.path(), &args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         stdout(&output)

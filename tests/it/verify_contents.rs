@@ -149,9 +149,11 @@ fn no_tensor_can_be_wrong_and_pass() {
                 other => panic!("`{name}` is {other:?}: say here how it is changed"),
             };
             let n_values = data.len() / size;
-            for place in [0, n_values / 2, n_values - 1] {
+            // Everywhere in the usual graph, in the middle of what others have.
+            let places = [n_values / 2, 0, n_values - 1];
+            for place in &places[..if options.is_empty() { 3 } else { 1 }] {
                 let mut changed = whole.clone();
-                let bytes = &mut changed.tensors[at].3[place * size..(place + 1) * size];
+                let bytes = &mut changed.tensors[at].3[place * size..][..size];
                 match dtype {
                     Dtype::F32 => {
                         let value = f32::from_le_bytes(bytes.try_into().unwrap());
@@ -181,7 +183,9 @@ fn no_key_of_the_metadata_can_be_wrong_and_pass() {
     let folder = tempfile::tempdir().unwrap();
     for options in KINDS {
         let whole = Parts::read(&traced(folder.path(), options));
-        for (key, value) in &whole.meta {
+        // All keys of the usual graph, and those that are others' own.
+        let own = ["settings", "sampling", "target_labels", "target_positions", "trace_id"];
+        for (key, value) in whole.meta.iter().filter(|(key, _)| options.is_empty() || own.contains(&key.as_str())) {
             let Value::Object(fields) = value else {
                 let mut changed = whole.clone();
                 changed.meta[key] = other(value);
@@ -216,11 +220,11 @@ fn values_that_once_passed_are_named_with_both_sides() {
     let mut changed = whole.clone();
     changed.set_f32("target_probabilities", 0.001, |_| true);
     let text = told(&changed);
-    for part in ["target_probabilities: 1 differ", "at [0] \" Austin\"", "graph  0.001", "here   0.999"] {
+    for part in ["target_probabilities: differs", "at [0] \" Austin\"", "graph  0.001", "here   0.999"] {
         assert!(text.contains(part), "{part:?}: {text}");
     }
 
-    // Two features that are others of the same layer: fewer than what rounding may decide about.
+    // A feature that is another of the same layer: fewer than what rounding may decide about.
     let mut changed = whole.clone();
     let ids = changed.tensor("active_features");
     let n_active = ids.len() / 24;
@@ -228,7 +232,7 @@ fn values_that_once_passed_are_named_with_both_sides() {
     for i in 0..n_active - 1 {
         let number = |ids: &[u8], at: usize| i64::from_le_bytes(ids[at * 8..][..8].try_into().unwrap());
         let (here, next) = (number(ids, 3 * i + 2), number(ids, 3 * i + 5));
-        if n_changed < 2 && next > here + 1 {
+        if n_changed < 1 && next > here + 1 {
             ids[(3 * i + 2) * 8..][..8].copy_from_slice(&(here + 1).to_le_bytes());
             n_changed += 1;
         }

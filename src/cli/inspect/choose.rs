@@ -2,7 +2,6 @@
 
 use std::ops::RangeInclusive;
 
-use crate::Error;
 use crate::circuits::{Part, Selection};
 use crate::graph::NodeKind;
 use clap::{Args, ValueEnum};
@@ -19,7 +18,7 @@ enum Kind {
 #[derive(Debug, Args)]
 pub(super) struct ChooseArgs {
     /// Only these nodes, with all tokens and targets
-    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     subgraph: Vec<String>,
     /// Only features and errors of these layers: 3, or 3..7 (without 7)
     #[arg(long, value_name = "A..B", value_parser = parse_range)]
@@ -31,12 +30,12 @@ pub(super) struct ChooseArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
     feature_type: Vec<Kind>,
     /// Only what leads to this node or follows from it
-    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     around: Vec<String>,
     /// How many edges away
     #[arg(long, value_name = "N", default_value_t = 1, requires = "around")]
     hops: usize,
-    /// Only the fewest strongest nodes whose paths carry this share of the influence
+    /// Only the fewest strongest features whose paths carry this share of what all paths from tokens carry
     #[arg(long, value_name = "SHARE")]
     carry: Option<f64>,
 }
@@ -65,16 +64,22 @@ impl ChooseArgs {
 }
 
 fn parse_range(text: &str) -> std::result::Result<RangeInclusive<u32>, String> {
-    let number = |part: &str| part.trim().parse::<u32>().map_err(|_| format!("{part:?} is no number"));
+    let number = |part: &str| {
+        part.trim()
+            .parse::<u32>()
+            .map_err(|_| "expected a number, or a range such as 4..7, which is 4, 5 and 6".to_owned())
+    };
     match text.split_once("..") {
         None => number(text).map(|at| at..=at),
         Some((start, end)) => {
             let start = if start.is_empty() { 0 } else { number(start)? };
-            let end = if end.is_empty() { u32::MAX } else { number(end)?.saturating_sub(1) };
-            if start > end {
-                return Err(Error::EmptyRange { what: "numbers", start: start as usize, end: end as usize }.to_string());
+            let end = if end.is_empty() { None } else { Some(number(end)?) };
+            match end {
+                None => Ok(start..=u32::MAX),
+                Some(end) if end > start => Ok(start..=end - 1),
+                Some(end) if end == start => Err(format!("its end is not part of it; {start} alone is {start}")),
+                Some(end) => Err(format!("it ends before it begins; ranges go upwards, as {end}..{start} does")),
             }
-            Ok(start..=end)
         }
     }
 }

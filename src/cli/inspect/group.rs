@@ -4,17 +4,21 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::circuits::GroupRequest;
+use crate::circuits::{GroupRequest, SharedView};
 use crate::{Error, Result};
 
 #[derive(Debug, Args)]
-pub(super) struct GroupArgs {
+pub(in crate::cli) struct GroupArgs {
     /// Show these nodes as one: "Texas=3_41_7,4_99_7"
     #[arg(long, value_name = "NAME=ID,..")]
     group: Vec<String>,
     /// Supernodes from a file: a JSON list of [name, id, ..], an object of lists of ids, or a graph that holds them
     #[arg(long, value_name = "FILE")]
     group_file: Option<PathBuf>,
+    /// Supernodes, labels and pinned nodes from the address of the graph's page on Neuronpedia or circuit-tracer's server (its
+    /// parameters supernodes, clerps, pinnedIds; nothing is fetched)
+    #[arg(long, value_name = "URL")]
+    group_url: Option<String>,
     /// Find supernodes by their edges, and by decoder directions where a raw graph holds them: average linkage, merged
     /// down to this mean cosine
     #[arg(long, value_name = "CUT", num_args = 0..=1, default_missing_value = "0.5")]
@@ -26,7 +30,7 @@ pub(super) struct GroupArgs {
 
 impl GroupArgs {
     /// The file that supernodes are read from, if one is named.
-    pub(super) fn file(&self) -> Option<&PathBuf> {
+    pub(in crate::cli) fn file(&self) -> Option<&PathBuf> {
         self.group_file.as_ref()
     }
 
@@ -34,7 +38,7 @@ impl GroupArgs {
     ///
     /// # Errors
     /// A `--group` that is not of its form.
-    pub(super) fn request(&self) -> Result<GroupRequest> {
+    pub(in crate::cli) fn request(&self) -> Result<GroupRequest> {
         let named = |text: &String| {
             let wrong = || Error::Spec { text: format!("--group {text}"), expected: "--group NAME=ID,ID,.." };
             let (name, ids) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
@@ -44,6 +48,7 @@ impl GroupArgs {
         Ok(GroupRequest {
             named: self.group.iter().map(named).collect::<Result<_>>()?,
             file: self.group_file.clone(),
+            shared: self.group_url.as_deref().map(SharedView::parse).transpose()?,
             auto_cut: self.auto_group,
             ignore_stored: self.no_groups,
         })

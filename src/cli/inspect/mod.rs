@@ -1,7 +1,7 @@
 //! `circuitscope inspect`: what is in a graph, all of it or a part, as text, table or picture.
 
 mod choose;
-mod group;
+pub(super) mod group;
 mod report_text;
 
 use std::io::Write;
@@ -10,17 +10,18 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::circuits::{
-    Report, SummarySettings, collapse, find_node, has_strange_partner, induced, members_within, neighborhood,
-    open_graph, rename, save, summarize,
+    Report, SummarySettings, collapse, find_nodes, has_strange_partner, members_within, neighborhood, open_graph,
+    rename, save, summarize, summarize_with_raw,
 };
 use crate::error::ErrorContext;
 use crate::export::replace_file;
 use crate::graph::Circuit;
-use crate::picture::{PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
+use crate::picture::{PictureSettings, arrange, characters_without_font, csv_edges, csv_nodes, dot, graphml, png, svg};
+use crate::text::quoted;
 use crate::{Error, Result};
 
 use super::graph_args::{CellsFor, Thresholds, refuse_own_inputs, relabel_from};
-use super::{json_text, note, print_bytes, summary_text};
+use super::{json_text, note, print_bytes, summary_text, terminal};
 use choose::ChooseArgs;
 use group::GroupArgs;
 use report_text::report_text;
@@ -45,56 +46,59 @@ enum InspectFormat {
 pub struct InspectArgs {
     /// A raw graph (.safetensors, pruned on the way) or a pruned one (.json, also circuit-tracer's)
     graph: PathBuf,
-    /// Show the inputs and outputs of this node, e.g. 3_41_7
-    #[arg(long, value_name = "ID")]
+    /// Show the inputs and outputs of these nodes: 3_41_7, 3_41 (wherever it is), " Dallas", Dallas@7, a label
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true, help_heading = "What to show")]
     node: Option<String>,
     /// How many of the strongest paths to show
-    #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths)]
+    #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths, help_heading = "What to show")]
     paths: usize,
     /// Where the paths begin [default: all tokens]
-    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "What to show")]
     from: Vec<String>,
     /// Where the paths end [default: the first target]
-    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "What to show")]
     to: Vec<String>,
     /// How many nodes every list shows
-    #[arg(long, value_name = "N", default_value_t = SummarySettings::default().top)]
+    #[arg(long, value_name = "N", default_value_t = SummarySettings::default().top, help_heading = "What to show")]
     top: usize,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Part of the graph")]
     choose: ChooseArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Supernodes")]
     group: GroupArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
     /// A feature_labels.json to name features from
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     labels: Option<PathBuf>,
     /// Call a node otherwise: 0_39_7=Texas, all positions of a feature (0_39=Texas), or a supernode by its name;
     /// repeatable. --save keeps it
-    #[arg(long, value_name = "ID=LABEL", value_parser = parse_rename)]
+    #[arg(long, value_name = "ID=LABEL", value_parser = parse_rename, help_heading = "Output")]
     rename: Vec<(String, String)>,
     /// How to print [default: as the ending of --output says, else text]. Pictures and tables of one --node are of its
     /// inputs and outputs
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Output")]
     format: Option<InspectFormat>,
     /// Who reads csv: perhaps a spreadsheet, so that what begins like a formula gets an apostrophe in front; or a program,
     /// with every cell exactly as it is
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     cells: CellsFor,
     /// Features, errors and supernodes that a picture shows, the strongest
-    #[arg(long, value_name = "N", default_value_t = PictureSettings::default().max_nodes)]
+    #[arg(long, value_name = "N", default_value_t = PictureSettings::default().max_nodes, help_heading = "Pictures")]
     max_nodes: usize,
     /// Of every node's inputs, a picture shows the strongest that make up this share
-    #[arg(long, value_name = "SHARE", default_value_t = PictureSettings::default().edge_share)]
+    #[arg(long, value_name = "SHARE", default_value_t = PictureSettings::default().edge_share, help_heading = "Pictures")]
     edge_share: f64,
     /// But no more than so many inputs of a node
-    #[arg(long, value_name = "N", default_value_t = PictureSettings::default().max_inputs)]
+    #[arg(long, value_name = "N", default_value_t = PictureSettings::default().max_inputs, help_heading = "Pictures")]
     max_inputs: usize,
+    /// Targets with less than this part of all targets' probability are left out of a picture
+    #[arg(long, value_name = "SHARE", default_value_t = PictureSettings::default().target_share, help_heading = "Pictures")]
+    target_share: f64,
     /// Where to write what is printed otherwise
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
     /// Write the graph as JSON too, with the chosen nodes pinned and the supernodes stored
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     save: Option<PathBuf>,
 }
 
@@ -105,6 +109,10 @@ pub struct InspectArgs {
 /// cannot be written.
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     check_share("edge-share", args.edge_share)?;
+    check_share("target-share", args.target_share)?;
+    if args.output.is_some() {
+        terminal::write_to_file();
+    }
     let format = chosen_format(args)?;
     for output in args.output.iter().chain(&args.save) {
         refuse_own_inputs(output, [Some(&args.graph), args.labels.as_ref(), args.group.file()])?;
@@ -112,7 +120,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     if args.save.is_some() && args.save == args.output {
         return Err(Error::Contradiction { first: "--save", second: "--output with the same file" });
     }
-    let part = args.choose.part();
+    let mut part = args.choose.part();
     part.check()?;
     let request = args.group.request()?;
     request.check()?;
@@ -121,8 +129,14 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         note(&format!("note: `{}` is of another trace than `{}`", partner.display(), args.graph.display()));
     }
     relabel_from(&mut opened.circuit, args.labels.as_ref())?;
-    let chosen = part.nodes(&opened.circuit)?;
-    let mut groups = request.supernodes(&opened)?;
+    if let Some(view) = &request.shared {
+        view.relabel(&mut opened.circuit);
+        if part.ids.is_empty() {
+            part.ids = view.pinned_in(&opened.circuit);
+        }
+    }
+    let chosen = part.nodes(&opened.circuit).map_err(|error| opened.explained(error))?;
+    let mut groups = request.supernodes(&opened).map_err(|error| opened.explained(error))?;
     for (id, label) in &args.rename {
         rename(&mut opened.circuit, &mut groups, id, label)
             .context(|| format!("cannot use `--rename {id}={label}`"))?;
@@ -136,22 +150,23 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let is_text = matches!(format, InspectFormat::Text | InspectFormat::Json);
     let chosen = match &args.node {
         Some(id) if !is_text => {
-            let near = neighborhood(&opened.circuit, &[find_node(&opened.circuit, id)?], 1);
+            let found = find_nodes(&opened.circuit, id).map_err(|error| opened.explained(error))?;
+            let near = neighborhood(&opened.circuit, &found, 1);
             Some(near.into_iter().filter(|node| chosen.as_ref().is_none_or(|chosen| chosen.contains(node))).collect())
         }
         _ => chosen,
     };
     let shown: std::borrow::Cow<'_, Circuit> = match &chosen {
-        Some(nodes) => std::borrow::Cow::Owned(induced(&opened.circuit, nodes)?),
+        Some(nodes) => std::borrow::Cow::Owned(opened.circuit.part(nodes)),
         None => std::borrow::Cow::Borrowed(&opened.circuit),
     };
-    // Supernodes keep those of their members that are shown.
-    let groups = members_within(&opened.circuit, &shown, groups);
-    let shown_collapsed = || collapse(&shown, &groups);
+    // In pictures and tables supernodes keep those of their members that are shown.
+    let shown_collapsed = || collapse(&shown, &members_within(&opened.circuit, &shown, groups.clone()));
     let settings = PictureSettings {
         max_nodes: args.max_nodes,
         edge_share: args.edge_share,
         max_inputs: args.max_inputs,
+        target_share: args.target_share,
         ..Default::default()
     };
     let picture = || -> Result<String> {
@@ -160,27 +175,38 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     };
     let bytes = match format {
         InspectFormat::Svg => picture()?.into_bytes(),
-        InspectFormat::Png => png(&picture()?, settings.scale)?,
+        InspectFormat::Png => {
+            let picture = picture()?;
+            let missing = characters_without_font(&picture)?;
+            if !missing.is_empty() {
+                note(&format!(
+                    "no font on this machine has {}: install one for this script (Noto, say) or write --format svg",
+                    quoted(&missing)
+                ));
+            }
+            png(&picture, settings.scale)?
+        }
         InspectFormat::Dot => dot(&shown, &shown_collapsed()?).into_bytes(),
         InspectFormat::Graphml => graphml(&shown, &shown_collapsed()?).into_bytes(),
         InspectFormat::Csv => csv_edges(&shown, &shown_collapsed()?, args.cells.into()).into_bytes(),
         InspectFormat::CsvNodes => csv_nodes(&shown, &shown_collapsed()?, args.cells.into()).into_bytes(),
         InspectFormat::Text | InspectFormat::Json => {
-            let summary_settings = SummarySettings { top: args.top, paths: args.paths, node: args.node.clone() };
-            let mut summary = summarize(&shown, &summary_settings)?;
-            if !args.from.is_empty() || !args.to.is_empty() {
-                let found = |ids: &[String]| ids.iter().map(|id| find_node(&shown, id)).collect::<Result<Vec<_>>>();
-                let from = if args.from.is_empty() { shown.tokens() } else { found(&args.from)? };
-                let mut to = found(&args.to)?;
-                if to.is_empty() {
-                    to.extend(shown.targets().first());
-                }
-                summary.set_paths(&shown, &from, &to, args.paths);
-            }
-            let report = Report::new(&opened, &shown, chosen.as_deref(), &groups, summary)?;
+            let settings = SummarySettings {
+                top: args.top,
+                paths: args.paths,
+                node: args.node.clone(),
+                from: args.from.clone(),
+                to: args.to.clone(),
+            };
+            let summary = match &opened.raw {
+                Some(raw) => summarize_with_raw(&shown, raw, &settings),
+                None => summarize(&shown, &settings),
+            };
+            let summary = summary.map_err(|error| opened.explained(error))?;
+            let report = Report::new(&opened, chosen.as_deref(), &groups, summary)?;
             match format {
                 InspectFormat::Json => json_text(&report)?.into_bytes(),
-                _ => (summary_text(&report.summary) + &report_text(&report)).into_bytes(),
+                _ => terminal::shown(&(summary_text(&report.summary) + &report_text(&report))).into_bytes(),
             }
         }
     };

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::circuits::Report;
+use crate::cli::summary::{percent, plural};
 use crate::text::terminal;
 
 /// What follows the summary.
@@ -12,8 +13,19 @@ pub(super) fn report_text(report: &Report) -> String {
         let over = if subgraph.over_all_edges { "all edges" } else { "the edges that pruning has left" };
         let _ = writeln!(
             text,
-            "\nsubgraph    {} features pinned; replacement {:.3}  completeness {:.3} over {over}",
-            subgraph.n_pinned_features, subgraph.replacement, subgraph.completeness
+            "\ncarries     {} on paths from its tokens, of the {} that all tokens carry;\n            errors feed {} into it; {} \
+             passes through its features and errors",
+            percent(subgraph.carried_by_tokens),
+            percent(subgraph.whole_by_tokens),
+            percent(subgraph.carried_by_errors),
+            percent(subgraph.passes_through),
+        );
+        let _ = writeln!(
+            text,
+            "pinned      {}; replacement {:.3}  completeness {:.3}\n            over {over}",
+            plural(subgraph.n_pinned_features, "feature"),
+            subgraph.replacement,
+            subgraph.completeness
         );
     }
     if let Some(grouping) = &report.grouping {

@@ -11,6 +11,7 @@ use crate::tracer::Tracer;
 use crate::{Error, Result};
 
 use super::super::Format;
+use super::super::direction::{check_not_zero, directions};
 use super::super::graph_args::{Thresholds, file_name};
 use super::super::prompt::PromptArgs;
 use super::super::row_args::RowArgs;
@@ -20,69 +21,73 @@ use super::super::setup::SetupArgs;
 pub struct TraceArgs {
     #[command(flatten)]
     pub(super) prompt: PromptArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Model")]
     pub(super) setup: SetupArgs,
     /// Explain the logit of this token (exact text, leading space included); repeatable [default: the likeliest tokens]
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "TOKEN", help_heading = "What to explain")]
     target: Vec<String>,
     /// As --target, by vocabulary id
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", help_heading = "What to explain")]
     target_id: Vec<u32>,
     /// Explain the difference of two tokens' logits
-    #[arg(long, num_args = 2, value_names = ["TOKEN", "TOKEN"])]
+    #[arg(long, num_args = 2, value_names = ["TOKEN", "TOKEN"], help_heading = "What to explain")]
     target_diff: Vec<String>,
     /// Explain the pre-activation of a feature: layer_feature_position
-    #[arg(long, value_name = "L_F_P")]
+    #[arg(long, value_name = "L_F_P", help_heading = "What to explain")]
     target_feature: Vec<String>,
+    /// Explain a direction of the final norm's output: the tensors of a safetensors file (FILE:NAME for one of them), or a
+    /// sum such as '" Austin" + " Dallas" - 2 * " Sacramento"'; repeatable
+    #[arg(long, value_name = "FILE or SUM", allow_hyphen_values = true, help_heading = "What to explain")]
+    target_direction: Vec<String>,
     /// Position of logit targets [default: the last]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", help_heading = "What to explain")]
     position: Option<usize>,
     /// At most this many of the likeliest tokens are explained
-    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().max_logits)]
+    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().max_logits, help_heading = "What to explain")]
     max_logits: usize,
     /// No more tokens once their probabilities add up to this
-    #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob)]
+    #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob, help_heading = "What to explain")]
     logit_prob: f64,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Features")]
     rows: RowArgs,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
-    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size)]
+    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, help_heading = "Features")]
     batch_size: usize,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Pruning")]
     pub(super) thresholds: Thresholds,
     /// Where the files go
-    #[arg(long, value_name = "FOLDER", default_value = "graphs")]
+    #[arg(long, value_name = "FOLDER", default_value = "graphs", help_heading = "Output")]
     pub(super) out_dir: PathBuf,
     /// Name of the files and of the graph [default: from the prompt; where files of another trace have that name, with
     /// digits that tell this one]
-    #[arg(long, value_name = "NAME", value_parser = file_name)]
+    #[arg(long, value_name = "NAME", value_parser = file_name, help_heading = "Output")]
     pub(super) slug: Option<String>,
     /// Replace files of that name also where they hold another prompt, other targets or settings, or pinned nodes
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(super) force: bool,
     /// Do not write the pruned graph
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(super) no_json: bool,
     /// Do not write the raw graph
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(super) no_raw: bool,
     /// Leave the features' decoder directions out of the raw graph; `inspect --auto-group` uses them
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     no_decoders: bool,
     /// A feature_labels.json to name features from [default: the one beside the transcoders]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(super) labels: Option<PathBuf>,
     /// How many of the strongest paths to show
-    #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths)]
+    #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths, help_heading = "Output")]
     pub(super) paths: usize,
     /// How many nodes to show
-    #[arg(long, value_name = "N", default_value_t = SummarySettings::default().top)]
+    #[arg(long, value_name = "N", default_value_t = SummarySettings::default().top, help_heading = "Output")]
     pub(super) top: usize,
     /// How to print the summary
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     pub(super) format: Format,
     /// With --format json: add `timings`, the time and memory of every phase; without them, equal runs print equal bytes
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(super) timings: bool,
 }
 
@@ -111,6 +116,12 @@ impl TraceArgs {
                     .context(|| format!("cannot use `--target-feature {text}`"));
             };
             targets.push(TargetRequest::Feature { layer, feature, pos });
+        }
+        for text in &self.target_direction {
+            for direction in directions(text, tracer)? {
+                check_not_zero(&direction)?;
+                targets.push(TargetRequest::Direction { vec: direction.vec, label: direction.label });
+            }
         }
         let options = AttributionOptions {
             targets,

@@ -11,12 +11,12 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::attribution::requested;
-use crate::circuits::{PairPlan, Summary, SummarySettings, summarize};
+use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
 use crate::job::Job;
 use crate::text::terminal;
 
-use super::{Format, note, print_data, print_json, say, summary_text};
+use super::{Format, note, print_json, print_text, say, summary_text};
 pub use args::TraceArgs;
 use phases::{Phase, Phases};
 use progress::TraceProgress;
@@ -78,9 +78,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 
     let mut phases = phases.lock().unwrap_or_else(PoisonError::into_inner);
     phases.note("forward", format!("{n_pos} positions, {n_active} active features"));
-    let summary = summarize(&circuit, &SummarySettings { top: args.top, paths: args.paths, node: None })?;
+    let settings = SummarySettings { top: args.top, paths: args.paths, ..Default::default() };
+    let summary = summarize_with_raw(&circuit, graph.graph(), &settings)?;
     match args.format {
-        Format::Text => print_data(&summary_text(&summary))?,
+        Format::Text => print_text(&summary_text(&summary))?,
         Format::Json => {
             let timings = args.timings.then(|| phases.all());
             print_json(&Report { summary: &summary, files: &files, timings })?;

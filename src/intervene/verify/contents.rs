@@ -262,7 +262,7 @@ fn influences<T: Copy + Into<f64> + ToString>(name: &str, in_graph: &[T], here: 
 }
 
 /// Features that are active in one of two sorted lists alone.
-fn differing(in_graph: &[FeatureId], here: &[FeatureId]) -> Vec<FeatureId> {
+pub(super) fn differing(in_graph: &[FeatureId], here: &[FeatureId]) -> Vec<FeatureId> {
     let (a, b): (BTreeSet<_>, BTreeSet<_>) = (in_graph.iter().copied().collect(), here.iter().copied().collect());
     a.symmetric_difference(&b).copied().collect()
 }
@@ -455,6 +455,7 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
         target_positions,
         model,
         scan,
+        transcoders,
         feature_input_hook,
         feature_output_hook,
         n_layers,
@@ -487,6 +488,9 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
     // Files of older programs have none.
     let is_asked = trace_id.is_empty() || *trace_id == fingerprint;
     let is_model = same_model(model, &here.model) || (!trace_id.is_empty() && is_asked);
+    // Files of older programs do not say where the transcoders were.
+    let are_transcoders =
+        transcoders.is_empty() || same_model(transcoders, &here.transcoders) || (!trace_id.is_empty() && is_asked);
     // Of a sample the scores are estimates, which only the whole of it gives again.
     let (own_scores, score_tolerance) = match graph.whole_influence() {
         Some(_) => {
@@ -509,6 +513,13 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
         Tally::exact("target_positions", target_positions, &here.target_positions),
         PartCheck::key("model", is_model, String::new(), format!("{model:?}"), format!("{:?}", here.model)),
         text("scan", scan, &here.scan),
+        PartCheck::key(
+            "transcoders",
+            are_transcoders,
+            String::new(),
+            format!("{transcoders:?}"),
+            format!("{:?}", here.transcoders),
+        ),
         text("feature_input_hook", feature_input_hook, &here.feature_input_hook),
         text("feature_output_hook", feature_output_hook, &here.feature_output_hook),
         number("n_layers", *n_layers as f64, here.n_layers as f64, 0.0),

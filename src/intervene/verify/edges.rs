@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{TokenTarget, feature_at, feature_ids};
+use super::{VerifyTarget, feature_at, feature_ids};
 use crate::error::Result;
 use crate::graph::{AttributionGraph, FeatureId, NodeId};
 use crate::intervene::effects::Readout;
@@ -49,7 +49,7 @@ pub fn check(
     original: &Original,
     linear: &LinearModel,
     graph: &AttributionGraph,
-    targets: &[TokenTarget],
+    targets: &[VerifyTarget],
     n_samples: usize,
     influence: &[f64],
     job: &Job,
@@ -67,7 +67,20 @@ pub fn check(
     let tokens = spread(&layout.tokens().collect::<Vec<_>>(), n_samples);
     let columns: Vec<usize> = features.iter().chain(&errors).chain(&tokens).copied().collect();
     let sources: Vec<NodeId> = columns.iter().filter_map(|&column| layout.node(column)).collect();
-    let readouts: Vec<Readout> = targets.iter().map(|t| t.readout.clone()).collect();
+    // A feature is a target like any other where it is active here; else nothing keeps its pre-activation.
+    let (mut readouts, mut of_features) = (Vec::new(), Vec::new());
+    for target in targets {
+        match target {
+            VerifyTarget::Direction { index, pos, direction } => {
+                readouts.push((*index, Readout { pos: *pos, direction: direction.clone() }));
+            }
+            VerifyTarget::Feature { index, layer, feature, pos, .. } => {
+                let id = FeatureId { layer: *layer as u32, pos: *pos as u32, feature: *feature as u32 };
+                of_features.extend(index_here(id).map(|active| (*index, active)));
+            }
+        }
+    }
+    let (indices, readouts): (Vec<usize>, Vec<Readout>) = readouts.into_iter().unzip();
 
     let mut found = EdgeCheck {
         n_features: features.len(),
@@ -95,9 +108,9 @@ pub fn check(
                 compare(row, effects.features[active], feature.into());
             }
         }
-        for (target, &effect) in targets.iter().zip(&effects.readouts) {
-            let node = NodeId::Target { index: target.index as u32 };
-            compare(layout.n_features() + target.index, effect, node);
+        let of_features = of_features.iter().map(|&(index, active)| (index, effects.features[active]));
+        for (index, effect) in indices.iter().copied().zip(effects.readouts.iter().copied()).chain(of_features) {
+            compare(layout.n_features() + index, effect, NodeId::Target { index: index as u32 });
         }
     }
     found.share_within = if found.n_edges == 0 { 1.0 } else { n_within as f64 / found.n_edges as f64 };

@@ -7,14 +7,15 @@ mod edges;
 mod faithfulness;
 mod statistics;
 
+use candle_core::Tensor;
 use serde::Serialize;
 
 pub use circuit::{CircuitCheck, CurvePoint};
+use contents::differing;
 pub use contents::{ContentsCheck, Difference, PartCheck};
 pub use edges::EdgeCheck;
-pub use faithfulness::{AblationPoint, Faithfulness, ModeFaithfulness};
+pub use faithfulness::{AblationPoint, ErrorParts, Faithfulness, ModeFaithfulness, Predictor};
 
-use super::effects::Readout;
 use super::original::Original;
 use crate::error::{Error, Result};
 use crate::graph::{AttributionGraph, FeatureId};
@@ -60,7 +61,9 @@ pub struct Verification {
     pub identity: IdentityCheck,
     /// Whether edges are measured effects.
     pub edges: EdgeCheck,
-    /// `None` where the graph's first target is no token.
+    /// Labels of the targets that nothing could be measured for: directions that the file does not tell.
+    pub untested: Vec<String>,
+    /// For the first target that can be measured; `None` where none can.
     pub faithfulness: Option<Faithfulness>,
     /// What the circuit keeps of the model's answer.
     pub circuit: CircuitCheck,
@@ -89,11 +92,12 @@ pub fn verify(
     replacement: &Replacement,
     graph: &AttributionGraph,
     options: &VerifyOptions,
-    retrace: impl FnOnce(&LinearModel) -> Result<AttributionGraph>,
+    retrace: impl FnOnce(&LinearModel) -> Result<Retraced>,
     job: &Job,
 ) -> Result<Verification> {
     let (original, linear) = linearized_as_traced(replacement, graph, job)?;
-    let contents = contents::check(&original, &linear, graph, &retrace(&linear)?)?;
+    let Retraced { graph: again, targets } = retrace(&linear)?;
+    let contents = contents::check(&original, &linear, graph, &again)?;
 
     let largest = graph.row_identity_error();
     let identity = IdentityCheck {
@@ -102,7 +106,6 @@ pub fn verify(
         tolerance: IDENTITY_TOLERANCE,
         passed: largest <= IDENTITY_TOLERANCE,
     };
-    let targets = token_targets(&original, &linear, graph)?;
     let influence = graph.influence();
     let edges = edges::check(&original, &linear, graph, &targets, options.n_samples, &influence.nodes, job)?;
     let by_influence = features_by_influence(graph, &influence.nodes);
@@ -121,6 +124,7 @@ pub fn verify(
         contents,
         identity,
         edges,
+        untested: untested(graph, &targets),
         faithfulness,
         circuit,
     })
@@ -143,25 +147,56 @@ pub(crate) fn linearized_as_traced<'a>(
     Ok((original, linear))
 }
 
-/// A target that is a token, with the direction that its logit is read by.
-#[derive(Clone, Debug)]
-struct TokenTarget {
-    index: usize,
-    readout: Readout,
+/// A graph computed again, and how its targets are read off a run.
+#[derive(Debug)]
+pub struct Retraced {
+    /// The same trace, anew.
+    pub graph: AttributionGraph,
+    /// Of the targets in the file, those that can be measured, ascending.
+    pub targets: Vec<VerifyTarget>,
 }
 
-/// Targets whose directions follow from a token id; others (differences, features, own directions) are not in the file.
-fn token_targets(original: &Original, linear: &LinearModel, graph: &AttributionGraph) -> Result<Vec<TokenTarget>> {
-    let model = &original.replacement.model;
-    let (_, mean_row) = model.logits_and_mean_row(&linear.final_normed.narrow(0, 0, 1)?)?;
-    let mut targets = Vec::new();
-    for (index, &id) in graph.target_ids.iter().enumerate() {
-        let Ok(token) = u32::try_from(id) else { continue };
-        let direction = (model.unembedding_rows(&[token])?.squeeze(0)? - &mean_row)?;
-        let pos = graph.meta.target_positions[index] as usize;
-        targets.push(TokenTarget { index, readout: Readout { pos, direction } });
+/// A target as it is read off a run of the model.
+#[derive(Clone, Debug)]
+pub enum VerifyTarget {
+    /// A token's logit, a difference, or any direction of the final norm's output.
+    Direction {
+        /// Place among the graph's targets.
+        index: usize,
+        /// Position in the prompt.
+        pos: usize,
+        /// `[d_model]`
+        direction: Tensor,
+    },
+    /// The pre-activation of a feature.
+    Feature {
+        /// Place among the graph's targets.
+        index: usize,
+        /// The layer whose MLP the transcoder reads.
+        layer: usize,
+        /// Index among the features of the layer.
+        feature: usize,
+        /// Position in the prompt.
+        pos: usize,
+        /// What the feature looks for. `[d_model]`
+        encoder_vec: Tensor,
+    },
+}
+
+impl VerifyTarget {
+    /// Place among the graph's targets.
+    pub fn index(&self) -> usize {
+        match self {
+            VerifyTarget::Direction { index, .. } | VerifyTarget::Feature { index, .. } => *index,
+        }
     }
-    Ok(targets)
+}
+
+/// Labels of the targets that are not among those that can be measured.
+fn untested(graph: &AttributionGraph, targets: &[VerifyTarget]) -> Vec<String> {
+    let labels = graph.meta.target_labels.iter().enumerate();
+    let is_untested = |index: usize| !targets.iter().any(|target| target.index() == index);
+    labels.filter(|(index, _)| is_untested(*index)).map(|(_, label)| label.clone()).collect()
 }
 
 /// Node indices of the features, most influential first.
@@ -236,8 +271,10 @@ fn check_same(original: &Original, graph: &AttributionGraph) -> Result<()> {
     let shared = graph.active_features.len() - others;
     let n_different = others + here.len() - shared;
     if n_different as f64 > MAX_SHARE_OF_OTHERS * here.len().max(graph.active_features.len()) as f64 {
-        let (graph, model) = (graph.active_features.len().to_string(), here.len().to_string());
-        let model = format!("{model}, and {n_different} are not in both");
+        let other = differing(&graph.active_features, &here).first().copied();
+        let other = other.map_or(String::new(), |f| format!(", such as {}_{}_{}", f.layer, f.feature, f.pos));
+        let (graph, model) = (graph.active_features.len().to_string(), here.len());
+        let model = format!("{model}, and {n_different} are not in both{other}");
         return Err(Error::GraphMismatch { what: "active features are", graph, model });
     }
     Ok(())

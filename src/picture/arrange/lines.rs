@@ -2,17 +2,37 @@
 
 use std::collections::BTreeSet;
 
-use super::cells::{Cells, Row};
-use super::{DrawnBox, MARGIN, TITLE};
-use crate::picture::route::Band;
+use super::columns::Columns;
+use super::grid::{Grid, Row};
+use super::shown::Cells;
+use super::{DrawnBox, MARGIN};
+use crate::graph::Circuit;
+use crate::picture::node_text;
 
 /// Between lines of boxes of one layer, where edges bend.
-const LINE_GAP: f64 = 18.0;
+const LINE_GAP: f64 = 28.0;
 /// Between layers, where the edges run: the smallest and the largest; in between, wide pictures get more, so that edges
 /// over many positions do not lie flat.
-const LAYER_GAPS: [f64; 2] = [40.0, 96.0];
+const LAYER_GAPS: [f64; 2] = [42.0, 84.0];
 /// Height of a picture as a part of its width that the gaps between layers try to reach.
-const ASPECT: f64 = 0.5;
+const ASPECT: f64 = 0.62;
+/// Of the ground of a row, above and below its boxes.
+const ROW_PADDING: f64 = 9.0;
+/// Size of the title's text, and how many lines it has at most.
+pub(in crate::picture) const TITLE_SIZE: f64 = 13.0;
+pub(in crate::picture) const TITLE_LINE: f64 = 17.0;
+const TITLE_LINES: usize = 4;
+/// Between title, picture and legend.
+const SPACE: f64 = 14.0;
+
+/// A line of boxes, from its upper to its lower edge.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Band {
+    pub top: f64,
+    pub bottom: f64,
+    /// Left and right edges of the boxes, ascending and apart.
+    pub taken: Vec<(f64, f64)>,
+}
 
 /// Lines of boxes, from above.
 pub(super) struct Lines {
@@ -20,10 +40,12 @@ pub(super) struct Lines {
     pub bands: Vec<Band>,
     /// The line of each box.
     pub band_of: Vec<usize>,
-    /// Names of the rows and the middle of each.
-    pub rows: Vec<(String, f64)>,
-    /// Height of the picture.
-    pub height: f64,
+    /// Name, upper and lower edge of each row.
+    pub rows: Vec<(String, f64, f64)>,
+    /// The prompt, broken into lines.
+    pub title: Vec<String>,
+    /// Where the legend begins.
+    pub legend_top: f64,
 }
 
 /// A line before the gaps between rows are known.
@@ -35,26 +57,32 @@ struct Line {
     row: usize,
 }
 
-/// Gives every box its `y`, in a picture of this `width`. Their `x` must be known.
-pub(super) fn stack(cells: &Cells, width: f64, boxes: &mut [DrawnBox]) -> Lines {
+/// Gives every box its `y`, in a picture as wide as `columns`. Their `x` must be known.
+pub(super) fn stack(circuit: &Circuit, grid: &Grid, cells: &Cells, columns: &Columns, boxes: &mut [DrawnBox]) -> Lines {
+    let width = columns.width;
+    let prompt = node_text::token(&circuit.meta.prompt);
+    let title = node_text::wrap(&prompt, width - 2.0 * MARGIN, TITLE_LINES, TITLE_SIZE);
     let used: BTreeSet<Row> = cells.keys().map(|(row, _)| *row).collect();
-    let mut y = MARGIN + TITLE;
-    let mut rows: Vec<(String, f64)> = Vec::new();
+    let mut y = MARGIN + title.len() as f64 * TITLE_LINE + SPACE + ROW_PADDING;
+    let mut rows: Vec<(String, f64, f64)> = Vec::new();
     let mut lines: Vec<Line> = Vec::new();
     for (row_at, &row) in used.iter().rev().enumerate() {
         let top = y;
-        for (at, members) in lines_of(row, cells).into_iter().enumerate() {
+        for (at, members) in columns.lines_of(row, cells, boxes).into_iter().enumerate() {
             y += if at > 0 { LINE_GAP } else { 0.0 };
             let height = members.iter().map(|&member| boxes[member].height).fold(0.0, f64::max);
             lines.push(Line { members, top: y, height, row: row_at });
             y += height;
         }
-        rows.push((row.name(), (top + y) / 2.0));
+        rows.push((grid.name(row), top - ROW_PADDING, y + ROW_PADDING));
     }
     // What the rows leave of the wanted height goes between them.
     let n_gaps = rows.len().saturating_sub(1) as f64;
     let layer_gap = ((ASPECT * width - y) / n_gaps.max(1.0)).clamp(LAYER_GAPS[0], LAYER_GAPS[1]);
-    rows.iter_mut().enumerate().for_each(|(at, row)| row.1 += at as f64 * layer_gap);
+    for (at, row) in rows.iter_mut().enumerate() {
+        row.1 += at as f64 * layer_gap;
+        row.2 += at as f64 * layer_gap;
+    }
     let mut bands: Vec<Band> = Vec::with_capacity(lines.len());
     let mut band_of = vec![0usize; boxes.len()];
     for Line { mut members, top, height, row } in lines {
@@ -67,21 +95,6 @@ pub(super) fn stack(cells: &Cells, width: f64, boxes: &mut [DrawnBox]) -> Lines 
         let taken = members.iter().map(|&member| (boxes[member].x, boxes[member].x + boxes[member].width)).collect();
         bands.push(Band { top, bottom: top + height, taken });
     }
-    let height = (y + n_gaps * layer_gap).max(MARGIN + TITLE) + MARGIN;
-    Lines { bands, band_of, rows, height }
-}
-
-/// The lines of one row, from above: cells with fewer stand in the middle.
-fn lines_of(row: Row, cells: &Cells) -> Vec<Vec<usize>> {
-    let in_row = || cells.iter().filter(|((r, _), _)| *r == row).map(|(_, members)| members);
-    let n_lines_of = |members: &[usize]| members.len().div_ceil(row.per_line(members.len()));
-    let n_lines = in_row().map(|members| n_lines_of(members)).max().unwrap_or(0);
-    let mut lines: Vec<Vec<usize>> = vec![Vec::new(); n_lines];
-    for members in in_row() {
-        let first = (n_lines - n_lines_of(members)) / 2;
-        for (at, line) in members.chunks(row.per_line(members.len())).enumerate() {
-            lines[first + at].extend_from_slice(line);
-        }
-    }
-    lines
+    let legend_top = y + n_gaps * layer_gap + ROW_PADDING + SPACE;
+    Lines { bands, band_of, rows, title, legend_top }
 }

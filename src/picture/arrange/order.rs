@@ -1,7 +1,8 @@
 //! The order of the boxes of a cell: each near what it is connected with.
 
-use super::cells::{Cells, Row};
 use super::columns::Columns;
+use super::grid::Row;
+use super::shown::Cells;
 use super::{DrawnBox, DrawnEdge};
 
 /// Passes that put boxes of a cell into the order of what they are connected with.

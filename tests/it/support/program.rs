@@ -6,9 +6,21 @@ use std::process::{Command, Output};
 /// What the embedded model was made for.
 pub const PROMPT: &str = "The capital of the state containing Dallas is";
 
+/// The program in `folder`, without what the user's own environment and configuration would change.
+pub fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_circuitscope"));
+    command.current_dir(folder).env("XDG_CONFIG_HOME", folder.join("no-such-configuration"));
+    let variables = ["MODEL", "TRANSCODERS", "SETUP", "DEVICE"].map(|name| format!("CIRCUITSCOPE_{name}"));
+    let others = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS"].map(str::to_owned);
+    variables.iter().chain(&others).for_each(|name| {
+        command.env_remove(name);
+    });
+    command
+}
+
 /// Runs the program in `folder`.
 pub fn circuitscope(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_circuitscope")).current_dir(folder).args(args).output().unwrap()
+    program(folder).args(args).output().unwrap()
 }
 
 pub fn stdout(output: &Output) -> String {

@@ -1,0 +1,139 @@
+//! Collecting against the machine: tokens a second of `features collect`, as a share of those of the plain forward pass
+//! with one encoder product a layer, on the same sequences in the same run; and the peak of memory.
+//!
+//!     cargo bench --bench features
+//!
+//! The model is random, in the shape of SmolLM2-135M, with 2,048 features a layer. With CIRCUITSCOPE_SMOLLM2_GGUF and
+//! CIRCUITSCOPE_SMOLLM2_TRANSCODERS set, the real one is measured, and with CIRCUITSCOPE_TEXT on a text of yours.
+
+#[path = "../examples/synthesize/synthetic.rs"]
+#[allow(dead_code)]
+mod synthetic;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use circuitscope::features::{CollectOptions, FeatureSet, Input, collect};
+use circuitscope::job::Job;
+use circuitscope::model::{ForwardOptions, HookPoint, Hooks};
+use circuitscope::replacement::Replacement;
+use circuitscope::weights::{Folder, ModelFiles};
+use synthetic::{Shape, write_model, write_transcoders};
+
+/// Measurements, of which the best counts: others on the machine only ever slow it down.
+const REPEATS: usize = 3;
+
+/// Sequences that go through the model at once, in the plain pass.
+const BATCH: usize = 32;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // `cargo test --benches` runs benches as tests, to see that they work.
+    let is_test = std::env::args().any(|argument| argument == "--test");
+    let (few, many) = if is_test { (300, 600) } else { (16_384, 32_768) };
+    let folder = tempfile::tempdir()?;
+    let real = ["CIRCUITSCOPE_SMOLLM2_GGUF", "CIRCUITSCOPE_SMOLLM2_TRANSCODERS"].map(std::env::var);
+    let replacement = match real {
+        [Ok(model), Ok(transcoders)] => open(&model, &transcoders)?,
+        _ => {
+            let shape = Shape::named("smollm2-135m").ok_or("no such shape")?;
+            let (model, transcoders) = (folder.path().join("model"), folder.path().join("transcoders"));
+            write_model(&shape, &model)?;
+            write_transcoders(&shape, 28.0, &transcoders)?;
+            open(&model.display().to_string(), &transcoders.display().to_string())?
+        }
+    };
+    let text = match std::env::var_os("CIRCUITSCOPE_TEXT") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let path = folder.path().join("text.txt");
+            let d_vocab = replacement.model.config.d_vocab as u32;
+            let tokens: Vec<u32> =
+                (0..2 * many as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % d_vocab).collect();
+            std::fs::write(
+                &path,
+                tokens.chunks(64).map(|c| replacement.tokenizer.decode(c) + "\n").collect::<String>(),
+            )?;
+            path
+        }
+    };
+    let (mut plain, mut secs_few, mut secs_many, mut n_plain, mut n_more) =
+        (f64::INFINITY, f64::INFINITY, f64::INFINITY, 0, 0);
+    let encoders = encoders(&replacement)?;
+    for repeat in 0..if is_test { 1 } else { REPEATS } {
+        let out = |name: &str| folder.path().join(format!("{name}{repeat}"));
+        let (secs, n_few) = collecting(&replacement, &text, few, &out("few"))?;
+        secs_few = secs_few.min(secs);
+        let set = FeatureSet::open(&out("few"))?;
+        let store = set.tokens();
+        let sequences: Vec<Vec<u32>> = (0..store.n_sequences())
+            .map(|sequence| store.sequence(sequence).map(|position| store.token(position)).collect())
+            .collect();
+        let start = Instant::now();
+        for batch in sequences.chunks(BATCH) {
+            let mut product = Product { replacement: &replacement, encoders: &encoders };
+            replacement.model.forward(batch, &mut product, ForwardOptions::default())?;
+        }
+        plain = plain.min(start.elapsed().as_secs_f64());
+        let (secs, n_many) = collecting(&replacement, &text, many, &out("many"))?;
+        secs_many = secs_many.min(secs);
+        (n_plain, n_more) = (n_few, n_many - n_few);
+    }
+    // What does not grow with the text, the writing of the files, is in both runs and not in their difference.
+    let collected = n_more as f64 / (secs_many - secs_few);
+    let plain = n_plain as f64 / plain;
+    println!("forward pass and encoder products: {plain:.0} tokens/s");
+    println!("collecting: {collected:.0} tokens/s, {:.0} % of that; peak memory {}", 100.0 * collected / plain, peak());
+    Ok(())
+}
+
+fn open(model: &str, transcoders: &str) -> Result<Replacement, Box<dyn Error>> {
+    Ok(Replacement::open(ModelFiles::open(model)?, &Folder::open(transcoders)?, &Device::Cpu)?)
+}
+
+/// Seconds, and tokens that were read.
+fn collecting(replacement: &Replacement, text: &Path, n: u64, out: &Path) -> Result<(f64, u64), Box<dyn Error>> {
+    let options = CollectOptions { max_tokens: Some(n), ..Default::default() };
+    let start = Instant::now();
+    let found = collect(replacement, &[Input::File(text.to_owned())], out, &options, &Job::default())?;
+    Ok((start.elapsed().as_secs_f64(), found.manifest.text.n_tokens))
+}
+
+/// Encoders in memory. `[n_layers]` of `[d_model, n_features]`
+fn encoders(replacement: &Replacement) -> Result<Vec<Tensor>, Box<dyn Error>> {
+    let d_model = replacement.model.config.d_model;
+    let (eye, zero) = (
+        Tensor::eye(d_model, candle_core::DType::F32, &Device::Cpu)?,
+        Tensor::zeros((1, d_model), candle_core::DType::F32, &Device::Cpu)?,
+    );
+    let of = |layer: &circuitscope::transcoder::Transcoder| -> Result<Tensor, Box<dyn Error>> {
+        Ok(layer.pre_activations(&eye)?.broadcast_sub(&layer.pre_activations(&zero)?)?)
+    };
+    replacement.transcoders.layers.iter().map(of).collect()
+}
+
+/// One product with the encoder of each layer.
+struct Product<'a> {
+    replacement: &'a Replacement,
+    encoders: &'a [Tensor],
+}
+
+impl Hooks for Product<'_> {
+    fn wants(&self, point: HookPoint) -> bool {
+        point.layer().is_some_and(|layer| self.replacement.input_point(layer) == point)
+    }
+
+    fn see(&mut self, point: HookPoint, tensor: &Tensor) -> circuitscope::Result<Option<Tensor>> {
+        let layer = point.layer().unwrap_or(0);
+        std::hint::black_box(tensor.flatten_to(1)?.matmul(&self.encoders[layer])?);
+        Ok(None)
+    }
+}
+
+/// The peak of this process's memory, where the system says so.
+fn peak() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map_or_else(|| "unknown".to_owned(), |kib| kib.trim().to_owned())
+}

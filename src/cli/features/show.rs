@@ -1,0 +1,236 @@
+//! `circuitscope features show`.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use clap::{Args, ValueEnum};
+
+use crate::Result;
+use crate::cli::summary::{Align, cut, percent, write_table};
+use crate::cli::{Format, print_data, print_json};
+use crate::features::{FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportToken, report};
+use crate::text::{quoted, terminal};
+
+/// Columns of a terminal.
+const COLUMNS: usize = 80;
+
+/// Columns of an example before its text.
+const VALUE_COLUMNS: usize = 10;
+
+/// Columns of an example's text before its own token, at most.
+const BEFORE_COLUMNS: usize = 42;
+
+/// Columns of the longest bar of the histogram.
+const BAR_COLUMNS: usize = 40;
+
+/// Longer tokens are cut in tables.
+const TOKEN_COLUMNS: usize = 18;
+
+/// Backgrounds of tokens by activation, weak to strong: colours of the 256 that terminals have.
+const SHADES: [u8; 5] = [230, 229, 222, 215, 208];
+
+#[derive(Debug, Args)]
+pub(super) struct ShowArgs {
+    /// The folder of features, or the one of the transcoders that it is in; `atlas` for those of the embedded model
+    folder: String,
+    /// The feature, LAYER_FEATURE
+    feature: FeatureId,
+    /// Strongest examples that are shown
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    examples: usize,
+    /// Sampled examples that are shown of each interval of the activation
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    per_interval: usize,
+    /// Whether to colour tokens by activation: auto (in a terminal, unless NO_COLOR is set), always or never
+    #[arg(long, value_enum, default_value_t)]
+    color: Color,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Whether to colour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    fn is_on(self) -> bool {
+        match self {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        }
+    }
+}
+
+/// Shows a feature.
+///
+/// # Errors
+/// A folder that cannot be read, a feature that does not exist.
+pub(super) fn run(args: &ShowArgs) -> Result<()> {
+    let set = FeatureSet::open_named(&args.folder)?;
+    let report = report(&set, args.feature)?;
+    match args.format {
+        Format::Json => print_json(&report),
+        Format::Text => print_data(&report_text(&report, args)),
+    }
+}
+
+fn report_text(report: &FeatureReport, args: &ShowArgs) -> String {
+    let mut text = String::new();
+    let label = report.label.as_deref().map(|label| format!("  {}", cut(label))).unwrap_or_default();
+    let _ = writeln!(text, "feature {}{label}", report.feature);
+    let share = f64::from(report.count) / report.n_positions.max(1) as f64;
+    let (count, positions) = (thousands(report.count.into()), thousands(report.n_positions));
+    let _ = writeln!(
+        text,
+        "active on   {count} of {positions} positions ({}), in {} sequences",
+        frequency(share),
+        thousands(report.n_sequences.into())
+    );
+    if report.count == 0 {
+        text.push_str("            never, so there is nothing to show; a longer text may have it\n");
+        return text;
+    }
+    let _ = writeln!(
+        text,
+        "activation  mean {:.3}, median {:.2}, 99 % below {:.2}, largest {:.3}",
+        report.mean, report.median, report.quantile_99, report.max
+    );
+    write_tokens(&mut text, report);
+    write_histogram(&mut text, report);
+    let color = args.color.is_on();
+    text.push_str("\nstrongest examples\n");
+    let top = report.examples.iter().filter(|example| example.is_top).take(args.examples);
+    top.for_each(|example| write_example(&mut text, example, report.max, color));
+    for interval in (1..=N_INTERVALS).rev() {
+        let samples: Vec<&ReportExample> =
+            report.examples.iter().filter(|example| example.interval == Some(interval)).collect();
+        if samples.is_empty() || args.per_interval == 0 {
+            continue;
+        }
+        let _ = writeln!(text, "\nsampled from interval {interval} of {N_INTERVALS}");
+        let shown = samples.iter().take(args.per_interval);
+        shown.for_each(|example| write_example(&mut text, example, report.max, color));
+    }
+    text
+}
+
+fn write_tokens(text: &mut String, report: &FeatureReport) {
+    let sampled = match u64::from(report.count) > u64::from(report.n_sampled) {
+        true => format!(" (of {} sampled activations)", report.n_sampled),
+        false => String::new(),
+    };
+    let _ = writeln!(text, "\ntokens{sampled}");
+    let token = |token: &ReportToken| {
+        let quoted = quoted(&token.text);
+        match quoted.chars().count() > TOKEN_COLUMNS {
+            true => quoted.chars().take(TOKEN_COLUMNS - 1).chain(['…']).collect(),
+            false => quoted,
+        }
+    };
+    let n = report.tokens.len().max(report.before.len());
+    let cells = |list: &[ReportToken], i: usize| -> [String; 3] {
+        list.get(i).map_or_else(Default::default, |t| [percent(t.share), format!("{:.3}", t.mean), token(t)])
+    };
+    let rows = (0..n).map(|i| {
+        let ([share, mean, on], [share_before, _, before]) = (cells(&report.tokens, i), cells(&report.before, i));
+        vec![share, mean, on, share_before, before]
+    });
+    let aligns = [Align::Right, Align::Right, Align::Left, Align::Right, Align::Left];
+    write_table(text, &aligns, ["share", "mean", "on", "share", "after"].map(str::to_owned).to_vec(), rows);
+}
+
+fn write_histogram(text: &mut String, report: &FeatureReport) {
+    text.push_str("\nactivations\n");
+    // Two bins a row: half of a doubling.
+    let rows: Vec<(f32, f32, u32)> = report
+        .histogram
+        .chunks(2)
+        .map(|bins| (bins[0].start, bins[bins.len() - 1].end, bins.iter().map(|bin| bin.count).sum()))
+        .collect();
+    let most = rows.iter().map(|&(_, _, n)| n).max().unwrap_or(1).max(1);
+    let rows = rows.iter().map(|&(start, end, n)| {
+        let eighths = (n as usize * 8 * BAR_COLUMNS).div_ceil(most as usize);
+        let part = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'][eighths % 8];
+        let bar: String = std::iter::repeat_n('█', eighths / 8).chain([part]).collect();
+        vec![number(start), "to".to_owned(), number(end), thousands(n.into()), bar]
+    });
+    let aligns = [Align::Right, Align::Left, Align::Right, Align::Right, Align::Left];
+    write_table(text, &aligns, Vec::new(), rows);
+}
+
+/// An activation in four or so columns.
+fn number(value: f32) -> String {
+    match value {
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 1.0 || value == 0.0 => format!("{value:.2}"),
+        value => format!("{value:.4}"),
+    }
+}
+
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+fn frequency(share: f64) -> String {
+    let percent = 100.0 * share;
+    if percent >= 0.1 || share == 0.0 { format!("{percent:.1} %") } else { format!("{percent:.4} %") }
+}
+
+/// One line: the activation, and the text with the example's own token marked.
+fn write_example(text: &mut String, example: &ReportExample, max: f32, color: bool) {
+    let marks = if color { 0 } else { 2 };
+    let width = COLUMNS - VALUE_COLUMNS - marks;
+    let shown: Vec<String> = example.tokens.iter().map(|token| terminal(token)).collect();
+    let len = |i: usize| shown[i].chars().count();
+    let own = len(example.at).min(width);
+    // Tokens that fit, from the example's own outwards; one that does not fit whole is cut at its far end.
+    let mut left = BEFORE_COLUMNS.min(width - own);
+    let mut pieces: Vec<(usize, String)> = vec![(example.at, shown[example.at].chars().take(width).collect())];
+    for i in (0..example.at).rev() {
+        if left == 0 {
+            break;
+        }
+        let skipped = len(i).saturating_sub(left);
+        left -= len(i) - skipped;
+        pieces.insert(0, (i, shown[i].chars().skip(skipped).collect()));
+    }
+    let before = BEFORE_COLUMNS.min(width - own) - left;
+    let mut right = width - own - before;
+    for i in example.at + 1..shown.len() {
+        if right == 0 {
+            break;
+        }
+        let taken: String = shown[i].chars().take(right).collect();
+        right -= taken.chars().count();
+        pieces.push((i, taken));
+    }
+    let _ = write!(text, "{:>width$.3}  ", example.value, width = VALUE_COLUMNS - 2);
+    for (i, piece) in pieces {
+        let activation = example.activations[i];
+        let is_own = i == example.at;
+        match color {
+            true if activation > 0.0 => {
+                let shade = (activation / max.max(f32::MIN_POSITIVE) * SHADES.len() as f32) as usize;
+                let shade = SHADES[shade.min(SHADES.len() - 1)];
+                let bold = if is_own { "1;" } else { "" };
+                let _ = write!(text, "\x1b[{bold}38;5;16;48;5;{shade}m{piece}\x1b[0m");
+            }
+            false if is_own => {
+                let _ = write!(text, "«{piece}»");
+            }
+            _ => text.push_str(&piece),
+        }
+    }
+    text.truncate(text.trim_end_matches(' ').len());
+    text.push('\n');
+}

@@ -1,0 +1,151 @@
+//! Names of features: `L_F_P`, and with a graph its supernodes and its labels.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::circuits::{GroupRequest, OpenedGraph, Opening, find_node, open_graph};
+use crate::error::ErrorContext;
+use crate::graph::{Circuit, FeatureId, Node};
+use crate::intervene::{FeatureSpec, Positions, Supernodes};
+use crate::replacement::Replacement;
+use crate::text::nearest;
+use crate::tracer::TokenizedPrompt;
+use crate::{Error, Result};
+
+/// A graph whose features have names.
+#[derive(Debug)]
+pub(super) struct NamedGraph {
+    pub path: PathBuf,
+    pub opened: OpenedGraph,
+    /// Its supernodes, features only: other nodes have nothing to change.
+    pub supernodes: Vec<(String, Vec<FeatureId>)>,
+    request: GroupRequest,
+}
+
+impl NamedGraph {
+    /// Opens a graph; what supernodes it has says `request`.
+    ///
+    /// # Errors
+    /// A graph that cannot be read; supernodes that cannot be.
+    pub(super) fn open(path: &Path, request: GroupRequest) -> Result<Self> {
+        let mut opened = open_graph(path, &Opening::default())?;
+        if let Some(view) = &request.shared {
+            view.relabel(&mut opened.circuit);
+        }
+        let supernodes = request.supernodes(&opened)?.into_iter().map(|group| {
+            let features = group.members.iter().filter_map(|&index| opened.circuit.node(index).id.feature());
+            (group.name, features.collect::<Vec<_>>())
+        });
+        let supernodes = supernodes.filter(|(_, features)| !features.is_empty()).collect();
+        Ok(Self { path: path.to_owned(), opened, supernodes, request })
+    }
+
+    pub(super) fn circuit(&self) -> &Circuit {
+        &self.opened.circuit
+    }
+
+    /// The supernodes as nodes of the circuit.
+    ///
+    /// # Errors
+    /// As [`NamedGraph::open`], which has made sure of them.
+    pub(super) fn groups(&self) -> Result<Vec<crate::circuits::Supernode>> {
+        self.request.supernodes(&self.opened)
+    }
+
+    /// The nodes that are features.
+    pub(super) fn features(&self) -> BTreeSet<FeatureId> {
+        self.nodes().map(|(id, _)| id).collect()
+    }
+
+    /// The nodes that are features, with their activations.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (FeatureId, &Node)> {
+        let nodes = self.circuit().graph().node_weights();
+        nodes.filter_map(|node| Some((node.id.feature()?, node)))
+    }
+
+    /// Refuses graphs of another model.
+    ///
+    /// # Errors
+    /// [`Error::GraphMismatch`], [`Error::NoSuchFeature`].
+    pub(super) fn check_model(&self, replacement: &Replacement) -> Result<()> {
+        let (meta, scan) = (&self.circuit().meta, &replacement.transcoders.scan);
+        if !meta.scan.is_empty() && meta.scan != *scan {
+            let (graph, model) = (format!("{:?}", meta.scan), format!("{scan:?}"));
+            return Err(Error::GraphMismatch { what: "transcoders are", graph, model });
+        }
+        for f in self.features() {
+            let known = replacement.transcoders.check_feature(f.layer as usize, f.feature as usize);
+            known.context(|| format!("`{}` is a graph of another model", self.path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The prompt that was traced.
+    pub(super) fn prompt(&self) -> crate::tracer::Prompt {
+        match &self.opened.raw {
+            Some(raw) => TokenizedPrompt {
+                text: raw.meta.prompt.clone(),
+                tokens: raw.input_tokens.iter().map(|&token| token as u32).collect(),
+            }
+            .into(),
+            None => self.circuit().meta.prompt.as_str().into(),
+        }
+    }
+
+    /// The features of a supernode, else those whose label is `name`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSupernode`], with the nearest name.
+    pub(super) fn find(&self, name: &str) -> Result<Vec<FeatureId>> {
+        if let Some((_, features)) = self.supernodes.iter().find(|(known, _)| known == name) {
+            return Ok(features.clone());
+        }
+        let is_labelled = |node: &Node| node.label.as_deref().is_some_and(|label| label.trim() == name.trim());
+        let labelled: Vec<FeatureId> = self.nodes().filter(|(_, node)| is_labelled(node)).map(|(id, _)| id).collect();
+        if !labelled.is_empty() {
+            return Ok(labelled);
+        }
+        if let Some(feature) =
+            find_node(self.circuit(), name).ok().and_then(|index| self.circuit().node(index).id.feature())
+        {
+            return Ok(vec![feature]);
+        }
+        let supernodes = self.supernodes.iter().map(|(name, _)| name.as_str());
+        let labels = self.nodes().filter_map(|(_, node)| node.label.as_deref());
+        Err(Error::UnknownSupernode {
+            name: name.to_owned(),
+            graph: self.path.display().to_string(),
+            nearest: nearest(name, supernodes.chain(labels)).map(str::to_owned),
+            known: self.supernodes.iter().map(|(name, _)| name.clone()).collect(),
+        })
+    }
+}
+
+/// The features that an option names, and the name if it stands for several: `L_F_P`, or a name of the graph.
+///
+/// # Errors
+/// [`Error::Spec`] without a graph, [`Error::UnknownSupernode`] with one.
+pub(super) fn named_features(text: &str, graph: Option<&NamedGraph>) -> Result<(Vec<FeatureSpec>, bool)> {
+    let error = match text.parse::<FeatureSpec>() {
+        Ok(feature) => return Ok((vec![feature], false)),
+        Err(error) => error,
+    };
+    let is_number = text.split('_').all(|part| part.chars().all(|c| c.is_ascii_digit() || ".*".contains(c)));
+    match graph {
+        Some(graph) if !is_number => Ok((graph.find(text)?.into_iter().map(spec).collect(), true)),
+        _ => Err(error),
+    }
+}
+
+/// A feature at its position.
+pub(super) fn spec(id: FeatureId) -> FeatureSpec {
+    FeatureSpec { layer: id.layer as usize, feature: id.feature as usize, positions: Positions::At(id.pos as usize) }
+}
+
+/// A graph's supernodes, for plans.
+pub(super) fn supernodes(graph: Option<&NamedGraph>) -> Supernodes {
+    let of = |graph: &NamedGraph| {
+        graph.supernodes.iter().map(|(name, ids)| (name.clone(), ids.iter().copied().map(spec).collect())).collect()
+    };
+    graph.map(of).unwrap_or_default()
+}

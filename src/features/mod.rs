@@ -1,0 +1,30 @@
+//! `features`: what features mean. A text goes through the model once, and for each feature of each layer stays what it
+//! is active on: how often, how strongly, the strongest and some sampled examples, the tokens and what precedes them.
+//!
+//! In: a [`Replacement`](crate::replacement::Replacement) and files of text. Out: a folder of features, which
+//! [`FeatureSet`] opens: without the model, and one feature in microseconds.
+
+mod accumulate;
+mod collect;
+mod corpus;
+mod dashboard;
+mod files;
+mod histogram;
+mod manifest;
+mod merge;
+mod report;
+mod search;
+mod sequences;
+mod state;
+mod tokens;
+
+pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
+pub use corpus::{Input, Split, TextFormat, inputs};
+pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
+pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};
+pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
+pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
+pub use merge::merge;
+pub use report::{FeatureId, FeatureReport, ReportBin, ReportExample, ReportToken, report};
+pub use search::{ActiveHere, Found, SearchBy, active_on, search};
+pub use tokens::TokenStore;

@@ -1,0 +1,167 @@
+//! One feature in words and numbers, for printing.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::dashboard::{Example, TokenCount};
+use super::files::FeatureSet;
+use crate::error::{Error, Result};
+
+/// Which feature: `LAYER_FEATURE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FeatureId {
+    /// Its layer.
+    pub layer: usize,
+    /// Its index in the layer.
+    pub feature: usize,
+}
+
+impl fmt::Display for FeatureId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.layer, self.feature)
+    }
+}
+
+impl FromStr for FeatureId {
+    type Err = Error;
+
+    /// `29_189`, or `29/189`.
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = text.split_once(['_', '/']).and_then(|(layer, feature)| {
+            Some(FeatureId { layer: layer.parse().ok()?, feature: feature.parse().ok()? })
+        });
+        parsed.ok_or_else(|| Error::Spec { text: text.to_owned(), expected: "a feature such as 29_189, LAYER_FEATURE" })
+    }
+}
+
+/// One feature.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FeatureReport {
+    /// Its name, `LAYER_FEATURE`.
+    pub feature: String,
+    /// What it is called, if it has a label.
+    pub label: Option<String>,
+    /// Positions where it is active.
+    pub count: u32,
+    /// Positions that were looked at.
+    pub n_positions: u64,
+    /// Sequences that have such a position.
+    pub n_sequences: u32,
+    /// Mean of its activations.
+    pub mean: f32,
+    /// Median of its activations, to the width of a bin.
+    pub median: f32,
+    /// What 99 % of its activations are below, to the width of a bin.
+    pub quantile_99: f32,
+    /// The smallest.
+    pub min: f32,
+    /// The largest.
+    pub max: f32,
+    /// Activations that the tokens were counted on.
+    pub n_sampled: u32,
+    /// Tokens it is active on.
+    pub tokens: Vec<ReportToken>,
+    /// Tokens before those.
+    pub before: Vec<ReportToken>,
+    /// How many activations are in which range.
+    pub histogram: Vec<ReportBin>,
+    /// Strongest first.
+    pub examples: Vec<ReportExample>,
+}
+
+/// A token that a feature is active on, or after.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReportToken {
+    /// Its id.
+    pub token: u32,
+    /// Its text.
+    pub text: String,
+    /// Times, of the sampled activations.
+    pub count: u32,
+    /// That as a share of them.
+    pub share: f64,
+    /// Mean activation.
+    pub mean: f32,
+}
+
+/// A bin of the histogram.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReportBin {
+    /// Where it begins.
+    pub start: f32,
+    /// Where it ends.
+    pub end: f32,
+    /// Activations in it.
+    pub count: u32,
+}
+
+/// An example with the tokens around it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReportExample {
+    /// The activation.
+    pub value: f32,
+    /// Whether it is one of the strongest.
+    pub is_top: bool,
+    /// The interval, 1 to 5, that it is a sample of.
+    pub interval: Option<usize>,
+    /// Position in the token store.
+    pub position: u32,
+    /// The document, from 0, over all files.
+    pub document: u32,
+    /// Which of the tokens is the example's own.
+    pub at: usize,
+    /// Texts of the tokens.
+    pub tokens: Vec<String>,
+    /// The feature's activation on each.
+    pub activations: Vec<f32>,
+}
+
+/// What is known of a feature, for printing.
+///
+/// # Errors
+/// Those of [`FeatureSet::dashboard`].
+pub fn report(set: &FeatureSet, id: FeatureId) -> Result<FeatureReport> {
+    let dashboard = set.dashboard(id.layer, id.feature)?;
+    let tokens = |counts: &[TokenCount]| -> Vec<ReportToken> {
+        let of = |count: &TokenCount| ReportToken {
+            token: count.token,
+            text: set.tokens().text(count.token),
+            count: count.count,
+            share: dashboard.share(count),
+            mean: count.mean,
+        };
+        counts.iter().map(of).collect()
+    };
+    let example = |example: &Example| {
+        let window = set.window(example, usize::MAX, usize::MAX);
+        ReportExample {
+            value: example.value,
+            is_top: example.groups.is_top(),
+            interval: example.groups.interval(),
+            position: example.position,
+            document: window.document,
+            at: window.at,
+            tokens: window.texts,
+            activations: window.activations,
+        }
+    };
+    Ok(FeatureReport {
+        feature: id.to_string(),
+        label: set.labels().get(id.layer as u32, id.feature as u32).map(str::to_owned),
+        count: dashboard.count,
+        n_positions: set.manifest().text.n_positions,
+        n_sequences: dashboard.n_sequences,
+        mean: dashboard.mean,
+        median: dashboard.quantile(0.5),
+        quantile_99: dashboard.quantile(0.99),
+        min: dashboard.min,
+        max: dashboard.max,
+        n_sampled: dashboard.n_sampled,
+        tokens: tokens(&dashboard.tokens),
+        before: tokens(&dashboard.before),
+        histogram: dashboard.histogram.bins().map(|(start, end, count)| ReportBin { start, end, count }).collect(),
+        examples: dashboard.examples.iter().map(example).collect(),
+    })
+}
