@@ -16,8 +16,11 @@ const MAX_NEAR: usize = 5;
 /// # Errors
 /// There is none; names the nearest.
 pub fn find_node(circuit: &Circuit, id: &str) -> Result<NodeIndex> {
-    let mut indices = circuit.graph().node_indices();
-    indices.find(|&index| id_of(circuit, index) == id).ok_or_else(|| unknown(circuit, id))
+    with_id(circuit, id).ok_or_else(|| unknown(circuit, id))
+}
+
+fn with_id(circuit: &Circuit, id: &str) -> Option<NodeIndex> {
+    circuit.graph().node_indices().find(|&index| id_of(circuit, index) == id)
 }
 
 /// All nodes that `name` stands for, ascending, at least one:
@@ -35,7 +38,7 @@ pub fn find_node(circuit: &Circuit, id: &str) -> Result<NodeIndex> {
 /// # Cost
 /// Linear in nodes.
 pub fn find_nodes(circuit: &Circuit, name: &str) -> Result<Vec<NodeIndex>> {
-    if let Ok(index) = find_node(circuit, name) {
+    if let Some(index) = with_id(circuit, name) {
         return Ok(vec![index]);
     }
     // A token may hold an `@` itself, so that the name as a whole comes first.
@@ -105,8 +108,10 @@ fn id_of(circuit: &Circuit, index: NodeIndex) -> String {
 /// There is no such node; what looks most like it, the most influential first.
 fn unknown(circuit: &Circuit, name: &str) -> Error {
     let influence = circuit.node_influence();
-    let wanted = name.trim().to_lowercase();
-    let stem = feature_parts(circuit, name.split('@').next().unwrap_or(name));
+    // Most often the text is meant and the position is wrong, or the other way round.
+    let typed = name.rsplit_once('@').filter(|(_, pos)| pos.parse::<i64>().is_ok()).map_or(name, |(stem, _)| stem);
+    let wanted = typed.trim().to_lowercase();
+    let stem = feature_parts(circuit, typed);
     let allowed = (wanted.chars().count() / 3).max(1);
     let mut near: Vec<(usize, NodeIndex, String)> = Vec::new();
     for index in circuit.graph().node_indices() {
@@ -123,7 +128,6 @@ fn unknown(circuit: &Circuit, name: &str) -> Error {
         });
         let name_distance = of_name.min().filter(|&distance| distance <= allowed);
         let id_distance = Some(typing_distance(&wanted, &id)).filter(|&distance| distance <= allowed.min(2));
-        // Most often the position is wrong: the same feature elsewhere is what was meant.
         let nearest = if is_same_feature { Some(0) } else { name_distance.into_iter().chain(id_distance).min() };
         if let Some(nearest) = nearest {
             let text = match node.id.kind() {

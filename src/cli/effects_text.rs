@@ -22,7 +22,7 @@ const FAINT: f64 = 0.02;
 /// What pushes the targets which way.
 pub(super) fn write_effects(text: &mut String, summary: &Summary) {
     let Some(main) = summary.effects.first().filter(|effects| !effects.positions.is_empty()) else { return };
-    let shown = strongest_positions(main);
+    let shown = strongest_positions(main, MAX_POSITIONS);
     write_positions(text, summary, main, &shown);
     write_layers(text, main, &shown);
     if summary.effects.len() > 1 {
@@ -30,8 +30,8 @@ pub(super) fn write_effects(text: &mut String, summary: &Summary) {
     }
 }
 
-/// Indices of the positions that are listed, ascending.
-fn strongest_positions(effects: &Effects) -> Vec<usize> {
+/// Indices of the `count` positions with the largest effects, ascending.
+fn strongest_positions(effects: &Effects, count: usize) -> Vec<usize> {
     let weight = |p: &PositionEffects| {
         let along_paths =
             p.token_along_paths.unwrap_or_default().abs() + p.errors_along_paths.unwrap_or_default().abs();
@@ -39,7 +39,7 @@ fn strongest_positions(effects: &Effects) -> Vec<usize> {
     };
     let mut order: Vec<usize> = (0..effects.positions.len()).collect();
     order.sort_by(|&a, &b| weight(&effects.positions[b]).total_cmp(&weight(&effects.positions[a])).then(a.cmp(&b)));
-    order.truncate(MAX_POSITIONS);
+    order.truncate(count);
     order.sort_unstable();
     order
 }
@@ -116,7 +116,7 @@ fn write_positions(text: &mut String, summary: &Summary, effects: &Effects, show
     let share: f64 = effects.positions.iter().map(|p| p.error_share).sum();
     let _ = writeln!(
         text,
-        "  unexplained: errors give {:+.2} directly{};\n  they are {} of all |direct effects|, and {} of the influence begins at them",
+        "  unexplained: errors give {:+.2} directly{};\n  {} of all |direct effects|; {} of the influence begins at them",
         direct.errors,
         along_paths(|paths| paths.errors),
         percent(direct.errors_abs_share),
@@ -152,6 +152,12 @@ fn cut_token(token: &str) -> String {
 
 /// The heat map: layers upwards, positions to the right, one digit a cell.
 fn write_layers(text: &mut String, effects: &Effects, shown: &[usize]) {
+    // Three digits need wider cells, so that fewer fit beside the sums.
+    let width = shown.last().map_or(0, |at| at.to_string().len() + 1).max(3);
+    let shown = match width {
+        3 => shown.to_vec(),
+        _ => strongest_positions(effects, MAX_POSITIONS * 3 / width),
+    };
     let n_layers = effects.layers.len();
     let per_band = n_layers.div_ceil(MAX_BANDS).max(1);
     let bands: Vec<_> = effects.layers.chunks(per_band).collect();
@@ -173,7 +179,6 @@ fn write_layers(text: &mut String, effects: &Effects, shown: &[usize]) {
         name(band),
         token_at(&at.text, at.pos)
     );
-    let width = shown.last().map_or(0, |at| at.to_string().len() + 1).max(3);
     let label = (0..bands.len()).map(|band| name(band).chars().count()).max().unwrap_or_default().max("layer".len());
     let mut line = format!("  {:>label$}", "layer");
     shown.iter().for_each(|pos| line.push_str(&format!("{pos:>width$}")));

@@ -14,6 +14,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::Io { path, source, .. } if source.kind() == ErrorKind::NotFound => {
             Some(format!("nearest is `{}`", nearest_path(path)?.display()))
         }
+        Error::Io { path, .. } if path.is_dir() => Some(format!("`{}` is a folder; name a file in it", path.display())),
         Error::Setting { name, value, range: "0..=1" } if (1.0..=100.0).contains(value) => {
             Some(format!("the option is `{}`; {value} % is {}", option_of(name), value / 100.0))
         }

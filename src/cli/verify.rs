@@ -39,8 +39,7 @@ pub struct VerifyArgs {
     seed: u64,
     /// Compare the influence of N random features, and the scores, with exact ones, which takes the row of every active
     /// feature [default: 20 where N is left out]
-    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20",
-        help_heading = "What to measure")]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20", help_heading = "What to measure")]
     influence: Option<usize>,
     #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
@@ -239,7 +238,7 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
          Pearson 1 says that the graph tells strong from weak as the model does. Graphs hold attention\n\
          and norms: what they add is the difference between the modes",
         faithfulness.n_ablated,
-        quoted(&faithfulness.target)
+        target_text(&faithfulness.target)
     );
     let header =
         ["held", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
@@ -269,12 +268,17 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     ];
     let rows = rows.into_iter().map(|(error, what)| vec![format!("{error:.4}"), what.to_owned()]);
     write_table(text, &[Align::Right, Align::Left], Vec::new(), rows);
-    let _ = writeln!(text, "\nfirst-order predictors of the same; no graph does better than a small ablation, scaled");
+    let _ = writeln!(text, "\nfirst-order predictors of the same; a small ablation, scaled up, is the model's own first order");
     let header = ["predictor", "mean |error|", "Pearson"].map(str::to_owned).to_vec();
     let rows = parts.predictors.iter().map(|predictor| {
         vec![predictor.name.to_owned(), format!("{:.4}", predictor.error), correlation(predictor.pearson)]
     });
     write_table(text, &[Align::Left, Align::Right, Align::Right], header, rows);
+}
+
+/// A label of a target: a token in quotes; what is in quotes itself, or names a feature, as it is.
+fn target_text(label: &str) -> String {
+    if label.starts_with('"') || label.starts_with("feature ") { terminal(label) } else { quoted(label) }
 }
 
 fn write_curve(text: &mut String, title: &str, points: &[CurvePoint]) {

@@ -163,7 +163,7 @@ fn bad_prompts_and_targets_are_refused() {
     refused_with(at, &["trace", &long], &["context"]);
     refused_with(at, &["trace", PROMPT, "--target", "Austin Texas"], &["--target", "not one token"]);
     refused_with(at, &["trace", PROMPT, "--target-feature", "3_41"], &["layer_feature_position"]);
-    refused_with(at, &["trace", PROMPT, "--target-feature", "9_41_2"], &["9_41", "4 layers"]);
+    refused_with(at, &["trace", PROMPT, "--target-feature", "9_41_2"], &["layer 9", "4 layers"]);
     refused_with(at, &["trace", PROMPT, "--target-feature", "3_41_99"], &["position 99"]);
     refused_with(at, &["trace", PROMPT, "--position", "99"], &["position 99"]);
     refused_with(at, &["trace", "--prompt-file", "nowhere.txt"], &["nowhere.txt"]);

@@ -99,7 +99,7 @@ fn what_does_not_exist_or_says_nothing_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     for (args, parts) in [
-        (&["--ablate", "9_1_2"][..], &["9_1", "4 layers"][..]),
+        (&["--ablate", "9_1_2"][..], &["layer 9", "4 layers"][..]),
         (&["--ablate", "0_5000_2"], &["0_5000", "1024 features"]),
         (&["--ablate", "0_1_9"], &["position 9", "0..=8"]),
         (&["--ablate", "0_1_7..10"], &["position 9"]),

@@ -84,7 +84,7 @@ fn the_table_of_a_difference_equals_the_sums_of_the_raw_graph() {
     trace(folder.path(), "difference", &["--target-diff", " Austin", " Sacramento"]);
     check_table(folder.path(), "difference", 4);
     // The row of a feature is summed as well.
-    let told = inspected(folder.path(), &["graphs/difference.safetensors", "--to", "3/955"]);
+    let told = inspected(folder.path(), &["graphs/difference.safetensors", "--to", "3/955", "--node-threshold", "0.95"]);
     assert_eq!(told["effects"][0]["target"], "3_955_8");
     close(told["effects"][0]["value"].as_f64().unwrap(), 88.291, 1e-3, 0.0, "its pre-activation");
 }
@@ -179,7 +179,7 @@ fn the_first_screen_tells_which_tokens_push_which_way() {
     let dallas = screen.iter().find(|line| line.contains("7 \" Dallas\"")).unwrap();
     assert!(dallas.contains('+'), "{dallas}");
     // Labels and quoted paths apart, it fits 80 columns.
-    screen.iter().for_each(|line| assert!(line.chars().count() <= 80 || line.contains("_"), "{line}"));
+    screen.iter().for_each(|line| assert!(line.chars().count() <= 80 || line.contains('_'), "{line}"));
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub(super) struct ChooseArgs {
     #[arg(long, value_name = "N", default_value_t = 1, requires = "around")]
     hops: usize,
     /// Only the fewest strongest features whose paths carry this share of what all paths from tokens carry
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     carry: Option<f64>,
 }
 
@@ -63,6 +63,14 @@ impl ChooseArgs {
     }
 }
 
+fn parse_share(text: &str) -> std::result::Result<f64, String> {
+    let percent = text.trim().strip_suffix('%').and_then(|percent| percent.trim().parse::<f64>().ok());
+    match percent {
+        Some(percent) => Err(format!("shares are parts of 1: {percent} % is {}", percent / 100.0)),
+        None => text.trim().parse().map_err(|_| "expected a share in 0..=1, such as 0.5".to_owned()),
+    }
+}
+
 fn parse_range(text: &str) -> std::result::Result<RangeInclusive<u32>, String> {
     let number = |part: &str| {
         part.trim()
@@ -77,7 +85,7 @@ fn parse_range(text: &str) -> std::result::Result<RangeInclusive<u32>, String> {
             match end {
                 None => Ok(start..=u32::MAX),
                 Some(end) if end > start => Ok(start..=end - 1),
-                Some(end) if end == start => Err(format!("its end is not part of it; {start} alone is {start}")),
+                Some(end) if end == start => Err(format!("it is empty, since the end of a range is not part of it; `{start}` is {start} alone")),
                 Some(end) => Err(format!("it ends before it begins; ranges go upwards, as {end}..{start} does")),
             }
         }
