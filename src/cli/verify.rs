@@ -268,7 +268,10 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     ];
     let rows = rows.into_iter().map(|(error, what)| vec![format!("{error:.4}"), what.to_owned()]);
     write_table(text, &[Align::Right, Align::Left], Vec::new(), rows);
-    let _ = writeln!(text, "\nfirst-order predictors of the same; a small ablation, scaled up, is the model's own first order");
+    let _ = writeln!(
+        text,
+        "\nfirst-order predictors of the same; a small ablation, scaled up, is the model's own first order"
+    );
     let header = ["predictor", "mean |error|", "Pearson"].map(str::to_owned).to_vec();
     let rows = parts.predictors.iter().map(|predictor| {
         vec![predictor.name.to_owned(), format!("{:.4}", predictor.error), correlation(predictor.pearson)]

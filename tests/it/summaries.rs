@@ -84,7 +84,8 @@ fn the_table_of_a_difference_equals_the_sums_of_the_raw_graph() {
     trace(folder.path(), "difference", &["--target-diff", " Austin", " Sacramento"]);
     check_table(folder.path(), "difference", 4);
     // The row of a feature is summed as well.
-    let told = inspected(folder.path(), &["graphs/difference.safetensors", "--to", "3/955", "--node-threshold", "0.95"]);
+    let told =
+        inspected(folder.path(), &["graphs/difference.safetensors", "--to", "3/955", "--node-threshold", "0.95"]);
     assert_eq!(told["effects"][0]["target"], "3_955_8");
     close(told["effects"][0]["value"].as_f64().unwrap(), 88.291, 1e-3, 0.0, "its pre-activation");
 }

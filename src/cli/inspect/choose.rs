@@ -85,7 +85,9 @@ fn parse_range(text: &str) -> std::result::Result<RangeInclusive<u32>, String> {
             match end {
                 None => Ok(start..=u32::MAX),
                 Some(end) if end > start => Ok(start..=end - 1),
-                Some(end) if end == start => Err(format!("it is empty, since the end of a range is not part of it; `{start}` is {start} alone")),
+                Some(end) if end == start => {
+                    Err(format!("it is empty, since the end of a range is not part of it; `{start}` is {start} alone"))
+                }
                 Some(end) => Err(format!("it ends before it begins; ranges go upwards, as {end}..{start} does")),
             }
         }
