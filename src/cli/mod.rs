@@ -111,6 +111,13 @@ pub fn main() -> ExitCode {
         }
         Err(answer) => return usage(&answer),
     };
+    // Commands that have a choice of threads start them themselves.
+    if let Command::Prune(_) | Command::Inspect(_) | Command::Diff(_) | Command::Common(_) = cli.command
+        && let Err(error) = start_threads(None)
+    {
+        say(&error_text(&error));
+        return ExitCode::from(EXIT_ERROR);
+    }
     let result = match cli.command {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),
@@ -135,6 +142,20 @@ pub fn main() -> ExitCode {
             ExitCode::from(EXIT_ERROR)
         }
     }
+}
+
+/// Starts the threads that share the work, as many as there are cores where it is not said: started later, when there is no
+/// memory for them, they would be a panic.
+///
+/// # Errors
+/// [`Error::Threads`].
+fn start_threads(n_threads: Option<usize>) -> Result<()> {
+    let built = rayon::ThreadPoolBuilder::new().num_threads(n_threads.unwrap_or(0)).build_global();
+    built.or_else(|error| match std::error::Error::source(&error) {
+        Some(_) => Err(Error::Threads { reason: error.to_string() }),
+        // Threads are started once: a second command in one process keeps the first ones.
+        None => Ok(()),
+    })
 }
 
 /// Says on stderr what was done; paths and names in it are not the program's own.
