@@ -21,6 +21,8 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
+    // The list of the folder's graphs is not what these tests are about.
+    names.retain(|name| name != "graph-metadata.json");
     names
 }
 
@@ -313,6 +315,8 @@ mod memory {
             let message = String::from_utf8_lossy(&output.stderr).into_owned();
             match output.status.code() {
                 Some(0) => n_done += 1,
+                // On a machine of many cores already their stacks are too much for the least limits.
+                Some(2) if message.contains("cannot start the threads") && n_done == 0 && doing.is_empty() => {}
                 Some(2) => {
                     assert_eq!(n_done, 0, "{mib} MiB are refused, less was enough: {message}");
                     assert!(message.contains("of memory (") && message.contains("ulimit -d"), "{mib} MiB: {message}");

@@ -219,9 +219,9 @@ fn assert_is_literal(set: &FeatureSet, literal: &Literal, settings: &Settings, n
             let mut values: Vec<f64> = firings.iter().map(|f| f.value.into()).collect();
             values.sort_by(f64::total_cmp);
             let n = values.len();
-            close(dashboard.mean.into(), values.iter().sum::<f64>() / n as f64, 1e-6, 1e-5, &format!("{name}: mean"));
-            close(dashboard.min.into(), values[0], 1e-6, 1e-5, &format!("{name}: min"));
-            close(dashboard.max.into(), values[n - 1], 1e-6, 1e-5, &format!("{name}: max"));
+            close(dashboard.mean.into(), values.iter().sum::<f64>() / n as f64, 1e-5, 1e-5, &format!("{name}: mean"));
+            close(dashboard.min.into(), values[0], 1e-5, 1e-5, &format!("{name}: min"));
+            close(dashboard.max.into(), values[n - 1], 1e-5, 1e-5, &format!("{name}: max"));
             assert_histogram(&dashboard, &values, &name);
             assert_examples(set, &dashboard, literal, (layer, feature), settings, &name);
             for (found, back, at_most) in [(&dashboard.tokens, 0, 10), (&dashboard.before, 1, 5)] {
@@ -229,7 +229,7 @@ fn assert_is_literal(set: &FeatureSet, literal: &Literal, settings: &Settings, n
                 assert_eq!(found.len(), expected.len().min(at_most), "{name}: tokens {back} back");
                 for (found, (token, count, mean)) in found.iter().zip(expected) {
                     assert_eq!((found.token, found.count as usize), (token, count), "{name}: token {back} back");
-                    close(found.mean.into(), mean, 1e-6, 1e-5, &format!("{name}: mean of a token"));
+                    close(found.mean.into(), mean, 1e-5, 1e-5, &format!("{name}: mean of a token"));
                 }
             }
         }
@@ -290,7 +290,7 @@ fn assert_examples(
         assert_eq!(window.at, offset - from, "{name}: place in a window");
         for (i, &activation) in window.activations.iter().enumerate() {
             let exact = values.get(&(literal.starts[sequence] + from + i)).copied().unwrap_or(0.0);
-            close(activation.into(), exact.into(), 1e-6, 1e-5, &format!("{name}: activation in a window"));
+            close(activation.into(), exact.into(), 1e-5, 1e-5, &format!("{name}: activation in a window"));
         }
     }
 }
@@ -374,7 +374,7 @@ fn merged_parts_and_merged_texts_are_what_one_run_writes() {
         let replacement = replacement(family);
         let folder = TempDir::new().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let first = Input::File(written(&folder, "first.txt", &long_text(1500)));
+        let first = Input::File(written(&folder, "first.txt", &long_text(2500)));
         let second = Input::File(written(&folder, "second.txt", TEXT));
         let run = |inputs: &[Input], out: &str, options: &CollectOptions| {
             collect(&replacement, inputs, &at(out), options, &Job::default()).unwrap()
@@ -577,6 +577,32 @@ fn damaged_files_are_refused_or_read_but_never_end_in_a_panic() {
         assert!(matches!(read_all(&bad), Err(Error::MissingFile { .. })), "{name} is missing");
     }
     assert!(n_refused > 80, "{n_refused} of 180 damages were seen");
+}
+
+#[test]
+fn damaged_state_is_refused_or_merged_but_never_ends_in_a_panic() {
+    let folder = TempDir::new().unwrap();
+    let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
+    let input = Input::File(written(&folder, "text.txt", TEXT));
+    let options = CollectOptions { mergeable: true, ..small() };
+    collect(&replacement("llama_relu"), &[input], &good, &options, &Job::default()).unwrap();
+    let bytes = std::fs::read(good.join("state_0.safetensors")).unwrap();
+    let mut random = crate::support::Random::new(3);
+    let mut n_refused = 0;
+    for round in 0..40 {
+        copy_folder(&good, &bad);
+        let mut damaged = bytes.clone();
+        let at = random.below(bytes.len() - 64);
+        match round % 3 {
+            0 => damaged.truncate(at),
+            1 => damaged[at..at + 64].fill(0xff),
+            _ => damaged[at..at + 64].fill(0),
+        }
+        std::fs::write(bad.join("state_0.safetensors"), damaged).unwrap();
+        let out = folder.path().join(round.to_string());
+        n_refused += usize::from(merge(&[good.clone(), bad.clone()], &out, false, &Job::default()).is_err());
+    }
+    assert!(n_refused > 15, "{n_refused} of 40 damages were seen");
 }
 
 #[test]

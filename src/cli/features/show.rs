@@ -1,12 +1,12 @@
 //! `circuitscope features show`.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::Result;
 use crate::cli::summary::{Align, cut, percent, write_table};
+use crate::cli::terminal::color_on_stdout;
 use crate::cli::{Format, print_data, print_json};
 use crate::features::{FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportToken, report};
 use crate::text::{quoted, terminal};
@@ -41,31 +41,9 @@ pub(super) struct ShowArgs {
     /// Sampled examples that are shown of each interval of the activation
     #[arg(long, value_name = "N", default_value_t = 2)]
     per_interval: usize,
-    /// Whether to colour tokens by activation: auto (in a terminal, unless NO_COLOR is set), always or never
-    #[arg(long, value_enum, default_value_t)]
-    color: Color,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-}
-
-/// Whether to colour.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum Color {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-impl Color {
-    fn is_on(self) -> bool {
-        match self {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-        }
-    }
 }
 
 /// Shows a feature.
@@ -104,19 +82,18 @@ fn report_text(report: &FeatureReport, args: &ShowArgs) -> String {
     );
     write_tokens(&mut text, report);
     write_histogram(&mut text, report);
-    let color = args.color.is_on();
+    let color = color_on_stdout();
     text.push_str("\nstrongest examples\n");
-    let top = report.examples.iter().filter(|example| example.is_top).take(args.examples);
-    top.for_each(|example| write_example(&mut text, example, report.max, color));
+    let top: Vec<&ReportExample> =
+        report.examples.iter().filter(|example| example.is_top).take(args.examples).collect();
+    write_examples(&mut text, &top, report.max, color);
     for interval in (1..=N_INTERVALS).rev() {
-        let samples: Vec<&ReportExample> =
-            report.examples.iter().filter(|example| example.interval == Some(interval)).collect();
-        if samples.is_empty() || args.per_interval == 0 {
-            continue;
+        let samples = report.examples.iter().filter(|example| example.interval == Some(interval));
+        let samples: Vec<&ReportExample> = samples.take(args.per_interval).collect();
+        if !samples.is_empty() {
+            let _ = writeln!(text, "\nsampled from interval {interval} of {N_INTERVALS}");
+            write_examples(&mut text, &samples, report.max, color);
         }
-        let _ = writeln!(text, "\nsampled from interval {interval} of {N_INTERVALS}");
-        let shown = samples.iter().take(args.per_interval);
-        shown.for_each(|example| write_example(&mut text, example, report.max, color));
     }
     text
 }
@@ -186,15 +163,25 @@ fn frequency(share: f64) -> String {
     if percent >= 0.1 || share == 0.0 { format!("{percent:.1} %") } else { format!("{percent:.4} %") }
 }
 
-/// One line: the activation, and the text with the example's own token marked.
-fn write_example(text: &mut String, example: &ReportExample, max: f32, color: bool) {
+/// Examples one below the other, their own tokens too.
+fn write_examples(text: &mut String, examples: &[&ReportExample], max: f32, color: bool) {
+    let before = |example: &ReportExample| -> usize {
+        example.tokens[..example.at].iter().map(|token| terminal(token).chars().count()).sum()
+    };
+    let column = examples.iter().map(|example| before(example)).max().unwrap_or(0).min(BEFORE_COLUMNS);
+    examples.iter().for_each(|example| write_example(text, example, column, max, color));
+}
+
+/// One line: the activation, and the text with the example's own token, at a column of the text, marked.
+fn write_example(text: &mut String, example: &ReportExample, column: usize, max: f32, color: bool) {
     let marks = if color { 0 } else { 2 };
     let width = COLUMNS - VALUE_COLUMNS - marks;
     let shown: Vec<String> = example.tokens.iter().map(|token| terminal(token)).collect();
     let len = |i: usize| shown[i].chars().count();
     let own = len(example.at).min(width);
     // Tokens that fit, from the example's own outwards; one that does not fit whole is cut at its far end.
-    let mut left = BEFORE_COLUMNS.min(width - own);
+    let column = column.min(width - own);
+    let mut left = column;
     let mut pieces: Vec<(usize, String)> = vec![(example.at, shown[example.at].chars().take(width).collect())];
     for i in (0..example.at).rev() {
         if left == 0 {
@@ -204,8 +191,7 @@ fn write_example(text: &mut String, example: &ReportExample, max: f32, color: bo
         left -= len(i) - skipped;
         pieces.insert(0, (i, shown[i].chars().skip(skipped).collect()));
     }
-    let before = BEFORE_COLUMNS.min(width - own) - left;
-    let mut right = width - own - before;
+    let mut right = width - own - column;
     for i in example.at + 1..shown.len() {
         if right == 0 {
             break;
@@ -214,7 +200,7 @@ fn write_example(text: &mut String, example: &ReportExample, max: f32, color: bo
         right -= taken.chars().count();
         pieces.push((i, taken));
     }
-    let _ = write!(text, "{:>width$.3}  ", example.value, width = VALUE_COLUMNS - 2);
+    let _ = write!(text, "{:>width$.3}  {:left$}", example.value, "", width = VALUE_COLUMNS - 2);
     for (i, piece) in pieces {
         let activation = example.activations[i];
         let is_own = i == example.at;
