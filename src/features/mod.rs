@@ -12,11 +12,13 @@ mod files;
 mod histogram;
 mod manifest;
 mod merge;
+mod pushes;
 mod report;
 mod search;
 mod sequences;
 mod state;
 mod tokens;
+mod virtual_weights;
 
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
 pub use corpus::{Input, Split, TextFormat, inputs};
@@ -25,6 +27,8 @@ pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window}
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
 pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
 pub use merge::merge;
+pub use pushes::{Push, Pushes, pushes};
 pub use report::{FeatureId, FeatureReport, ReportBin, ReportExample, ReportToken, report};
 pub use search::{ActiveHere, Found, SearchBy, active_on, search};
 pub use tokens::TokenStore;
+pub use virtual_weights::{VirtualWeight, VirtualWeights};
