@@ -276,15 +276,12 @@ pub enum Error {
     Device { name: String, reason: String },
 
     /// More memory would be needed than there is; nothing of that size was allocated.
-    #[error("{doing} needs {needed} of memory ({parts}), but {left} are left of {limit}")]
+    #[error("{doing} needs {needed} of memory ({}), but {} are left of {}", why.parts, why.left, why.limit)]
     OutOfMemory {
         doing: String,
         needed: String,
-        parts: String,
-        left: String,
-        limit: &'static str,
-        /// What would fit.
-        fits: String,
+        /// What needs how much, and what would fit.
+        why: Box<Shortage>,
     },
 
     /// A number that was computed is NaN or infinite: what follows from it would mean nothing.
@@ -406,6 +403,19 @@ pub enum ErrorKind {
     Cancelled,
 }
 
+/// Why memory does not suffice.
+#[derive(Clone, Debug)]
+pub struct Shortage {
+    /// What needs how much.
+    pub parts: String,
+    /// What is left.
+    pub left: String,
+    /// Of which limit.
+    pub limit: &'static str,
+    /// What would fit.
+    pub fits: String,
+}
+
 impl Error {
     /// What sort of thing went wrong; of an error with context, that of its cause.
     pub fn kind(&self) -> ErrorKind {
@@ -510,7 +520,7 @@ impl Error {
                 "the file may be an incomplete download; fetch it again".into()
             }
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
-            Error::OutOfMemory { fits, .. } => fits.clone(),
+            Error::OutOfMemory { why, .. } => why.fits.clone(),
             Error::ComputedNotFinite { .. } => {
                 "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
                     .into()

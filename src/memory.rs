@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Shortage};
 
 /// Memory that a call needs beyond what the process has.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,10 +59,12 @@ impl MemoryPlan {
         Err(Error::OutOfMemory {
             doing: doing(),
             needed: size(needed),
-            parts: parts.join(", "),
-            left: size(left.bytes),
-            limit: left.limit,
-            fits: fits(left.bytes.saturating_sub(RESERVE_BYTES) / 9 * 8),
+            why: Box::new(Shortage {
+                parts: parts.join(", "),
+                left: size(left.bytes),
+                limit: left.limit,
+                fits: fits(left.bytes.saturating_sub(RESERVE_BYTES) / 9 * 8),
+            }),
         })
     }
 }
@@ -210,7 +212,7 @@ mod tests {
         check(with_margin(3_241_000_000)).unwrap();
         let error = check(2_000_000_000).unwrap_err();
         let message = format!("{error}; {}", error.hint().unwrap());
-        for part in ["998 tokens", "3.67 GB", "rows 3.00 GB, weights 240 MB", "2.00 GB", "machine", "17554075"] {
+        for part in ["998 tokens", "3.67 GB", "rows 3.00 GB, weights 240 MB", "2.00 GB", "machine", "1755408152"] {
             assert!(message.contains(part), "{part}: {message}");
         }
         assert!(!message.contains("ids"), "{message}");

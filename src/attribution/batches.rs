@@ -163,6 +163,31 @@ pub fn run_batches(
     copying.map_or(Ok(()), |last| Ok(collector.wait(last)?))
 }
 
+/// As [`run_batches`], on a device: `keep` is all that sees the rows.
+///
+/// # Errors
+/// As [`run_batches`], and those of `keep`.
+pub fn run_batches_on_device(
+    linear: &LinearModel,
+    layout: &NodeLayout,
+    batches: Vec<Batch>,
+    keep: KeepOnDevice,
+    count: &RowCount,
+) -> Result<()> {
+    let collector = RowCollector::new(linear.final_normed.device(), linear.tokens.len())?;
+    for batch in batches {
+        let members: Vec<usize> = batch.plan.members.iter().map(|&(number, _)| number).collect();
+        let mut biases = vec![0.0; members.len()];
+        let nowhere = biases.iter_mut().map(|bias| HostRow { effects: &mut [], bias }).collect();
+        let mut rows = collector.batch(nowhere, layout.n_nodes())?;
+        pull_back(linear, layout, batch, &mut rows, count)?;
+        if let Some(on_device) = rows.on_device() {
+            keep(on_device, &members)?;
+        }
+    }
+    Ok(())
+}
+
 /// Begins the bias effect of each row with what is constant at its target.
 fn with_constants<'a>(mut rows: Vec<HostRow<'a>>, batch: &Batch) -> Vec<HostRow<'a>> {
     rows.iter_mut().zip(&batch.constants).for_each(|(row, &constant)| *row.bias = constant);

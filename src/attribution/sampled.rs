@@ -4,23 +4,27 @@
 //! Nothing of the size rows × active features is ever there: some rows at a time, the vectors of the sweep, and kept rows
 //! × kept columns.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use super::batches::{Batch, RowCount, batch_limits, feature_batches, run_batches, target_batches};
+use super::batches::{
+    Batch, KeepOnDevice, RowCount, batch_limits, feature_batches, run_batches, run_batches_on_device, target_batches,
+};
+use super::feature_ids;
 use super::matrix::{Rows, unselected_effect};
 use super::plan::BatchLimits;
 use super::row_choice::{MAX_NODES, NODE_SHARE, Visits};
-use super::targets::{Target, choose_targets};
-use super::{AttributionOptions, feature_ids};
+use super::targets::Target;
 use crate::error::Result;
-use crate::graph::influence::row_abs_sums;
+use crate::graph::influence::{ROW_SUM_CLAMP, row_abs_sums};
 use crate::graph::{
-    KeptFeatures, NodeLayout, RowSource, SampledInfluence, Sampling, Scores, WholeInfluence, sampled_influence,
+    KeptFeatures, NodeLayout, RowSource, SampleSettings, SampledInfluence, Sampling, Scores, SweepVectors,
+    SweptVectors, Visit, WholeInfluence, sampled_influence, sampled_influence_in,
 };
 use crate::job::Job;
-use crate::ops::HostRow;
+use crate::ops::{HostRow, SweptOnDevice};
 use crate::replacement::{LinearModel, Replacement};
 
 /// What the first pass found of the graph of all active features.
@@ -52,7 +56,7 @@ pub fn compute(
     };
     let count = RowCount::new(job, "influence rows", n_expected + targets.len());
     let pull_backs = PullBacks { linear, layout, targets, limits, count };
-    let found = sampled_influence(&pull_backs, layout, &weights, settings)?;
+    let found = swept(&pull_backs, &weights, settings)?;
 
     let selected = kept_features(&found, layout, nodes);
     let count = RowCount::new(job, "rows", selected.len() + targets.len());
@@ -96,6 +100,16 @@ pub fn compute(
     })
 }
 
+/// The first pass: where rows are computed on a device, they and the vectors stay there.
+fn swept(pull_backs: &PullBacks, weights: &[f32], settings: SampleSettings) -> Result<SampledInfluence> {
+    let layout = pull_backs.layout;
+    let device = pull_backs.linear.final_normed.device();
+    match SweptOnDevice::new(device, settings.n_vectors(), layout.targets().start, ROW_SUM_CLAMP as f32)? {
+        Some(vectors) => sampled_influence_in(&mut DeviceVectors { pull_backs, vectors }, layout, weights, settings),
+        None => sampled_influence(pull_backs, layout, weights, settings),
+    }
+}
+
 /// Influence in the graph of all active features.
 #[derive(Debug)]
 pub struct ExactInfluence {
@@ -107,29 +121,26 @@ pub struct ExactInfluence {
     pub scores: Scores,
 }
 
-/// Influence on the targets that `options` ask for, from every row: what a sampled trace estimates. Which rows `options`
-/// choose says nothing here.
+/// Influence on `targets` from every row: what a sampled trace estimates.
 ///
 /// # Errors
-/// As [`super::attribute`].
+/// Those of the tensor operations; [`crate::Error::Cancelled`].
 ///
 /// # Cost
 /// All rows, some at a time: the time of [`super::RowChoice::All`], without its memory.
 pub fn exact_influence(
     replacement: &Replacement,
     linear: &LinearModel,
-    options: &AttributionOptions,
+    targets: &[Target],
     job: &Job,
 ) -> Result<ExactInfluence> {
-    options.check()?;
-    let targets = choose_targets(replacement, linear, options)?.targets;
     let layout =
         NodeLayout::new(feature_ids(linear), replacement.model.config.n_layers, linear.tokens.len(), targets.len())?;
     let weights: Vec<f32> = targets.iter().map(|target| target.weight).collect();
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
     let count = RowCount::new(job, "influence rows", layout.n_rows());
-    let pull_backs = PullBacks { linear, layout: &layout, targets: &targets, limits, count };
-    let found = sampled_influence(&pull_backs, &layout, &weights, Visits::Theta(0.0).settings(&weights))?;
+    let pull_backs = PullBacks { linear, layout: &layout, targets, limits, count };
+    let found = swept(&pull_backs, &weights, Visits::Theta(0.0).settings(&weights))?;
     Ok(ExactInfluence { nodes: found.nodes, scores: found.scores, layout })
 }
 
@@ -163,6 +174,16 @@ struct PullBacks<'a> {
 }
 
 impl PullBacks<'_> {
+    /// Batches for rows of the layout, all of one layer or all of targets, ascending, and the row that member 0 of them is.
+    fn batches(&self, rows: &[usize]) -> Result<(Vec<Batch>, usize)> {
+        let (Some(&first), Some(&last)) = (rows.first(), rows.last()) else { return Ok((Vec::new(), 0)) };
+        // Targets are asked for without gaps.
+        Ok(match self.layout.target_of_row(first).zip(self.layout.target_of_row(last)) {
+            Some((from, to)) => (target_batches(self.linear, &self.targets[from..=to], self.limits)?, first),
+            None => (feature_batches(self.linear, rows, self.limits)?, 0),
+        })
+    }
+
     /// Computes batches and shows each of their rows to `each`: in parallel on the CPU, else one batch after the other.
     fn run(&self, batches: Vec<Batch>, each: &(dyn Fn(ComputedRow) + Sync)) -> Result<()> {
         let n_nodes = self.layout.n_nodes();
@@ -189,18 +210,43 @@ impl PullBacks<'_> {
 
 impl RowSource for PullBacks<'_> {
     fn rows(&self, rows: &[usize], each: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<()> {
-        let (Some(&first), Some(&last)) = (rows.first(), rows.last()) else { return Ok(()) };
-        // Targets are asked for without gaps.
-        match self.layout.target_of_row(first).zip(self.layout.target_of_row(last)) {
-            Some((first, last)) => {
-                let batches = target_batches(self.linear, &self.targets[first..=last], self.limits)?;
-                self.run(batches, &|row| each(row.member, row.effects))
-            }
-            None => {
-                let batches = feature_batches(self.linear, rows, self.limits)?;
-                self.run(batches, &|row| each(rows.partition_point(|&other| other < row.member), row.effects))
-            }
-        }
+        let (batches, first) = self.batches(rows)?;
+        self.run(batches, &|row| each(rows.partition_point(|&other| other < first + row.member), row.effects))
+    }
+}
+
+/// The vectors of the sweep in the device's memory.
+struct DeviceVectors<'a> {
+    pull_backs: &'a PullBacks<'a>,
+    vectors: SweptOnDevice,
+}
+
+impl SweepVectors for DeviceVectors<'_> {
+    fn add(&mut self, visits: &[Visit]) -> Result<()> {
+        let Self { pull_backs, vectors } = self;
+        let rows: Vec<usize> = visits.iter().map(|visit| visit.row).collect();
+        let (batches, first) = pull_backs.batches(&rows)?;
+        let keep: KeepOnDevice = &mut |on_device, members| {
+            let places: Vec<usize> =
+                members.iter().map(|&member| rows.partition_point(|&other| other < first + member)).collect();
+            let of_vector = |v: usize| places.iter().map(|&place| visits[place].weights[v]).collect();
+            let weights: Vec<Vec<f64>> = (0..vectors.n_vectors()).map(of_vector).collect();
+            Ok(vectors.add(on_device, &weights)?)
+        };
+        run_batches_on_device(pull_backs.linear, pull_backs.layout, batches, keep, &pull_backs.count)
+    }
+
+    fn values(&self, features: Range<usize>) -> Result<Vec<Vec<f64>>> {
+        Ok(self.vectors.values(features)?)
+    }
+
+    fn finish(&mut self) -> Result<SweptVectors> {
+        let layout = self.pull_backs.layout;
+        let mut vectors = self.vectors.values(0..layout.targets().start)?;
+        // Nothing but rows gives to errors, so what was passed on to them is what they have.
+        let to_errors = vectors.iter().map(|vector| vector[layout.errors()].iter().sum()).collect();
+        let nodes = vectors.remove(0);
+        Ok(SweptVectors { nodes, noise: vectors, to_errors })
     }
 }
 

@@ -87,6 +87,11 @@ pub(super) fn start(color: Color) {
     WIDTH.store(columns.map_or(0, |columns| columns.max(LEAST_WIDTH)), Ordering::Relaxed);
 }
 
+/// Whether stdout is written in colours.
+pub(super) fn color_on_stdout() -> bool {
+    COLOR_STDOUT.load(Ordering::Relaxed)
+}
+
 /// What is written from here on goes to a file: as wide as it is, without colours.
 pub(super) fn write_to_file() {
     WIDTH.store(0, Ordering::Relaxed);

@@ -245,7 +245,7 @@ impl FeatureStats {
             return;
         }
         self.firings.push(firing);
-        if self.firings.len() >= n_sampled + n_sampled / 4 + 1 {
+        if self.firings.len() > n_sampled + n_sampled / 4 {
             self.tidy_firings(n_sampled);
         }
     }

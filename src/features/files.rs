@@ -334,7 +334,7 @@ impl LayerFile {
                 return Err(damaged(format!("an example is at {position} of {} tokens", tokens.len())));
             }
             let n = usize::from(self.example_neighbors.get(i));
-            if n > neighbors.len() || n > WINDOW_BEFORE + WINDOW_AFTER {
+            if n > neighbors.len() {
                 return Err(damaged(format!("an example has {n} neighbors, more than there are")));
             }
             let own = neighbors.start..neighbors.start + n;

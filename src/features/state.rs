@@ -97,14 +97,16 @@ pub(super) fn read_layer(set: &FeatureSet, layer: usize, hashes: &[u64]) -> Resu
     let values = columns.column_of::<f32>("sample_values", positions.len())?;
     let runs = Runs::open(&columns, "sample_starts", n_features, positions.len())?;
     let tokens = set.tokens();
-    if let Some(position) = positions.iter().find(|&position| position as usize >= tokens.len()) {
-        return Err(damaged(format!("a sample is at {position} of {} tokens", tokens.len())));
-    }
     let settings: &Settings = &set.manifest().settings;
     let place = |position: u32| {
         let sequence = tokens.sequence_of(position as usize);
         (sequence, position as usize - tokens.sequence(sequence).start)
     };
+    // The first token of a sequence is never counted, and none is before it.
+    let is_counted = |position: u32| (position as usize) < tokens.len() && place(position).1 > 0;
+    if let Some(position) = positions.iter().find(|&position| !is_counted(position)) {
+        return Err(damaged(format!("a sample is at {position} of {} tokens", tokens.len())));
+    }
     let feature = |f: usize| -> Result<FeatureStats> {
         let hash = LayerStats::feature_hash(settings.seed, layer, f);
         let firings = runs.get(f).map(|i| {

@@ -57,7 +57,7 @@ pub(super) struct Runs(Column<u32>);
 impl Runs {
     /// The starts of `n` runs that together are `total` long.
     pub(super) fn open(columns: &Columns, name: &str, n: usize, total: usize) -> Result<Self> {
-        let starts = columns.column_of::<u32>(name, n + 1)?;
+        let starts = columns.column_of::<u32>(name, n.saturating_add(1))?;
         let mut before = 0;
         let ascend = starts.iter().all(|start| std::mem::replace(&mut before, start) <= start);
         if !ascend || starts.get(0) != 0 || starts.get(n) as usize != total {

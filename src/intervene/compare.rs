@@ -25,8 +25,21 @@ pub struct Comparison {
     /// The groups that were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupChange>,
-    /// The features whose activations changed most.
+    /// What is compared of features.
+    pub measure: Measure,
+    /// The features whose measure changed most.
     pub features: Vec<FeatureChange>,
+}
+
+/// What is compared of features.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// Activations: what features give to the model. 0 for one that is off.
+    #[default]
+    Activation,
+    /// Pre-activations: what direct effects change, also where that switches a feature off.
+    PreActivation,
 }
 
 /// One token, before and after. Ranks start at 1.
@@ -48,7 +61,7 @@ pub struct TokenChange {
     pub logit_change: f64,
 }
 
-/// The activation of one feature of the original run, before and after.
+/// One feature of the original run, before and after.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FeatureChange {
     /// The feature and its position.
@@ -57,9 +70,9 @@ pub struct FeatureChange {
     /// What the label file says about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Its activation in the original run.
+    /// Its activation in the original run, which is its pre-activation too.
     pub before: f32,
-    /// Its activation in the changed run, as it computes it; 0 where the feature is off.
+    /// Its [`Measure`] in the changed run, as that computes it.
     pub after: f32,
     /// Its pre-activation in the changed run: how far a feature is off.
     pub pre_activation: f32,
@@ -76,11 +89,13 @@ pub struct CompareOptions {
     pub features: Option<BTreeSet<FeatureId>>,
     /// What else is followed.
     pub followed: Vec<Followed>,
+    /// What is compared of features.
+    pub measure: Measure,
 }
 
 impl Default for CompareOptions {
     fn default() -> Self {
-        Self { target: None, top: 10, features: None, followed: Vec::new() }
+        Self { target: None, top: 10, features: None, followed: Vec::new(), measure: Measure::default() }
     }
 }
 
@@ -119,6 +134,7 @@ impl Original<'_> {
         Ok(Comparison {
             followed: options.followed.iter().map(follow).collect::<Result<_>>()?,
             groups: outcome.groups.clone(),
+            measure: options.measure,
             kl_divergence: before.kl_divergence(&after),
             target: change(target),
             tokens,
@@ -142,7 +158,11 @@ impl Original<'_> {
     fn feature_changes(&self, outcome: &Outcome, options: &CompareOptions) -> Vec<FeatureChange> {
         let mut changes: Vec<FeatureChange> = Vec::new();
         let after = outcome.activations.iter().zip(&outcome.pre_activations);
-        for (feature, (&after, &pre_activation)) in self.features.all.iter().zip(after) {
+        for (feature, (&activation, &pre_activation)) in self.features.all.iter().zip(after) {
+            let after = match options.measure {
+                Measure::Activation => activation,
+                Measure::PreActivation => pre_activation,
+            };
             let id =
                 FeatureId { layer: feature.layer as u32, pos: feature.pos as u32, feature: feature.feature as u32 };
             if after != feature.value && options.features.as_ref().is_none_or(|wanted| wanted.contains(&id)) {

@@ -23,7 +23,7 @@ pub(crate) use random::Random;
 pub(crate) use verify::linearized_as_traced;
 
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
-pub use compare::{CompareOptions, Comparison, FeatureChange, TokenChange};
+pub use compare::{CompareOptions, Comparison, FeatureChange, Measure, TokenChange};
 pub use effects::{Effects, Readout};
 pub use followed::{Followed, FollowedChange};
 pub use generate::GenerateOptions;

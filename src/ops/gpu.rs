@@ -1,6 +1,8 @@
 //! Kernel launches as data, so that the code that prepares them is the same wherever they run: on a GPU
 //! (`--features cuda`), or kernel by kernel on the CPU in the tests, which so cover everything but the launch itself.
 
+use std::ops::Range;
+
 use candle_core::{Result, bail};
 use pulp::bytemuck::Pod;
 
@@ -92,6 +94,12 @@ pub trait Gpu {
     /// # Errors
     /// Those of the device.
     fn download<T: Element>(&self, buffer: &Self::Buffer<T>) -> Result<Vec<T>>;
+
+    /// As [`Gpu::download`], some of the values.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn download_part<T: Element>(&self, buffer: &Self::Buffer<T>, part: Range<usize>) -> Result<Vec<T>>;
 
     /// The argument that stands for a buffer; good while the buffer lives.
     fn arg<T: Element>(&self, buffer: &Self::Buffer<T>) -> Arg;

@@ -1,7 +1,7 @@
 //! Influence of the active features from the rows computed so far, and the features to compute next, where the rows
 //! are in a device's memory. The CPU side is `graph::partial_influence` and `graph::next_features`.
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 
 use super::gpu::{Arg, Gpu, Kernel, Launch};
 
@@ -45,6 +45,67 @@ impl<B> RowSums<B> {
     pub fn new<G: Gpu<Buffer<f64> = B>>(gpu: &G, capacity: usize) -> Result<Self> {
         Ok(Self { sums: gpu.zeros::<f64>(capacity)?, n_done: 0 })
     }
+}
+
+/// Rows that a sampled sweep adds, in device memory.
+#[derive(Clone, Copy, Debug)]
+pub struct SweptRows {
+    /// `[n_rows, row_stride]` f32
+    pub rows: Arg,
+    pub n_rows: usize,
+    pub row_stride: usize,
+    /// Columns of a row that count: the active features, then errors, then tokens.
+    pub n_columns: usize,
+    /// The smallest sum of absolute values that a row is divided by.
+    pub row_sum_clamp: f32,
+}
+
+/// Adds `weights[v][r]·|rows[r, s]|/Σ_s |rows[r, s]|` over all rows to each of `vectors`. The CPU side is
+/// `graph::SweepVectors::add` on the host. `vectors` `[n_vectors][n_columns]`, `weights` `[n_vectors][n_rows]`
+///
+/// # Safety
+/// `swept.rows` is a buffer of `n_rows` x `row_stride` f32 values, each of `vectors` one of `n_columns` values at least.
+///
+/// # Cost
+/// One pass over the rows for their sums, and one for each vector.
+///
+/// # Errors
+/// Numbers of weights that do not fit; those of the device.
+pub unsafe fn add_rows<G: Gpu>(
+    gpu: &G,
+    swept: SweptRows,
+    vectors: &[G::Buffer<f64>],
+    weights: &[Vec<f64>],
+) -> Result<()> {
+    let SweptRows { rows, n_rows, row_stride, n_columns, row_sum_clamp } = swept;
+    if n_columns > row_stride || weights.len() != vectors.len() || weights.iter().any(|of| of.len() != n_rows) {
+        bail!("influence: {n_columns} of {row_stride} columns, weights for {n_rows} rows in {} vectors", vectors.len());
+    }
+    let sums = gpu.zeros::<f64>(n_rows)?;
+    let args = vec![gpu.arg(&sums), rows, Arg::size(0)?, Arg::size(row_stride)?, Arg::size(n_columns)?];
+    // SAFETY: all rows, as many as there are sums.
+    unsafe { gpu.launch(&Launch { kernel: SUMS, grid: [n_rows, 1, 1], args })? };
+    let row_of: Vec<u32> = (0..n_rows as u32).collect();
+    let row_of = gpu.upload(&row_of)?;
+    for (vector, weights) in vectors.iter().zip(weights) {
+        let weights = gpu.upload(weights)?;
+        let args = vec![
+            gpu.arg(vector),
+            gpu.arg(&weights),
+            rows,
+            gpu.arg(&sums),
+            gpu.arg(&row_of),
+            gpu.arg(&row_of),
+            Arg::size(0)?,
+            Arg::size(n_rows)?,
+            Arg::size(row_stride)?,
+            Arg::size(n_columns)?,
+            Arg::F32(row_sum_clamp),
+        ];
+        // SAFETY: every row is within both lists and has a weight; the weights are not what is written.
+        unsafe { gpu.launch(&Launch { kernel: SWEEP, grid: [n_columns.div_ceil(SWEEP_COLUMNS), 1, 1], args })? };
+    }
+    Ok(())
 }
 
 /// The `count` most influential features that are not visited, strongest first; equals go by index. `[<= count]`

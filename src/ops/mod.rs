@@ -21,6 +21,7 @@ mod matmul;
 pub mod norm_pullback;
 mod ragged_batch;
 mod rows_on_device;
+mod swept_on_device;
 
 pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
 pub use device::{
@@ -35,6 +36,7 @@ pub use matmul::{add_product, matmul};
 pub use norm_pullback::{NormFactors, norm_pullback};
 pub use ragged_batch::RaggedBatch;
 pub use rows_on_device::{RowShape, RowsOnDevice};
+pub use swept_on_device::SweptOnDevice;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{node_text, sans};
+use crate::circuits::Effects;
 use crate::text::xml;
 use crate::{Error, Result};
 
@@ -19,6 +20,19 @@ pub struct HeatMap {
     pub columns: Vec<String>,
     /// The values, row by row from below. `[n_rows, n_columns]`
     pub values: Vec<f64>,
+}
+
+/// Direct effects of features and errors on a target: layers upwards, positions to the right.
+impl From<&Effects> for HeatMap {
+    fn from(effects: &Effects) -> HeatMap {
+        HeatMap {
+            title: format!("Effects on {}", effects.text),
+            quantity: format!("direct effect of features and errors on {}", effects.text),
+            rows: effects.layers.iter().map(|layer| format!("layer {}", layer.layer)).collect(),
+            columns: effects.positions.iter().map(|position| position.text.clone()).collect(),
+            values: effects.layers.iter().flat_map(|layer| layer.by_position.iter().copied()).collect(),
+        }
+    }
 }
 
 /// Lengths are pixels of the SVG.

@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use crate::attribution::{AttributionOptions, ExactInfluence, TargetRequest, exact_influence};
+use crate::attribution::{ExactInfluence, Target, exact_influence, targets_of};
 use crate::error::{Error, Result};
 use crate::graph::{AttributionGraph, FeatureId, NodeId, next_features};
 use crate::intervene::{Random, linearized_as_traced};
 use crate::job::Job;
-use crate::replacement::Replacement;
+use crate::replacement::{LinearModel, Replacement};
 
 /// The strongest features, by exact influence, of which it is counted how many are among the strongest of the graph.
 const N_TOP: usize = 500;
@@ -93,9 +93,9 @@ pub(super) fn check(
     options: &InfluenceCheckOptions,
     job: &Job,
 ) -> Result<InfluenceCheck> {
-    let attribution = same_targets(graph)?;
     let (_, linear) = linearized_as_traced(replacement, graph, job)?;
-    let exact = exact_influence(replacement, &linear, &attribution, job)?;
+    let targets = same_targets(replacement, &linear, graph)?;
+    let exact = exact_influence(replacement, &linear, &targets, job)?;
     let checked = checked_features(graph, &exact);
 
     let mut features = Random(options.seed).draw(&checked.nodes, options.n_features);
@@ -145,19 +145,12 @@ pub(super) fn check(
     })
 }
 
-/// The options that choose the targets of `graph` again.
-fn same_targets(graph: &AttributionGraph) -> Result<AttributionOptions> {
-    let no_tokens = Error::Contradiction { first: "--influence", second: "targets that are no tokens of one position" };
-    let position = graph.meta.target_positions.first().copied();
-    if graph.meta.target_positions.iter().any(|&pos| Some(pos) != position) {
-        return Err(no_tokens);
-    }
-    let tokens: Option<Vec<TargetRequest>> =
-        graph.target_ids.iter().map(|&id| u32::try_from(id).ok().map(TargetRequest::Token)).collect();
-    Ok(AttributionOptions {
-        targets: tokens.ok_or(no_tokens)?,
-        position: position.map(|pos| pos as usize),
-        ..AttributionOptions::default()
+/// The targets of `graph`, all of which must be known: influence is that on all of them.
+fn same_targets(replacement: &Replacement, linear: &LinearModel, graph: &AttributionGraph) -> Result<Vec<Target>> {
+    let targets = targets_of(replacement, linear, graph)?.into_iter().collect::<Option<Vec<Target>>>();
+    targets.ok_or(Error::Contradiction {
+        first: "--influence",
+        second: "a target whose direction the file does not tell (one of an older version)",
     })
 }
 

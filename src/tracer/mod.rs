@@ -213,7 +213,7 @@ impl Tracer {
     /// Compares the influences and scores of a graph with exact ones, from the rows of all active features.
     ///
     /// # Errors
-    /// As [`Tracer::verify`]; targets that are no tokens: a graph does not hold their directions.
+    /// As [`Tracer::verify`]; a target whose direction the graph does not tell, of an older version's file.
     ///
     /// # Cost
     /// A row for every active feature, none of which is kept.

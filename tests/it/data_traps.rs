@@ -348,7 +348,8 @@ fn pictures_and_tables_of_a_node_are_of_that_node() {
     .unwrap();
     let neighbors = |key: &str| -> Vec<String> {
         let lists = told["nodes"][0].as_object().unwrap().iter().filter(|(name, _)| name.contains(key));
-        let nodes = lists.flat_map(|(_, list)| list.as_array().cloned().unwrap_or_default());
+        let signs = lists.flat_map(|(_, ends)| [ends["positive"].clone(), ends["negative"].clone()]);
+        let nodes = signs.flat_map(|list| list.as_array().cloned().unwrap_or_default());
         nodes.filter_map(|entry| entry["id"].as_str().or(entry["node"]["id"].as_str()).map(str::to_owned)).collect()
     };
     let mut expected: BTreeSet<String> = neighbors("input").into_iter().chain(neighbors("output")).collect();

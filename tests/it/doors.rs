@@ -21,6 +21,8 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
+    // The list of the folder's graphs is not what these tests are about.
+    names.retain(|name| name != "graph-metadata.json");
     names
 }
 

@@ -580,6 +580,32 @@ fn damaged_files_are_refused_or_read_but_never_end_in_a_panic() {
 }
 
 #[test]
+fn damaged_state_is_refused_or_merged_but_never_ends_in_a_panic() {
+    let folder = TempDir::new().unwrap();
+    let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
+    let input = Input::File(written(&folder, "text.txt", TEXT));
+    let options = CollectOptions { mergeable: true, ..small() };
+    collect(&replacement("llama_relu"), &[input], &good, &options, &Job::default()).unwrap();
+    let bytes = std::fs::read(good.join("state_0.safetensors")).unwrap();
+    let mut random = crate::support::Random::new(3);
+    let mut n_refused = 0;
+    for round in 0..40 {
+        copy_folder(&good, &bad);
+        let mut damaged = bytes.clone();
+        let at = random.below(bytes.len() - 64);
+        match round % 3 {
+            0 => damaged.truncate(at),
+            1 => damaged[at..at + 64].fill(0xff),
+            _ => damaged[at..at + 64].fill(0),
+        }
+        std::fs::write(bad.join("state_0.safetensors"), damaged).unwrap();
+        let out = folder.path().join(round.to_string());
+        n_refused += usize::from(merge(&[good.clone(), bad.clone()], &out, false, &Job::default()).is_err());
+    }
+    assert!(n_refused > 15, "{n_refused} of 40 damages were seen");
+}
+
+#[test]
 fn features_of_another_version_model_or_set_are_refused_with_both_named() {
     let folder = TempDir::new().unwrap();
     let out = collected(&folder);

@@ -328,13 +328,72 @@ fn verified_influence_fails_where_it_is_wrong_and_passes_no_judgement_on_a_part(
     let capped = checked(&tracer, &traced(RowChoice::BestFirst { max_features: 20 }).graph, 20);
     assert_eq!((capped.passed, capped.n_visited), (None, None));
     assert!(capped.replacement.stated < capped.replacement.exact - 0.01, "best-first is biased");
+}
 
-    let targets = vec![TargetRequest::TokenDiff(5, 6)];
-    let options = AttributionOptions { targets, ..Default::default() };
-    let graph = tracer.trace(PROMPT, &options).unwrap();
+#[test]
+fn influence_is_verified_on_targets_of_every_kind() {
+    let tracer = tracer();
+    let d_model = tracer.replacement().model.config.d_model;
+    let direction = |vec: Vec<f32>| TargetRequest::Direction { vec, label: "a direction".into() };
+    let vec: Vec<f32> = (0..d_model).map(|i| (i as f32).sin()).collect();
+    let (pos, layer, feature) = {
+        let found = traced(RowChoice::All).graph;
+        let last = found.active_features.last().unwrap();
+        (last.pos as usize, last.layer as usize, last.feature as usize)
+    };
+    let kinds: [Vec<TargetRequest>; 4] = [
+        vec![TargetRequest::TokenDiff(5, 6)],
+        vec![direction(vec)],
+        vec![TargetRequest::Feature { layer, feature, pos }],
+        vec![TargetRequest::Token(7), TargetRequest::Feature { layer, feature, pos: pos - 1 }],
+    ];
+    for targets in kinds {
+        let name = format!("{targets:?}");
+        let options = |rows| AttributionOptions { rows, targets: targets.clone(), ..Default::default() };
+        let whole = tracer.trace(PROMPT, &options(RowChoice::All)).unwrap();
+        let sampled = RowChoice::Sampled { visits: Visits::Rows(40), nodes: Some(50) };
+        let part = tracer.trace(PROMPT, &options(sampled)).unwrap();
+        let found = checked(&tracer, part.graph(), 30);
+        close(found.replacement.exact, whole.graph().meta.replacement_score, 1e-6, 0.0, &name);
+        close(found.completeness.exact, whole.graph().meta.completeness_score, 1e-6, 0.0, &name);
+        let weight: f64 = whole.graph().target_probabilities.iter().map(|&weight| f64::from(weight)).sum();
+        for checked in &found.features {
+            let node = whole.graph().layout().index(checked.node).unwrap();
+            close(checked.exact, whole.influence().nodes[node] / weight, 1e-7, 1e-4, &name);
+        }
+        assert!(!found.features.is_empty(), "{name}");
+    }
+
+    // Files of older versions do not say what was asked for.
+    let options = AttributionOptions { targets: vec![TargetRequest::TokenDiff(5, 6)], ..Default::default() };
+    let replacement = tracer.replacement();
+    let tokens = replacement.tokenizer.encode_prompt(PROMPT).unwrap();
+    let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
+    let mut older = attribute(replacement, &linear, PROMPT, &options, &Job::default()).unwrap().graph;
+    older.meta_mut().trace_id.clear();
     let options = InfluenceCheckOptions { n_features: 3, seed: 0 };
-    let message = tracer.verify_influence(graph.graph(), &options, &Job::default()).unwrap_err().to_string();
-    assert!(message.contains("targets that are no tokens"), "{message}");
+    let message = tracer.verify_influence(&older, &options, &Job::default()).unwrap_err().to_string();
+    assert!(message.contains("whose direction the file does not tell"), "{message}");
+}
+
+#[test]
+fn a_sample_on_a_device_is_the_sample_on_the_cpu() {
+    let rows = RowChoice::Sampled { visits: Visits::Rows(60), nodes: Some(50) };
+    let on_cpu = Replacement::open(atlas_model().unwrap(), &atlas_transcoders(), &candle_core::Device::Cpu).unwrap();
+    let tokens = on_cpu.tokenizer.encode_prompt(PROMPT).unwrap();
+    let linear = on_cpu.linearize(&tokens, &Job::default()).unwrap();
+    let options = AttributionOptions { rows, ..Default::default() };
+    let on_cpu = attribute(&on_cpu, &linear, PROMPT, &options, &Job::default()).unwrap().graph;
+    let here = traced(rows).graph;
+    let (found, expected) = (here.whole_influence().unwrap(), on_cpu.whole_influence().unwrap());
+    close_all(&found.nodes, &expected.nodes, 1e-7, 1e-3, "influence");
+    close_all(&found.uncertainty, &expected.uncertainty, 1e-7, 1e-3, "uncertainty");
+    assert_eq!(here.selected_features, on_cpu.selected_features);
+    let (found, expected) = (here.meta.sampling.unwrap(), on_cpu.meta.sampling.unwrap());
+    assert_eq!(found.n_visited, expected.n_visited);
+    close(found.replacement_uncertainty, expected.replacement_uncertainty, 1e-7, 1e-3, "replacement");
+    close(found.completeness_uncertainty, expected.completeness_uncertainty, 1e-7, 1e-3, "completeness");
+    close(here.meta.completeness_score, on_cpu.meta.completeness_score, 1e-6, 0.0, "completeness");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::graph::any_graph;
-use crate::support::{PROMPT, circuitscope, close, file_named_by, shared, stdout};
+use crate::support::{PROMPT, circuitscope, close, file_named_by, refused_with, shared, stdout};
 
 /// Traces [`PROMPT`] in `folder`; the graphs are called `slug`.
 fn trace(folder: &Path, slug: &str, options: &[&str]) {
@@ -180,7 +180,8 @@ fn the_first_screen_tells_which_tokens_push_which_way() {
     let dallas = screen.iter().find(|line| line.contains("7 \" Dallas\"")).unwrap();
     assert!(dallas.contains('+'), "{dallas}");
     // Labels and quoted paths apart, it fits 80 columns.
-    screen.iter().for_each(|line| assert!(line.chars().count() <= 80 || line.contains('_'), "{line}"));
+    let is_table = |line: &&&str| !line.contains('_') && !line.starts_with("strongest");
+    screen.iter().filter(is_table).for_each(|line| assert!(line.chars().count() <= 80, "{line}"));
 }
 
 #[test]
@@ -194,7 +195,7 @@ fn long_prompts_list_the_strongest_positions_and_sum_the_rest() {
     let n_pos = told["prompt_tokens"].as_array().unwrap().len();
     assert!(n_pos > 40);
     assert_eq!(told["effects"][0]["positions"].as_array().unwrap().len(), n_pos, "JSON has all");
-    text.lines().filter(|line| !line.contains('_')).for_each(|line| {
+    text.lines().filter(|line| !line.contains('_') && !line.starts_with("strongest")).for_each(|line| {
         assert!(line.chars().count() <= 80 || line.starts_with("prompt"), "{line}");
     });
 }
@@ -327,4 +328,26 @@ fn settings_that_are_not_given_change_nothing() {
     let summary = |settings: &SummarySettings| summarize_with_raw(&circuit, graph.graph(), settings).unwrap();
     let named = SummarySettings { to: vec!["Austin".to_owned()], ..SummarySettings::default() };
     assert_eq!(summary(&SummarySettings::default()), summary(&named));
+}
+
+#[test]
+fn the_heat_map_is_drawn_from_the_effects_of_the_summary() {
+    let folder = tempfile::tempdir().unwrap();
+    trace(folder.path(), "dallas", &[]);
+    let graph = "graphs/dallas.safetensors";
+    let told = inspected(folder.path(), &[graph]);
+    let layers = told["effects"][0]["layers"].as_array().unwrap();
+    let n_cells: usize = layers.iter().map(|layer| layer["by_position"].as_array().unwrap().len()).sum();
+    assert_eq!((layers.len(), n_cells), (4, 36));
+    let output = circuitscope(folder.path(), &["inspect", graph, "--heat-map", "--format", "svg"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let svg = stdout(&output);
+    for part in ["Effects on", "Austin", "Dallas", "layer 3"] {
+        assert!(svg.contains(part), "{part:?}");
+    }
+    for layer in layers {
+        let sum: f64 = layer["by_position"].as_array().unwrap().iter().map(|effect| effect.as_f64().unwrap()).sum();
+        close(sum, layer["features"].as_f64().unwrap() + layer["errors"].as_f64().unwrap(), 1e-9, 1e-9, "of a layer");
+    }
+    refused_with(folder.path(), &["inspect", graph, "--heat-map"], &["--heat-map", "--format"]);
 }

@@ -218,6 +218,32 @@ fn supernodes_are_read_in_per_cent_of_what_they_were() {
 }
 
 #[test]
+fn features_are_compared_by_activation_and_under_constraints_by_pre_activation() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |args: &[&str]| {
+        let result = run(folder.path(), &[&["--ablate", "0_39_7", "--top", "1000"], args].concat());
+        let is_it = |f: &&Value| f["layer"] == 3 && f["feature"] == 260 && f["pos"] == 8;
+        let feature = result["features"].as_array().unwrap().iter().find(is_it).unwrap().clone();
+        (result["measure"].clone(), feature)
+    };
+    // The feature's threshold lies above what is left of it.
+    let (measure, feature) = of(&[]);
+    assert_eq!((measure, &feature["after"]), (json!("activation"), &json!(0.0)));
+    let (measure, feature) = of(&["--direct"]);
+    assert_eq!((measure, &feature["after"]), (json!("pre-activation"), &feature["pre_activation"]));
+    // The edge of the graph, as the guide shows it.
+    assert!(
+        (feature["before"].as_f64().unwrap() - feature["after"].as_f64().unwrap() - 6.377).abs() < 1e-2,
+        "{feature}"
+    );
+    let text = |args: &[&str]| {
+        stdout(&circuitscope(folder.path(), &[&["intervene", PROMPT, "--ablate", "0_39_7"], args].concat()))
+    };
+    assert!(text(&[]).contains("(activations)") && text(&[]).contains("  off"));
+    assert!(text(&["--direct"]).contains("(pre-activations)") && !text(&["--direct"]).contains("  off"));
+}
+
+#[test]
 fn differences_and_directions_are_followed_and_traced_alike() {
     let folder = folder_with_graphs();
     let folder = folder.path();

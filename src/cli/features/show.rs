@@ -1,12 +1,12 @@
 //! `circuitscope features show`.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::Result;
 use crate::cli::summary::{Align, cut, percent, write_table};
+use crate::cli::terminal::color_on_stdout;
 use crate::cli::{Format, print_data, print_json};
 use crate::features::{FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportToken, report};
 use crate::text::{quoted, terminal};
@@ -41,31 +41,9 @@ pub(super) struct ShowArgs {
     /// Sampled examples that are shown of each interval of the activation
     #[arg(long, value_name = "N", default_value_t = 2)]
     per_interval: usize,
-    /// Whether to colour tokens by activation: auto (in a terminal, unless NO_COLOR is set), always or never
-    #[arg(long, value_enum, default_value_t)]
-    color: Color,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-}
-
-/// Whether to colour.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum Color {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-impl Color {
-    fn is_on(self) -> bool {
-        match self {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-        }
-    }
 }
 
 /// Shows a feature.
@@ -104,7 +82,7 @@ fn report_text(report: &FeatureReport, args: &ShowArgs) -> String {
     );
     write_tokens(&mut text, report);
     write_histogram(&mut text, report);
-    let color = args.color.is_on();
+    let color = color_on_stdout();
     text.push_str("\nstrongest examples\n");
     let top: Vec<&ReportExample> =
         report.examples.iter().filter(|example| example.is_top).take(args.examples).collect();

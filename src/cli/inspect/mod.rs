@@ -16,7 +16,9 @@ use crate::circuits::{
 use crate::error::ErrorContext;
 use crate::export::replace_file;
 use crate::graph::Circuit;
-use crate::picture::{PictureSettings, arrange, characters_without_font, csv_edges, csv_nodes, dot, graphml, png, svg};
+use crate::picture::{
+    HeatMap, PictureSettings, arrange, characters_without_font, csv_edges, csv_nodes, dot, graphml, heat_map, png, svg,
+};
 use crate::text::quoted;
 use crate::{Error, Result};
 
@@ -94,6 +96,9 @@ pub struct InspectArgs {
     /// Targets with less than this part of all targets' probability are left out of a picture
     #[arg(long, value_name = "SHARE", default_value_t = PictureSettings::default().target_share, help_heading = "Pictures")]
     target_share: f64,
+    /// Draw the direct effects on the target (--to, or the first) by layer and position, instead of the graph
+    #[arg(long, help_heading = "Pictures")]
+    heat_map: bool,
     /// Where to write what is printed otherwise
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
@@ -114,6 +119,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         terminal::write_to_file();
     }
     let format = chosen_format(args)?;
+    if args.heat_map && !matches!(format, InspectFormat::Svg | InspectFormat::Png) {
+        return Err(Error::Contradiction {
+            first: "--heat-map",
+            second: "what is no picture; --format svg or png draws it",
+        });
+    }
     for output in args.output.iter().chain(&args.save) {
         refuse_own_inputs(output, [Some(&args.graph), args.labels.as_ref(), args.group.file()])?;
     }
@@ -169,7 +180,26 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         target_share: args.target_share,
         ..Default::default()
     };
+    let summary_settings = SummarySettings {
+        top: args.top,
+        paths: args.paths,
+        node: args.node.clone(),
+        from: args.from.clone(),
+        to: args.to.clone(),
+    };
+    let summarized = |settings: &SummarySettings| {
+        let summary = match &opened.raw {
+            Some(raw) => summarize_with_raw(&shown, raw, settings),
+            None => summarize(&shown, settings),
+        };
+        summary.map_err(|error| opened.explained(error))
+    };
     let picture = || -> Result<String> {
+        if args.heat_map {
+            let summary = summarized(&SummarySettings { top: 0, paths: 0, node: None, ..summary_settings.clone() })?;
+            let no_target = || Error::Picture { reason: "it has no target that there could be effects on".to_owned() };
+            return heat_map(&HeatMap::from(summary.effects.first().ok_or_else(no_target)?));
+        }
         let collapsed = shown_collapsed()?;
         Ok(svg(&shown, &collapsed, &arrange(&shown, &collapsed, &settings)))
     };
@@ -191,18 +221,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         InspectFormat::Csv => csv_edges(&shown, &shown_collapsed()?, args.cells.into()).into_bytes(),
         InspectFormat::CsvNodes => csv_nodes(&shown, &shown_collapsed()?, args.cells.into()).into_bytes(),
         InspectFormat::Text | InspectFormat::Json => {
-            let settings = SummarySettings {
-                top: args.top,
-                paths: args.paths,
-                node: args.node.clone(),
-                from: args.from.clone(),
-                to: args.to.clone(),
-            };
-            let summary = match &opened.raw {
-                Some(raw) => summarize_with_raw(&shown, raw, &settings),
-                None => summarize(&shown, &settings),
-            };
-            let summary = summary.map_err(|error| opened.explained(error))?;
+            let summary = summarized(&summary_settings)?;
             let report = Report::new(&opened, chosen.as_deref(), &groups, summary)?;
             match format {
                 InspectFormat::Json => json_text(&report)?.into_bytes(),

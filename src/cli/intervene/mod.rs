@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 
 use crate::error::ErrorContext;
 use crate::export::replace_file;
-use crate::intervene::{CompareOptions, FeatureGroup, Followed, GenerateOptions, Mode};
+use crate::intervene::{CompareOptions, FeatureGroup, Followed, GenerateOptions, Measure, Mode};
 use crate::job::Job;
 use crate::picture::{png, supernode_svg, sweep_csv, sweep_svg};
 use crate::tracer::{Prompt, RunOptions, Swept, Tracer};
@@ -171,7 +171,12 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     let changes = Changes::new(args, &Context { tracer: &tracer, prompt: &prompt, graph: graph.as_ref() })?;
     let (target, followed) = followed(args, &tracer)?;
     let features = graph.as_ref().map(NamedGraph::features);
-    let compare = CompareOptions { target, top: args.top, features, followed };
+    // Under constraints changes are direct effects, which act on pre-activations: those are the graph's edges.
+    let measure = match mode {
+        Mode::Free | Mode::FrozenAttention | Mode::FrozenNorms => Measure::Activation,
+        Mode::Constrained(_) | Mode::Direct => Measure::PreActivation,
+    };
+    let compare = CompareOptions { target, top: args.top, features, followed, measure };
     let groups = read_groups(graph.as_ref(), &changes);
     check_question(args, &changes, &groups)?;
     let options = RunOptions { mode, compare, generate, groups };

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::Result;
 use crate::circuits::collapse;
 use crate::graph::NodeId;
-use crate::intervene::{FeatureGroup, FollowedChange, GroupChange, TokenChange};
+use crate::intervene::{FeatureGroup, FollowedChange, GroupChange, Measure, TokenChange};
 use crate::picture::{DiagramEdge, DiagramNode, SupernodeDiagram};
 use crate::text::{quoted, terminal};
 use crate::tracer::{Intervened, Swept};
@@ -42,15 +42,18 @@ pub(super) fn comparison_text(report: &Intervened, described: &[String]) -> Stri
     write_table(&mut text, &[Align::Left, Align::Right, Align::Right, Align::Right, Align::Right], header, rows);
 
     if !comparison.features.is_empty() {
-        text.push_str("\nlargest changes of features (activations)\n");
+        let is_activation = comparison.measure == Measure::Activation;
+        let measure = if is_activation { "activations" } else { "pre-activations" };
+        let _ = writeln!(text, "\nlargest changes of features ({measure})");
+        let shown = |value: f32| if is_activation { activation(value) } else { format!("{value:.3}") };
         let header = ["feature", "at", "before", "after", "change", "label"].map(str::to_owned).to_vec();
         let rows = comparison.features.iter().map(|change| {
             let id = change.id;
             vec![
                 format!("{}_{}_{}", id.layer, id.feature, id.pos),
                 report.prompt_tokens.get(id.pos as usize).map(|t| quoted(t)).unwrap_or_default(),
-                activation(change.before),
-                activation(change.after),
+                shown(change.before),
+                shown(change.after),
                 format!("{:+.3}", change.after - change.before),
                 change.label.as_deref().map(cut).unwrap_or_default(),
             ]

@@ -2,6 +2,7 @@
 //! `Device::Cuda` exists in such a build, so [`open`] is the one that is ever called.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use candle_core::{CudaDevice, CudaStorage, Device, Error, Layout, Result, Tensor, bail};
 
@@ -35,6 +36,10 @@ impl Gpu for CudaDevice {
     }
 
     fn download<T: Element>(&self, _: &Buffer<T>) -> Result<Vec<T>> {
+        without_cuda()
+    }
+
+    fn download_part<T: Element>(&self, _: &Buffer<T>, _: Range<usize>) -> Result<Vec<T>> {
         without_cuda()
     }
 

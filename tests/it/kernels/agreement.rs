@@ -6,7 +6,7 @@ use circuitscope::ops::edge_rows::EdgeRowsArgs;
 use circuitscope::ops::encode_active;
 use circuitscope::ops::frozen_attention::{FrozenAttentionArgs, Queries};
 use circuitscope::ops::gpu::{Arg, Gpu};
-use circuitscope::ops::influence::{RowSums, RowsSoFar};
+use circuitscope::ops::influence::{RowSums, RowsSoFar, SweptRows};
 use circuitscope::ops::norm_pullback::NormPullbackArgs;
 use circuitscope::ops::{self, Activity, Indices, NormFactors, RaggedBatch, SourceVecs};
 
@@ -335,6 +335,53 @@ pub fn influence_case(gpu: &OnCpu, random: &mut Random, layers: &[usize], n_targ
         check_equal(selected, expected, &format!("{count} of {n_open} in {layers:?}"))?;
     }
     Ok(())
+}
+
+pub fn swept_case(gpu: &OnCpu, random: &mut Random, n_rows: usize, n_columns: usize, n_vectors: usize) -> Result<()> {
+    let (row_stride, row_sum_clamp) = (n_columns + 5, 1e-10);
+    let mut rows = random.vec(n_rows * row_stride);
+    // A row of zeros has nothing to pass on.
+    rows[..row_stride].fill(0.0);
+    let weights: Vec<Vec<f64>> =
+        (0..n_vectors).map(|_| random.vec(n_rows).into_iter().map(f64::from).collect()).collect();
+    let vectors: Vec<_> = (0..n_vectors).map(|_| gpu.zeros::<f64>(n_columns)).collect::<Result<_>>()?;
+    let buffer = gpu.input(&rows);
+    let mut expected = vec![vec![0.0; n_columns]; n_vectors];
+    // Twice: what is added comes to what is there.
+    for _ in 0..2 {
+        let swept = SweptRows { rows: buffer, n_rows, row_stride, n_columns, row_sum_clamp };
+        // SAFETY: rows and vectors were made above with these sizes.
+        unsafe { ops::influence::add_rows(gpu, swept, &vectors, &weights)? };
+        for (vector, weights) in expected.iter_mut().zip(&weights) {
+            for (row, weight) in rows.chunks_exact(row_stride).zip(weights) {
+                let sum: f64 = row[..n_columns].iter().map(|value| f64::from(value.abs())).sum();
+                let share = weight / sum.max(f64::from(row_sum_clamp));
+                vector.iter_mut().zip(row).for_each(|(total, value)| *total += share * f64::from(value.abs()));
+            }
+        }
+    }
+    for (vector, expected) in vectors.iter().zip(&expected) {
+        let found: Vec<f64> = gpu.download(vector)?;
+        let far = found.iter().zip(expected).filter(|(found, expected)| (*found - *expected).abs() > 1e-12).count();
+        check_equal((found.len(), far), (n_columns, 0), &format!("{n_rows} rows of {n_columns} columns"))?;
+        let part = n_columns / 3..n_columns;
+        check_equal(gpu.download_part::<f64>(vector, part.clone())?, found[part].to_vec(), "a part")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn swept_rows_are_added_as_the_cpu_side_adds_them() {
+    for_each_build(|gpu, build| {
+        let mut random = Random::new(8);
+        let shapes: &[(usize, usize, usize)] = match build {
+            Build::Plain => &[(1, 1, 1), (1, 31, 9), (9, 33, 9), (70, 300, 2)],
+            _ => &[(11, 45, 2)],
+        };
+        for &(n_rows, n_columns, n_vectors) in shapes {
+            swept_case(gpu, &mut random, n_rows, n_columns, n_vectors).unwrap();
+        }
+    });
 }
 
 #[test]
