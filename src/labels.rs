@@ -16,6 +16,9 @@ impl Labels {
     /// The name of the file, beside a transcoder set's `config.yaml`.
     pub(crate) const FILE: &str = "feature_labels.json";
 
+    /// The folder of features beside that `config.yaml`, which may hold such a file too.
+    pub(crate) const FEATURES_FOLDER: &str = "features";
+
     /// Reads a label file.
     ///
     /// # Errors

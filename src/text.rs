@@ -78,8 +78,7 @@ pub enum Cells {
     Exact,
 }
 
-/// `text` as a cell of a table (RFC 4180): quoted where commas, quotes, line breaks, tabs or spaces at its ends
-/// need it.
+/// `text` as a cell of a table (RFC 4180): quoted where commas, quotes, line breaks or spaces at its ends need it.
 ///
 /// Spreadsheets compute cells that begin with `=`, `+`, `-`, `@` (in their wide forms too), a tab or a carriage return: for
 /// them such a text gets an apostrophe in front, which they take for "this is text". Numbers and single characters, which
@@ -97,7 +96,7 @@ pub fn csv_cell(text: &str, cells: Cells) -> String {
         let is_fine = !is_invisible_command(c) || matches!(c, '\n' | '\r' | '\t');
         cell.push(if is_fine { c } else { REPLACEMENT });
     }
-    let must_be_quoted = cell.contains([',', '"', '\n', '\r', '\t']) || cell.trim() != cell;
+    let must_be_quoted = cell.contains([',', '"', '\n', '\r']) || cell.trim() != cell;
     if must_be_quoted { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
 }
 
@@ -262,8 +261,8 @@ mod tests {
         assert_eq!(cell(" Austin"), "\" Austin\"");
         assert_eq!(cell("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
         assert_eq!(cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
-        assert_eq!(cell("\t@x"), "\"'\t@x\"");
-        assert_eq!(cell("\tx"), "\"'\tx\"");
+        assert_eq!(cell("\t@x"), "'\t@x");
+        assert_eq!(cell("\tx"), "'\tx");
         assert_eq!(cell("＝1+1"), "'＝1+1");
         assert_eq!(cell(" +a"), "' +a");
         assert_eq!(["-", "-1.5", "0_-1_4"].map(cell), ["-", "-1.5", "0_-1_4"]);

@@ -70,7 +70,7 @@ impl Config {
             }
             if let (None, Some(default)) = (&config.default, default) {
                 // A file may choose among its own set-ups only: what it says must not depend on another file.
-                if !config.setups.get(&default).is_some_and(|setup| setup.file == path) && default != ATLAS {
+                if config.setups.get(&default).is_none_or(|setup| setup.file != path) && default != ATLAS {
                     let problem = format!("`default` is {default:?}, but there is no [setup.{default}]");
                     return Err(Error::SetupFile { file: path.display().to_string(), problem });
                 }

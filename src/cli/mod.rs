@@ -65,7 +65,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Trace a prompt: which tokens and features made the model predict what it predicts
-    Trace(TraceArgs),
+    Trace(Box<TraceArgs>),
     /// Prune a raw graph to the nodes and edges that carry most of the influence
     Prune(PruneArgs),
     /// Show what is in a graph: prediction, scores, strongest nodes and paths, one node's inputs and outputs; draw it
@@ -75,7 +75,7 @@ enum Command {
     /// Features and edges that several graphs have in common
     Common(CommonArgs),
     /// Change features while the model runs, and compare what it predicts
-    Intervene(InterveneArgs),
+    Intervene(Box<InterveneArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
     /// What features are active on: collect it from a text, show, search and merge it

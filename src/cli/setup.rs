@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::Result;
 use crate::error::ErrorContext;
+use crate::features::FeatureSet;
 use crate::graph::{CircuitMeta, GraphMeta};
 use crate::tracer::{Setup, Tracer};
 use crate::weights::ATLAS;
@@ -51,6 +52,8 @@ pub struct SetupArgs {
 /// What a graph says about the model that it was traced with.
 #[derive(Debug, Clone)]
 pub(super) struct GraphSource {
+    /// What says it: a graph, or features.
+    kind: &'static str,
     file: PathBuf,
     model: Option<String>,
     transcoders: Option<String>,
@@ -63,7 +66,21 @@ impl GraphSource {
         let named = |name: &str| (!name.is_empty()).then(|| name.to_owned());
         let transcoders = named(transcoders).or_else(|| named(scan).filter(|scan| scan.contains('/')));
         // The embedded ones need no name.
-        Self { file: file.to_owned(), model: named(model), transcoders: transcoders.filter(|name| name != ATLAS) }
+        let transcoders = transcoders.filter(|name| name != ATLAS);
+        Self { kind: "graph", file: file.to_owned(), model: named(model), transcoders }
+    }
+
+    /// Of a folder of features: the model that they were collected with, and the transcoders that they lie beside.
+    pub(super) fn of_features(set: &FeatureSet) -> Self {
+        let folder = set.folder().path();
+        let beside = folder.and_then(Path::parent).filter(|parent| parent.join("config.yaml").is_file());
+        let model = set.manifest().subject.model.clone();
+        Self {
+            kind: "features",
+            file: folder.unwrap_or(Path::new(ATLAS)).to_owned(),
+            transcoders: beside.filter(|_| model != ATLAS).map(|beside| beside.display().to_string()),
+            model: (!model.is_empty()).then_some(model),
+        }
     }
 
     /// Of a raw graph.
@@ -107,6 +124,11 @@ impl SetupArgs {
         self.open_with(labels, None)
     }
 
+    /// Whether options name a model, transcoders or a set-up.
+    pub(super) fn is_given(&self) -> bool {
+        self.model.is_some() || self.transcoders.is_some() || self.setup.is_some()
+    }
+
     /// As [`SetupArgs::open`]; what nothing else names, `graph` does.
     ///
     /// # Errors
@@ -124,7 +146,7 @@ impl SetupArgs {
         }
         let tracer = match graph.filter(|_| resolved.is_model_of_graph) {
             Some(graph) => Tracer::open(setup)
-                .context(|| format!("cannot open the model that the graph `{}` names", graph.file.display()))?,
+                .context(|| format!("cannot open the model that the {} `{}` names", graph.kind, graph.file.display()))?,
             None => Tracer::open(setup)?,
         };
         if let Some(note) = tracer.device_note() {
@@ -184,7 +206,7 @@ impl SetupArgs {
         })
     }
 
-    fn note(&self, text: &str) {
+    pub(super) fn note(&self, text: &str) {
         if !self.quiet {
             super::note(text);
         }
@@ -241,6 +263,7 @@ mod tests {
             let has = |place: usize| bits & (1 << place) != 0;
             let some = |place: usize, name: &str| has(place).then(|| name.to_owned());
             let graph = GraphSource {
+                kind: "graph",
                 file: "graph".into(),
                 model: Some("model of graph".into()),
                 transcoders: Some("transcoders of graph".into()),

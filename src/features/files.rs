@@ -10,10 +10,10 @@ use super::tokens::{Ids, Runs, TokenStore, are_narrow};
 use crate::error::{Error, Result};
 use crate::export::{Numbers, replace_file, write_columns};
 use crate::labels::Labels;
-use crate::weights::{ATLAS, Column, Columns, Folder, atlas_features};
+use crate::weights::{ATLAS, Column, Columns, Folder, atlas_features, atlas_transcoders};
 
 /// The name of the folder beside a transcoder set's `config.yaml`.
-pub const FEATURES_FOLDER: &str = "features";
+pub const FEATURES_FOLDER: &str = Labels::FEATURES_FOLDER;
 
 /// The file that says what the others are; written last.
 pub const MANIFEST_FILE: &str = "features.json";
@@ -54,7 +54,12 @@ impl FeatureSet {
     pub fn open_named(name: &str) -> Result<Self> {
         let path = Path::new(name);
         if name == ATLAS && !path.exists() {
-            return Self::open_folder(&atlas_features());
+            let mut set = Self::open_folder(&atlas_features())?;
+            let transcoders = atlas_transcoders();
+            if let Some(bytes) = transcoders.read(Labels::FILE)? {
+                set.labels = Labels::parse(&bytes, &transcoders.shown(Labels::FILE))?;
+            }
+            return Ok(set);
         }
         let within = path.join(FEATURES_FOLDER);
         match !path.join(MANIFEST_FILE).exists() && within.join(MANIFEST_FILE).exists() {
@@ -191,7 +196,7 @@ pub struct Window {
     pub starts_sequence: bool,
 }
 
-/// Labels in the folder, and those beside it, where the transcoders are.
+/// Labels beside the folder, where the transcoders are and somebody may have put their own, and those in it.
 fn read_labels(folder: &Folder) -> Result<Labels> {
     let within = match folder.read(Labels::FILE)? {
         Some(bytes) => Labels::parse(&bytes, &folder.shown(Labels::FILE))?,
@@ -199,7 +204,7 @@ fn read_labels(folder: &Folder) -> Result<Labels> {
     };
     let beside = folder.path().and_then(Path::parent).map(|parent| parent.join(Labels::FILE));
     match beside.filter(|path| path.is_file()) {
-        Some(path) => Ok(within.or(Labels::read(&path)?)),
+        Some(path) => Ok(Labels::read(&path)?.or(within)),
         None => Ok(within),
     }
 }

@@ -10,21 +10,33 @@ mod corpus;
 mod dashboard;
 mod files;
 mod histogram;
+mod label_text;
+mod label_words;
+mod labels;
 mod manifest;
 mod merge;
+mod pushes;
 mod report;
 mod search;
 mod sequences;
 mod state;
+mod token_classes;
 mod tokens;
+mod virtual_weights;
 
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
 pub use corpus::{Input, Split, TextFormat, inputs};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
 pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
+pub use labels::{LABELS_PHASE, LabelOptions, SCORES_FILE, ScoredLabel, label_features, write_labels};
 pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
 pub use merge::merge;
-pub use report::{FeatureId, FeatureReport, ReportBin, ReportExample, ReportToken, report};
+pub use pushes::{Push, Pushes, pushes};
+pub use report::{
+    FeatureId, FeatureReport, ReportBin, ReportExample, ReportFeature, ReportPush, ReportToken, ReportWeights, report,
+    report_weights,
+};
 pub use search::{ActiveHere, Found, SearchBy, active_on, search};
 pub use tokens::TokenStore;
+pub use virtual_weights::{VirtualWeight, VirtualWeights};

@@ -7,7 +7,13 @@ use serde::Serialize;
 
 use super::dashboard::{Example, TokenCount};
 use super::files::FeatureSet;
+use super::labels::{ScoredLabel, score_of};
+use super::manifest::Subject;
+use super::pushes::{Push, pushes};
+use super::virtual_weights::{VirtualWeight, VirtualWeights};
 use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::replacement::Replacement;
 
 /// Which feature: `LAYER_FEATURE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +75,81 @@ pub struct FeatureReport {
     pub histogram: Vec<ReportBin>,
     /// Strongest first.
     pub examples: Vec<ReportExample>,
+    /// How good the label is, where it was made from the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_score: Option<ScoredLabel>,
+    /// What weights say, where the model was at hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<ReportWeights>,
+}
+
+/// What a feature pushes, and which features it reads and feeds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReportWeights {
+    /// The logits it raises most, largest first.
+    pub top: Vec<ReportPush>,
+    /// Those it lowers most, lowest first.
+    pub bottom: Vec<ReportPush>,
+    /// Features of earlier layers that it reads most, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reads: Option<Vec<ReportFeature>>,
+    /// Features of later layers that read it most, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feeds: Option<Vec<ReportFeature>>,
+}
+
+/// A logit that a feature pushes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReportPush {
+    /// The token's id.
+    pub token: u32,
+    /// Its text.
+    pub text: String,
+    /// See [`Push`](super::Push).
+    pub value: f32,
+}
+
+/// A feature that another one reads or feeds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReportFeature {
+    /// `LAYER_FEATURE`
+    pub feature: String,
+    /// What it is called.
+    pub label: Option<String>,
+    /// See [`VirtualWeight`](super::VirtualWeight).
+    pub weight: f32,
+}
+
+/// What weights say of a feature: the `n` logits it raises and lowers most, and, with `neighbors`, the `n` features that
+/// it reads and feeds most.
+///
+/// # Errors
+/// [`Error::FeaturesMismatch`] for features of another model or set; those of the model.
+pub fn report_weights(
+    replacement: &Replacement,
+    set: &FeatureSet,
+    id: FeatureId,
+    n: usize,
+    neighbors: bool,
+) -> Result<ReportWeights> {
+    set.manifest().subject.check_same(&Subject::of(replacement)?, set.folder().spec())?;
+    let pushed = pushes(replacement, id.layer, &[id.feature], n)?.pop().unwrap_or_default();
+    let named = |list: &[Push]| -> Vec<ReportPush> {
+        list.iter().map(|p| ReportPush { token: p.token, text: set.tokens().text(p.token), value: p.value }).collect()
+    };
+    let (top, bottom) = (named(&pushed.top), named(&pushed.bottom));
+    if !neighbors || set.tokens().is_empty() {
+        return Ok(ReportWeights { top, bottom, reads: None, feeds: None });
+    }
+    let tokens: Vec<u32> = set.tokens().sequence(0).map(|at| set.tokens().token(at)).collect();
+    let weights = VirtualWeights::new(replacement, &tokens, &Job::default())?;
+    let features = |list: Vec<VirtualWeight>| -> Option<Vec<ReportFeature>> {
+        let label = |id: FeatureId| set.labels().get(id.layer as u32, id.feature as u32).map(str::to_owned);
+        let of = |w: VirtualWeight| ReportFeature { feature: w.id.to_string(), label: label(w.id), weight: w.weight };
+        Some(list.into_iter().map(of).collect())
+    };
+    let (reads, feeds) = (features(weights.reads(id, n)?), features(weights.feeds(id, n)?));
+    Ok(ReportWeights { top, bottom, reads, feeds })
 }
 
 /// A token that a feature is active on, or after.
@@ -163,5 +244,7 @@ pub fn report(set: &FeatureSet, id: FeatureId) -> Result<FeatureReport> {
         before: tokens(&dashboard.before),
         histogram: dashboard.histogram.bins().map(|(start, end, count)| ReportBin { start, end, count }).collect(),
         examples: dashboard.examples.iter().map(example).collect(),
+        label_score: score_of(set, id)?,
+        weights: None,
     })
 }

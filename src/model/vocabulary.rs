@@ -53,7 +53,7 @@ impl Model {
         Ok(Some(rows.to_device(&self.device)?))
     }
 
-    pub(super) fn unembedding_chunks(&self) -> impl Iterator<Item = Result<Tensor>> {
+    pub(crate) fn unembedding_chunks(&self) -> impl Iterator<Item = Result<Tensor>> {
         let name = self.unembedding_name();
         let (d_vocab, step) = (self.config.d_vocab, (CHUNK_VALUES / self.config.d_model).max(1));
         let kept = self.kept_unembedding.get();

@@ -206,6 +206,15 @@ impl Transcoder {
     /// # Errors
     /// Those of reading and of the tensor operations.
     pub fn pre_activations(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = Tensor::from_slice(&self.b_enc, self.n_features(), x.device())?;
+        Ok(self.encoder_products(x)?.broadcast_add(&bias)?)
+    }
+
+    /// Products with all encoder rows, without the bias. `[n, d_model]` to `[n, d_transcoder]`
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations.
+    pub(crate) fn encoder_products(&self, x: &Tensor) -> Result<Tensor> {
         let step = (chunk_values(x.device()) / self.d_model).max(1);
         let chunks = (0..self.n_features())
             .step_by(step)
@@ -214,8 +223,7 @@ impl Transcoder {
                 Ok(x.matmul(&chunk.t()?)?)
             })
             .collect::<Result<Vec<Tensor>>>()?;
-        let bias = Tensor::from_slice(&self.b_enc, self.n_features(), x.device())?;
-        Ok(Tensor::cat(&chunks, 1)?.broadcast_add(&bias)?)
+        Ok(Tensor::cat(&chunks, 1)?)
     }
 
     /// Decoder vectors of chosen features, not scaled by their activations.

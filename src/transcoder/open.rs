@@ -66,10 +66,15 @@ pub fn open(folder: &Folder, n_layers: usize, d_model: usize, device: &Device) -
         }
     };
     let expected = Expected { n_layers, d_model, config: &config, device };
-    let labels = match folder.read(Labels::FILE)? {
+    let mut labels = match folder.read(Labels::FILE)? {
         Some(bytes) => Labels::parse(&bytes, &folder.shown(Labels::FILE))?,
         None => Labels::default(),
     };
+    // Names that were made from a text are for features without one.
+    let made = folder.path().map(|path| path.join(Labels::FEATURES_FOLDER).join(Labels::FILE));
+    if let Some(made) = made.filter(|made| made.is_file()) {
+        labels = labels.or(Labels::read(&made)?);
+    }
     let layers = match kind {
         Kind::PerLayer => per_layer(folder, &expected)?,
         Kind::CrossLayer => cross_layer(folder, &expected)?,

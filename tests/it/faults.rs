@@ -453,10 +453,10 @@ fn in_full() {
         }
         kills(&bench, 200).print("killed at a random moment", case.name);
         little_memory(&bench, 7.0 / 6.0).print("little memory", case.name);
-        if !case.makes.is_empty() {
-            if let Some(line) = full_disk(&bench, 1) {
-                line.print("full disk", case.name);
-            }
+        if !case.makes.is_empty()
+            && let Some(line) = full_disk(&bench, 1)
+        {
+            line.print("full disk", case.name);
         }
         full_output(&bench).print("full output", case.name);
     }

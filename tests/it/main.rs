@@ -11,6 +11,7 @@ mod doors;
 mod export;
 #[cfg(target_os = "linux")]
 mod faults;
+mod feature_labels;
 mod features;
 mod finite;
 mod graph;

@@ -1,6 +1,7 @@
 //! `circuitscope features`: what features are active on, collected from a text and looked at.
 
 mod collect;
+mod label;
 mod merge;
 mod search;
 mod show;
@@ -24,6 +25,8 @@ enum FeaturesCommand {
     Show(show::ShowArgs),
     /// Find features by the tokens they are active on, or by a text
     Search(search::SearchArgs),
+    /// Name features by what they are active on, with scores on held-out text
+    Label(label::LabelArgs),
     /// Make one folder of features of several
     Merge(merge::MergeArgs),
 }
@@ -37,6 +40,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<()> {
         FeaturesCommand::Collect(args) => collect::run(args),
         FeaturesCommand::Show(args) => show::run(args),
         FeaturesCommand::Search(args) => search::run(args),
+        FeaturesCommand::Label(args) => label::run(args),
         FeaturesCommand::Merge(args) => merge::run(args),
     }
 }
@@ -59,7 +63,7 @@ fn token_count(text: &str) -> Result<u64, String> {
         None => (lower.as_str(), 1.0),
     };
     let value = digits.parse::<f64>().map_err(|_| expected())? * unit;
-    if value >= 1.0 && value <= 1e15 { Ok(value as u64) } else { Err(expected()) }
+    if (1.0..=1e15).contains(&value) { Ok(value as u64) } else { Err(expected()) }
 }
 
 #[cfg(test)]

@@ -8,7 +8,11 @@ use crate::Result;
 use crate::cli::summary::{Align, cut, percent, write_table};
 use crate::cli::terminal::color_on_stdout;
 use crate::cli::{Format, print_data, print_json};
-use crate::features::{FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportToken, report};
+use crate::cli::setup::{GraphSource, SetupArgs};
+use crate::features::{
+    FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportFeature, ReportToken, ReportWeights, report,
+    report_weights,
+};
 use crate::text::{quoted, terminal};
 
 /// Columns of a terminal.
@@ -19,6 +23,9 @@ const VALUE_COLUMNS: usize = 10;
 
 /// Columns of an example's text before its own token, at most.
 const BEFORE_COLUMNS: usize = 42;
+
+/// Logits and features that weights are shown of.
+const N_WEIGHTS: usize = 10;
 
 /// Columns of the longest bar of the histogram.
 const BAR_COLUMNS: usize = 40;
@@ -41,6 +48,11 @@ pub(super) struct ShowArgs {
     /// Sampled examples that are shown of each interval of the activation
     #[arg(long, value_name = "N", default_value_t = 2)]
     per_interval: usize,
+    /// Show which features of earlier layers it reads and of later layers it feeds, by weights
+    #[arg(long)]
+    weights: bool,
+    #[command(flatten)]
+    setup: SetupArgs,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -52,10 +64,27 @@ pub(super) struct ShowArgs {
 /// A folder that cannot be read, a feature that does not exist.
 pub(super) fn run(args: &ShowArgs) -> Result<()> {
     let set = FeatureSet::open_named(&args.folder)?;
-    let report = report(&set, args.feature)?;
+    let mut report = report(&set, args.feature)?;
+    report.weights = weights(args, &set)?;
     match args.format {
         Format::Json => print_json(&report),
         Format::Text => print_data(&report_text(&report, args)),
+    }
+}
+
+/// What weights say. The model that features were collected with may be elsewhere: then the rest is shown without it, unless
+/// it was asked for.
+fn weights(args: &ShowArgs, set: &FeatureSet) -> Result<Option<ReportWeights>> {
+    let opened = args.setup.open_with(None, Some(&GraphSource::of_features(set)));
+    let found = opened.and_then(|tracer| {
+        report_weights(tracer.replacement(), set, args.feature, N_WEIGHTS, args.weights)
+    });
+    match found {
+        Err(error) if !args.weights && !args.setup.is_given() => {
+            args.setup.note(&format!("what it pushes needs the model: {error}"));
+            Ok(None)
+        }
+        found => found.map(Some),
     }
 }
 
@@ -63,6 +92,13 @@ fn report_text(report: &FeatureReport, args: &ShowArgs) -> String {
     let mut text = String::new();
     let label = report.label.as_deref().map(|label| format!("  {}", cut(label))).unwrap_or_default();
     let _ = writeln!(text, "feature {}{label}", report.feature);
+    if let Some(score) = &report.label_score {
+        let _ = writeln!(
+            text,
+            "label       precision {:.2}, recall {:.2}, F1 {:.2} on held-out text",
+            score.precision, score.recall, score.f1
+        );
+    }
     let share = f64::from(report.count) / report.n_positions.max(1) as f64;
     let (count, positions) = (thousands(report.count.into()), thousands(report.n_positions));
     let _ = writeln!(
@@ -80,6 +116,9 @@ fn report_text(report: &FeatureReport, args: &ShowArgs) -> String {
         "activation  mean {:.3}, median {:.2}, 99 % below {:.2}, largest {:.3}",
         report.mean, report.median, report.quantile_99, report.max
     );
+    if let Some(weights) = &report.weights {
+        write_weights(&mut text, weights);
+    }
     write_tokens(&mut text, report);
     write_histogram(&mut text, report);
     let color = color_on_stdout();
@@ -98,19 +137,49 @@ fn report_text(report: &FeatureReport, args: &ShowArgs) -> String {
     text
 }
 
+/// Logits in two lines each, features in tables.
+fn write_weights(text: &mut String, weights: &ReportWeights) {
+    for (name, list) in [("pushes up", &weights.top), ("pushes down", &weights.bottom)] {
+        let mut line = format!("{name:<12}");
+        for push in list {
+            let shown = format!("{} {:.2}", short(&push.text), push.value);
+            let gap = if line.chars().count() == 12 { "" } else { ", " };
+            if line.chars().count() + gap.len() + shown.chars().count() > COLUMNS {
+                break;
+            }
+            line.push_str(gap);
+            line.push_str(&shown);
+        }
+        let _ = writeln!(text, "{line}");
+    }
+    for (name, list) in [("reads", &weights.reads), ("feeds", &weights.feeds)] {
+        let Some(list) = list else { continue };
+        let _ = writeln!(text, "\n{name}, by weights");
+        if list.is_empty() {
+            text.push_str("  no feature: there is no such layer\n");
+        }
+        let label = |f: &ReportFeature| f.label.as_deref().map(cut).unwrap_or_default();
+        let rows = list.iter().map(|f| vec![f.feature.clone(), format!("{:.3}", f.weight), label(f)]);
+        write_table(text, &[Align::Left, Align::Right, Align::Left], Vec::new(), rows);
+    }
+}
+
+/// A token in quotes, cut where it is long.
+fn short(token: &str) -> String {
+    let quoted = quoted(token);
+    match quoted.chars().count() > TOKEN_COLUMNS {
+        true => quoted.chars().take(TOKEN_COLUMNS - 1).chain(['…']).collect(),
+        false => quoted,
+    }
+}
+
 fn write_tokens(text: &mut String, report: &FeatureReport) {
     let sampled = match u64::from(report.count) > u64::from(report.n_sampled) {
         true => format!(" (of {} sampled activations)", report.n_sampled),
         false => String::new(),
     };
     let _ = writeln!(text, "\ntokens{sampled}");
-    let token = |token: &ReportToken| {
-        let quoted = quoted(&token.text);
-        match quoted.chars().count() > TOKEN_COLUMNS {
-            true => quoted.chars().take(TOKEN_COLUMNS - 1).chain(['…']).collect(),
-            false => quoted,
-        }
-    };
+    let token = |token: &ReportToken| short(&token.text);
     let n = report.tokens.len().max(report.before.len());
     let cells = |list: &[ReportToken], i: usize| -> [String; 3] {
         list.get(i).map_or_else(Default::default, |t| [percent(t.share), format!("{:.3}", t.mean), token(t)])
@@ -192,11 +261,11 @@ fn write_example(text: &mut String, example: &ReportExample, column: usize, max:
         pieces.insert(0, (i, shown[i].chars().skip(skipped).collect()));
     }
     let mut right = width - own - column;
-    for i in example.at + 1..shown.len() {
+    for (i, token) in shown.iter().enumerate().skip(example.at + 1) {
         if right == 0 {
             break;
         }
-        let taken: String = shown[i].chars().take(right).collect();
+        let taken: String = token.chars().take(right).collect();
         right -= taken.chars().count();
         pieces.push((i, taken));
     }

@@ -1,0 +1,348 @@
+//! Labels of features from what they are active on, each with a score: how well it says, on text that it was not made
+//! from, where the feature is active.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::files::FeatureSet;
+use super::label_text::{Key, LabelText, View};
+use super::label_words::{name, tokens_named};
+use super::manifest::Subject;
+use super::pushes::pushes;
+use super::report::FeatureId;
+use super::sequences::{Sequence, batches};
+use crate::error::{Error, ErrorContext, Result};
+use crate::export::replace_file;
+use crate::job::Job;
+use crate::labels::Labels;
+use crate::model::{ForwardOptions, HookPoint, Hooks};
+use crate::replacement::Replacement;
+
+/// The phase of a [`Job`] that counts the tokens labels are made from.
+pub const LABELS_PHASE: &str = "label tokens";
+
+/// Beside `feature_labels.json`: how good each label is.
+pub const SCORES_FILE: &str = "label_scores.json";
+
+/// Fewer activations on the learnt half say nothing; the other half must have at least one.
+const MIN_LEARNT: usize = 3;
+
+/// Conditions of a label at most.
+const MAX_KEYS: usize = 48;
+
+/// A feature that is active on more than this share of positions is called so.
+const EVERYWHERE: f64 = 0.5;
+
+/// Tokens that a feature pushes, for "says".
+const N_PUSHED: usize = 10;
+
+/// How to label.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LabelOptions {
+    /// Tokens of the collected text that go through the model again: one half is learnt from, the other scored on.
+    pub max_tokens: usize,
+    /// Labels of a lower F1 say "mixed".
+    pub min_f1: f64,
+}
+
+impl Default for LabelOptions {
+    fn default() -> Self {
+        Self { max_tokens: 100_000, min_f1: 0.3 }
+    }
+}
+
+/// A label and how good it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScoredLabel {
+    /// What the feature is called.
+    pub label: String,
+    /// Of the positions that the label names, the share where the feature is active.
+    pub precision: f64,
+    /// Of the positions where it is active, the share that the label names.
+    pub recall: f64,
+    /// Their harmonic mean.
+    pub f1: f64,
+    /// Positions of the scored text where the feature is active.
+    pub n_active: usize,
+    /// Whether the label is good enough to be one: "mixed" is not.
+    pub is_clear: bool,
+}
+
+/// Labels features: runs a part of their text again, looks on one half for what best says where each is active, and scores
+/// that on the other half. By `LAYER_FEATURE`; features that are too rare there have none. The same features give the
+/// same labels.
+///
+/// # Errors
+/// [`Error::FeaturesMismatch`] for features of another model or set; those of the model; [`Error::Cancelled`].
+pub fn label_features(
+    replacement: &Replacement,
+    set: &FeatureSet,
+    options: &LabelOptions,
+    job: &Job,
+) -> Result<BTreeMap<FeatureId, ScoredLabel>> {
+    set.manifest().subject.check_same(&Subject::of(replacement)?, set.folder().spec())?;
+    let text = LabelText::new(set, options.max_tokens, |tokens| replacement.n_excluded(tokens));
+    let active = active_positions(replacement, set, &text, job)?;
+    let mut labels = BTreeMap::new();
+    for (layer, active) in active.iter().enumerate() {
+        job.check()?;
+        let found: Vec<Option<Found>> = active.par_iter().map(|active| best(&text, active)).collect();
+        // Only what stands before a word can say it.
+        let is_next = |found: &Option<Found>| found.as_ref().is_some_and(|found| found.view == View::Next);
+        let before: Vec<usize> = (0..found.len()).filter(|&feature| is_next(&found[feature])).collect();
+        let pushed = pushes(replacement, layer, &before, N_PUSHED)?;
+        let pushed: HashMap<usize, Vec<u32>> = before
+            .into_iter()
+            .zip(pushed)
+            .map(|(feature, pushes)| (feature, pushes.top.iter().map(|push| push.token).collect()))
+            .collect();
+        for (feature, found) in found.into_iter().enumerate() {
+            let Some(found) = found else { continue };
+            let is_clear = found.f1() >= options.min_f1;
+            let label = match (is_clear, found.is_everywhere) {
+                (_, true) => "almost everywhere".to_owned(),
+                (true, false) => {
+                    name(set.tokens(), &text, found.view, &found.keys, pushed.get(&feature).map(Vec::as_slice))
+                }
+                (false, false) => {
+                    let tokens = set.tokens_of(layer, feature)?;
+                    format!("mixed: {}", tokens_named(set.tokens(), tokens.iter().map(|count| count.token), 2))
+                }
+            };
+            let (precision, recall, f1) = (found.precision(), found.recall(), found.f1());
+            let n_active = found.n_active;
+            labels.insert(
+                FeatureId { layer, feature },
+                ScoredLabel { label, precision, recall, f1, n_active, is_clear },
+            );
+        }
+    }
+    Ok(labels)
+}
+
+/// Writes `feature_labels.json`, which commands that name features read, and the scores beside it.
+///
+/// # Errors
+/// The files cannot be written.
+pub fn write_labels(folder: &Path, labels: &BTreeMap<FeatureId, ScoredLabel>) -> Result<()> {
+    let names: BTreeMap<String, &str> = labels.iter().map(|(id, l)| (id.to_string(), l.label.as_str())).collect();
+    let scores: BTreeMap<String, &ScoredLabel> = labels.iter().map(|(id, label)| (id.to_string(), label)).collect();
+    write_json(&folder.join(SCORES_FILE), &scores)?;
+    write_json(&folder.join(Labels::FILE), &names)
+}
+
+/// How good the label of a feature is: of the one that it has, where [`write_labels`] wrote it.
+///
+/// # Errors
+/// A file of scores that is damaged.
+pub(super) fn score_of(set: &FeatureSet, id: FeatureId) -> Result<Option<ScoredLabel>> {
+    let Some(mut scores) = set.folder().read_json(SCORES_FILE)? else { return Ok(None) };
+    let Some(score) = scores.get_mut(id.to_string()).map(serde_json::Value::take) else { return Ok(None) };
+    let damaged = |e: serde_json::Error| Error::Damaged {
+        file: set.folder().shown(SCORES_FILE),
+        format: "label",
+        reason: format!("feature {id}: {e}"),
+    };
+    let score: ScoredLabel = serde_json::from_value(score).map_err(damaged)?;
+    let label = set.labels().get(id.layer as u32, id.feature as u32);
+    Ok(Some(score).filter(|score| label == Some(score.label.as_str())))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let failed = |e: serde_json::Error| Error::Io { doing: "cannot write", path: path.to_owned(), source: e.into() };
+    let json = serde_json::to_vec_pretty(value).map_err(failed)?;
+    replace_file(path, |writer| std::io::Write::write_all(writer, &json))
+}
+
+/// Where each feature is active, ascending. `[n_layers][n_features]`
+fn active_positions(
+    replacement: &Replacement,
+    set: &FeatureSet,
+    text: &LabelText,
+    job: &Job,
+) -> Result<Vec<Vec<Vec<u32>>>> {
+    let sequences: Vec<Sequence> = text
+        .starts
+        .windows(2)
+        .map(|ends| Sequence { tokens: text.tokens[ends[0]..ends[1]].to_vec(), document: 0 })
+        .collect();
+    let mut active: Vec<Vec<Vec<u32>>> =
+        (0..set.n_layers()).map(|layer| vec![Vec::new(); set.n_features(layer)]).collect();
+    let mut n_done = 0;
+    for batch in batches(&sequences) {
+        let tokens: Vec<Vec<u32>> = batch.iter().map(|&i| sequences[i].tokens.clone()).collect();
+        let n_pos = tokens.iter().map(Vec::len).max().unwrap_or(0);
+        let starts: Vec<usize> = batch.iter().map(|&i| text.starts[i]).collect();
+        let lengths: Vec<usize> = tokens.iter().map(Vec::len).collect();
+        let mut observer = Observer { replacement, text, active: &mut active, starts, lengths, n_pos };
+        replacement.model.forward(&tokens, &mut observer, ForwardOptions::of(job))?;
+        n_done += tokens.iter().map(Vec::len).sum::<usize>();
+        job.report(LABELS_PHASE, n_done, text.tokens.len());
+    }
+    active.par_iter_mut().flatten().for_each(|positions| positions.sort_unstable());
+    Ok(active)
+}
+
+/// Encodes what transcoders read, and keeps where features are active.
+struct Observer<'a> {
+    replacement: &'a Replacement,
+    text: &'a LabelText,
+    active: &'a mut [Vec<Vec<u32>>],
+    starts: Vec<usize>,
+    lengths: Vec<usize>,
+    n_pos: usize,
+}
+
+impl Hooks for Observer<'_> {
+    fn wants(&self, point: HookPoint) -> bool {
+        point.layer().is_some_and(|layer| self.replacement.input_point(layer) == point)
+    }
+
+    fn see(&mut self, point: HookPoint, tensor: &Tensor) -> Result<Option<Tensor>> {
+        let Some(layer) = point.layer() else { return Ok(None) };
+        let rows = self.replacement.transcoders.layers[layer].active(&tensor.flatten_to(1)?);
+        for (row, active) in rows.context(|| format!("cannot encode layer {layer}"))?.iter().enumerate() {
+            let (sequence, offset) = (row / self.n_pos, row % self.n_pos);
+            let position = self.starts[sequence] + offset;
+            if offset < self.lengths[sequence] && self.text.is_counted(position) {
+                active.iter().for_each(|c| self.active[layer][c.feature as usize].push(position as u32));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What best says where a feature is active.
+#[derive(Clone, Debug)]
+struct Found {
+    view: View,
+    /// Most frequent first.
+    keys: Vec<Key>,
+    is_everywhere: bool,
+    /// On the scored half: positions named and active, named, active.
+    n_both: usize,
+    n_named: usize,
+    n_active: usize,
+}
+
+impl Found {
+    fn precision(&self) -> f64 {
+        self.n_both as f64 / self.n_named.max(1) as f64
+    }
+
+    fn recall(&self) -> f64 {
+        self.n_both as f64 / self.n_active.max(1) as f64
+    }
+
+    fn f1(&self) -> f64 {
+        f1(self.n_both, self.n_named, self.n_active)
+    }
+}
+
+fn f1(n_both: usize, n_named: usize, n_active: usize) -> f64 {
+    2.0 * n_both as f64 / (n_named + n_active).max(1) as f64
+}
+
+/// What a label must be better by than a plainer one.
+fn handicap(view: View, n_keys: usize) -> f64 {
+    let of_view = match view {
+        View::Token => 0.0,
+        View::Class => -0.03,
+        View::Affix | View::After => 0.02,
+        View::Next => 0.03,
+        View::Pair | View::Soon | View::Place => 0.05,
+        View::Triple => 0.08,
+    };
+    of_view + if n_keys > 3 { 0.03 } else { 0.0 }
+}
+
+/// The best condition, on the learnt half, scored on the other; nothing for a feature that is too rare.
+fn best(text: &LabelText, active: &[u32]) -> Option<Found> {
+    let (learnt, scored) = active.split_at(text.n_learnt_of(active));
+    if learnt.len() < MIN_LEARNT || scored.is_empty() {
+        return None;
+    }
+    if learnt.len() as f64 > EVERYWHERE * text.n_counted[0] as f64 {
+        return Some(Found {
+            view: View::Place,
+            keys: Vec::new(),
+            is_everywhere: true,
+            n_both: scored.len(),
+            n_named: text.n_counted[1],
+            n_active: scored.len(),
+        });
+    }
+    let candidates = View::ALL.into_iter().filter_map(|view| {
+        let keys = best_keys(text, view, learnt);
+        let positions = text.positions_of_any(view, &keys);
+        let (named, held_out) = positions.split_at(text.n_learnt_of(&positions));
+        let score = f1(n_common(named, learnt), named.len(), learnt.len()) - handicap(view, keys.len());
+        (!keys.is_empty()).then(|| (score, view, keys, n_common(held_out, scored), held_out.len()))
+    });
+    // Of equal ones the first.
+    let best = candidates.reduce(|a, b| if b.0 > a.0 { b } else { a });
+    let (_, view, keys, n_both, n_named) = best?;
+    Some(Found { view, keys, is_everywhere: false, n_both, n_named, n_active: scored.len() })
+}
+
+/// The conditions of a view that together say best where a feature is active: by precision, as long as F1 grows. Most
+/// frequent first.
+fn best_keys(text: &LabelText, view: View, learnt: &[u32]) -> Vec<Key> {
+    let mut counts: HashMap<Key, usize> = HashMap::new();
+    let mut keys = Vec::new();
+    for &position in learnt {
+        text.keys_of(view, position as usize, &mut keys);
+        keys.iter().for_each(|&key| *counts.entry(key).or_default() += 1);
+    }
+    // Once is chance, unless there is little else.
+    let at_least = if learnt.len() < 8 { 1 } else { 2 };
+    let mut ranked: Vec<(f64, Key, usize, usize)> = counts
+        .into_iter()
+        .filter(|&(_, n)| n >= at_least)
+        .map(|(key, n)| {
+            let n_named = text.n_learnt_of(text.positions(view, key));
+            ((n as f64 - 0.5) / n_named as f64, key, n, n_named)
+        })
+        .collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    if view == View::Affix || view == View::Class {
+        // One of them is a name, several are none.
+        ranked.sort_by(|a, b| f1(b.2, b.3, learnt.len()).total_cmp(&f1(a.2, a.3, learnt.len())).then(a.1.cmp(&b.1)));
+        ranked.truncate(1);
+    }
+    let (mut n_both, mut n_named, mut best, mut n_best) = (0, 0, 0.0, 0);
+    let mut covered: Vec<u32> = Vec::new();
+    for (i, &(_, key, n, named)) in ranked.iter().take(MAX_KEYS).enumerate() {
+        if view.overlaps() {
+            covered.extend(text.positions(view, key).iter().take(named));
+            covered.sort_unstable();
+            covered.dedup();
+            (n_both, n_named) = (n_common(&covered, learnt), covered.len());
+        } else {
+            (n_both, n_named) = (n_both + n, n_named + named);
+        }
+        let score = f1(n_both, n_named, learnt.len());
+        if score > best {
+            (best, n_best) = (score, i + 1);
+        }
+    }
+    ranked.truncate(n_best);
+    ranked.sort_by(|a, b| b.2.cmp(&a.2).then(a.1.cmp(&b.1)));
+    ranked.into_iter().map(|(_, key, _, _)| key).collect()
+}
+
+/// How many positions two ascending lists share.
+fn n_common(a: &[u32], b: &[u32]) -> usize {
+    let (mut at, mut n) = (0, 0);
+    for position in a {
+        while at < b.len() && b[at] < *position {
+            at += 1;
+        }
+        n += usize::from(b.get(at) == Some(position));
+    }
+    n
+}
