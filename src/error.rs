@@ -30,6 +30,13 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// The system gives no threads.
+    #[error("cannot start the threads that share the work: {reason}")]
+    Threads {
+        /// What it says.
+        reason: String,
+    },
+
     /// The job of this call was cancelled ([`crate::job::CancelToken`]).
     #[error("cancelled")]
     Cancelled,
@@ -425,7 +432,10 @@ impl Error {
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Hub { .. } => ErrorKind::Network,
-            Error::TooManyLinks { .. } | Error::PromptTooLong { .. } | Error::OutOfMemory { .. } => ErrorKind::TooLarge,
+            Error::TooManyLinks { .. }
+            | Error::PromptTooLong { .. }
+            | Error::OutOfMemory { .. }
+            | Error::Threads { .. } => ErrorKind::TooLarge,
             Error::UnknownNode { .. }
             | Error::NotInPart { .. }
             | Error::PrunedNode { .. }
@@ -521,6 +531,10 @@ impl Error {
             }
             Error::NotFinite { .. } => "the file is damaged or was written from a failed training run".into(),
             Error::OutOfMemory { why, .. } => why.fits.clone(),
+            Error::Threads { .. } => {
+                "raise the limits of memory or of processes (`ulimit -a` shows them), or start fewer with RAYON_NUM_THREADS=1"
+                    .into()
+            }
             Error::ComputedNotFinite { .. } => {
                 "32-bit floats end at 3.4e38: change features by less, or check the weights, which may be damaged"
                     .into()

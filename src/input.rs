@@ -9,45 +9,44 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::memory::MemoryPlan;
 use crate::{Error, Result};
 
 /// The name of standard input.
 const STDIN: &str = "-";
 
-/// More than this is not held in memory; a file of that size is read in parts.
-const MAX_STREAM_BYTES: u64 = 4 << 30;
+/// The largest JSON that is taken from a pipe, and the largest text of any other kind, from files too: what comes from a
+/// device may have no end, and a plan or a prompt of this size is none.
+const MAX_JSON_BYTES: u64 = 1 << 30;
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// Files beyond this are held against the memory that is left before they are read.
+const LARGE_FILE_BYTES: u64 = 64 << 20;
 
 /// Whether `path` can be read only once, from start to end: standard input, a pipe, a device.
 pub fn is_stream(path: &Path) -> bool {
     path == Path::new(STDIN) || path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
-/// Everything that is in a file, or comes through a pipe.
+/// Everything that is in a file, or comes through a pipe, as UTF-8.
 ///
 /// # Errors
-/// What cannot be read, standard input that was read before, more than 4 GB through a pipe.
-pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    read_if(path, |_| Ok(()))
-}
-
-/// As [`read_bytes`], of UTF-8.
-///
-/// # Errors
-/// As [`read_bytes`]; what is no text.
+/// What cannot be read, standard input that was read before, more than 64 MB, what is no text.
 pub fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read_bytes(path)?).map_err(|e| {
+    String::from_utf8(read_if(path, MAX_TEXT_BYTES, |_| Ok(()))?).map_err(|e| {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidData, e.utf8_error());
         Error::Io { doing: "cannot read", path: path.to_owned(), source }
     })
 }
 
-/// As [`read_bytes`], of JSON; what a pipe sends that begins like nothing in JSON is refused at once, so that one without
-/// end (`/dev/zero`) is.
+/// The bytes of JSON in a file or from a pipe. What a pipe sends that begins like nothing in JSON is refused at once, so
+/// that one without end (`/dev/zero`) is.
 ///
 /// # Errors
-/// As [`read_bytes`]; [`Error::MustBeFile`] for a raw graph.
+/// What cannot be read, standard input that was read before, more than 1 GB through a pipe, a file that does not fit into
+/// memory; [`Error::MustBeFile`] for a raw graph.
 pub fn read_json(path: &Path, format: &'static str) -> Result<Vec<u8>> {
-    read_if(path, |start| {
+    read_if(path, MAX_JSON_BYTES, |start| {
         // Eight bytes of a header's length, then the header.
         if start.len() > 8 && start[7] == 0 && start[8] == b'{' {
             return Err(Error::MustBeFile { path: path.to_owned(), what: "a raw graph" });
@@ -64,20 +63,31 @@ pub fn read_json(path: &Path, format: &'static str) -> Result<Vec<u8>> {
     })
 }
 
-/// Reads a file whole, or a stream after `check` has seen its first bytes.
-fn read_if(path: &Path, check: impl FnOnce(&[u8]) -> Result<()>) -> Result<Vec<u8>> {
+/// Reads a file whole, or a stream of at most `most` bytes after `check` has seen its first ones. What a text may have at
+/// most holds for files too.
+fn read_if(path: &Path, most: u64, check: impl FnOnce(&[u8]) -> Result<()>) -> Result<Vec<u8>> {
     const START_BYTES: u64 = 64;
     let failed = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
+    let too_long = |what: &str| Err(failed(std::io::Error::other(format!("{what} {} MB at most", most >> 20))));
     if !is_stream(path) {
+        let n_bytes = path.metadata().map_err(failed)?.len();
+        if n_bytes > most && most == MAX_TEXT_BYTES {
+            return too_long(&format!("it has {} MB, a text of this kind", n_bytes >> 20));
+        }
+        if n_bytes > LARGE_FILE_BYTES {
+            MemoryPlan::new()
+                .with("the file", n_bytes)
+                .check(|| format!("reading `{}`", path.display()), |_| "a smaller file is needed".to_owned())?;
+        }
         return std::fs::read(path).map_err(failed);
     }
     let mut reader = open_stream(path)?;
     let mut bytes = Vec::new();
     reader.by_ref().take(START_BYTES).read_to_end(&mut bytes).map_err(failed)?;
     check(&bytes)?;
-    reader.take(MAX_STREAM_BYTES).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 >= MAX_STREAM_BYTES {
-        return Err(failed(std::io::Error::other("more than 4 GB come through a pipe: write them into a file first")));
+    reader.take(most + 1 - bytes.len() as u64).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > most {
+        return too_long("it does not end; through a pipe come");
     }
     Ok(bytes)
 }

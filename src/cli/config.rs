@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::input::read_text;
 use crate::text::nearest;
 use crate::weights::ATLAS;
 use crate::{Error, Result};
@@ -69,7 +70,7 @@ impl Config {
             }
             if let (None, Some(default)) = (&config.default, default) {
                 // A file may choose among its own set-ups only: what it says must not depend on another file.
-                if !config.setups.get(&default).is_some_and(|setup| setup.file == path) && default != ATLAS {
+                if config.setups.get(&default).is_none_or(|setup| setup.file != path) && default != ATLAS {
                     let problem = format!("`default` is {default:?}, but there is no [setup.{default}]");
                     return Err(Error::SetupFile { file: path.display().to_string(), problem });
                 }
@@ -95,10 +96,10 @@ impl Config {
 
 /// What one file says, `None` where there is no such file.
 fn read_file(path: &Path) -> Result<Option<(Option<String>, Vec<NamedSetup>)>> {
-    let text = match std::fs::read_to_string(path) {
+    let text = match read_text(path) {
         Ok(text) => text,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Io { doing: "cannot read", path: path.to_owned(), source }),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
     };
     let parsed: ConfigToml = toml::from_str(&text).map_err(|e| Error::SetupFile {
         file: path.display().to_string(),

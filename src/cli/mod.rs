@@ -65,7 +65,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Trace a prompt: which tokens and features made the model predict what it predicts
-    Trace(TraceArgs),
+    Trace(Box<TraceArgs>),
     /// Prune a raw graph to the nodes and edges that carry most of the influence
     Prune(PruneArgs),
     /// Show what is in a graph: prediction, scores, strongest nodes and paths, one node's inputs and outputs; draw it
@@ -75,7 +75,7 @@ enum Command {
     /// Features and edges that several graphs have in common
     Common(CommonArgs),
     /// Change features while the model runs, and compare what it predicts
-    Intervene(InterveneArgs),
+    Intervene(Box<InterveneArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
     /// What features are active on: collect it from a text, show, search and merge it
@@ -105,8 +105,19 @@ pub fn main() -> ExitCode {
     let parsed = Cli::command().color(color.for_clap()).try_get_matches();
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
+        Err(answer) if answer.use_stderr() => {
+            mistake(answer);
+            return ExitCode::from(EXIT_ERROR);
+        }
         Err(answer) => return usage(&answer),
     };
+    // Commands that have a choice of threads start them themselves.
+    if let Command::Prune(_) | Command::Inspect(_) | Command::Diff(_) | Command::Common(_) = cli.command
+        && let Err(error) = start_threads(None)
+    {
+        say(&error_text(&error));
+        return ExitCode::from(EXIT_ERROR);
+    }
     let result = match cli.command {
         Command::Trace(args) => trace::run(&args),
         Command::Prune(args) => prune::run(&args),
@@ -133,6 +144,20 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Starts the threads that share the work, as many as there are cores where it is not said: started later, when there is no
+/// memory for them, they would be a panic.
+///
+/// # Errors
+/// [`Error::Threads`].
+fn start_threads(n_threads: Option<usize>) -> Result<()> {
+    let built = rayon::ThreadPoolBuilder::new().num_threads(n_threads.unwrap_or(0)).build_global();
+    built.or_else(|error| match std::error::Error::source(&error) {
+        Some(_) => Err(Error::Threads { reason: error.to_string() }),
+        // Threads are started once: a second command in one process keeps the first ones.
+        None => Ok(()),
+    })
+}
+
 /// Says on stderr what was done; paths and names in it are not the program's own.
 fn note(text: &str) {
     say(&(crate::text::terminal(text) + "\n"));
@@ -144,18 +169,30 @@ fn say(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// Help and versions, which are data, and mistakes in the arguments, which are not.
+/// Help and versions, which are data.
 fn usage(answer: &clap::Error) -> ExitCode {
-    let printed = answer.print().and_then(|()| std::io::stdout().flush());
-    if answer.use_stderr() {
-        return ExitCode::from(EXIT_ERROR);
-    }
-    match to_stdout(printed) {
+    match to_stdout(answer.print().and_then(|()| std::io::stdout().flush())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&error_text(&error));
             ExitCode::from(EXIT_ERROR)
         }
+    }
+}
+
+/// Says what is wrong with the arguments. clap repeats them as they are, and takes commands to the terminal in them for
+/// its own colours: where there are some, the same is said of the arguments with these escaped, in one colour.
+fn mistake(answer: clap::Error) {
+    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let safe: Vec<String> = args.iter().map(|arg| text::terminal(arg)).collect();
+    if safe == args {
+        let _ = answer.print();
+        return;
+    }
+    let again = Cli::command().try_get_matches_from(&safe).and_then(|matches| Cli::from_arg_matches(&matches));
+    let answer = again.err().filter(clap::Error::use_stderr).unwrap_or(answer);
+    for line in answer.render().to_string().lines() {
+        say(&(text::terminal(line) + "\n"));
     }
 }
 

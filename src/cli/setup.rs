@@ -213,14 +213,16 @@ impl SetupArgs {
         }
     }
 
-    /// Sets the number of threads. The first thing a command does: nothing else may run yet.
-    pub fn start_threads(&self) {
-        let Some(threads) = self.threads else { return };
+    /// Starts as many threads as are wanted. The first thing a command does: nothing else may run yet.
+    ///
+    /// # Errors
+    /// [`Error::Threads`].
+    pub fn start_threads(&self) -> Result<()> {
+        let Some(threads) = self.threads else { return super::start_threads(None) };
         // SAFETY: called before any other thread of this program exists but the one that waits for signals, which reads
         // no variable; candle reads this one when it multiplies matrices.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-        // The pool can be built once; a second command in one process keeps the first pool.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+        super::start_threads(Some(threads.into()))
     }
 }
 

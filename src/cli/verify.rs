@@ -56,7 +56,7 @@ pub struct VerifyArgs {
 /// # Errors
 /// Bad thresholds, a graph that cannot be read or is of another model.
 pub(super) fn run(args: &VerifyArgs) -> Result<bool> {
-    args.setup.start_threads();
+    args.setup.start_threads()?;
     let settings = args.thresholds.settings()?;
     let graph = open_raw(&args.graph)?;
     let circuit = prune_raw(&graph, &settings)?;

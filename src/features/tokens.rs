@@ -139,13 +139,11 @@ impl TokenTexts {
     }
 }
 
+/// Calls its argument for every token, in order.
+pub(super) type EachToken<'a> = dyn Fn(&mut dyn FnMut(u32) -> IoResult<()>) -> IoResult<()> + 'a;
+
 /// Writes a token store; `write` gives the tokens of all sequences.
-pub(super) fn write_tokens(
-    folder: &Path,
-    table: &SequenceTable,
-    texts: &TokenTexts,
-    write: &dyn Fn(&mut dyn FnMut(u32) -> IoResult<()>) -> IoResult<()>,
-) -> Result<()> {
+pub(super) fn write_tokens(folder: &Path, table: &SequenceTable, texts: &TokenTexts, write: &EachToken) -> Result<()> {
     let narrow = are_narrow(texts.starts.len() - 1);
     let stream = |writer: &mut dyn Write| {
         write(&mut |token: u32| match narrow {

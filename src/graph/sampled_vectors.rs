@@ -68,7 +68,7 @@ pub struct SweptVectors {
     pub nodes: Vec<f64>,
     /// How far it might be off. [n_patterns][features, errors, tokens].
     pub noise: Vec<Vec<f64>>,
-    /// What was passed on to errors, in each vector. [n_vectors].
+    /// What was passed on to errors, in each vector. `[n_vectors]`.
     pub to_errors: Vec<f64>,
 }
 

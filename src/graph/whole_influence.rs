@@ -13,7 +13,7 @@ pub struct WholeInfluence {
     pub nodes: Vec<f64>,
     /// Standard error of each estimate; 0 where it is exact. [n_active + n_errors + n_pos].
     pub uncertainty: Vec<f32>,
-    /// `Σ_s |A[t,s]|` of each row of the graph, over all active features, errors and tokens. [n_rows].
+    /// `Σ_s |A[t,s]|` of each row of the graph, over all active features, errors and tokens. `[n_rows]`.
     pub row_abs_sums: Vec<f32>,
 }
 

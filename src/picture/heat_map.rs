@@ -78,7 +78,7 @@ fn short(value: f64) -> String {
     let size = value.abs();
     match size {
         _ if value == 0.0 => "0".to_owned(),
-        _ if size >= 99_999.5 || size < 0.000_5 => format!("{value:.0e}"),
+        _ if !(0.000_5..99_999.5).contains(&size) => format!("{value:.0e}"),
         _ if size >= 9.95 => format!("{value:.0}"),
         _ if size >= 0.995 => format!("{value:.1}"),
         _ if size >= 0.009_95 => format!("{value:.2}"),

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 pub(super) const FONT: &[u8] = include_bytes!("sans.ttf");
 
 /// Whether the built-in font has this character. Control characters are never drawn, so they need no glyph.
+#[cfg(any(feature = "png", test))]
 pub(super) fn is_built_in(c: char) -> bool {
     c.is_control() || advances().contains_key(&c)
 }

@@ -315,6 +315,8 @@ mod memory {
             let message = String::from_utf8_lossy(&output.stderr).into_owned();
             match output.status.code() {
                 Some(0) => n_done += 1,
+                // On a machine of many cores already their stacks are too much for the least limits.
+                Some(2) if message.contains("cannot start the threads") && n_done == 0 && doing.is_empty() => {}
                 Some(2) => {
                     assert_eq!(n_done, 0, "{mib} MiB are refused, less was enough: {message}");
                     assert!(message.contains("of memory (") && message.contains("ulimit -d"), "{mib} MiB: {message}");
@@ -346,8 +348,7 @@ mod memory {
         });
         let (mib, fits) = refused.expect("some limit refuses the rows");
         let mut fewer = args.clone();
-        // A tenth less: what the allocator happens to hold differs between two runs by that of some features.
-        fewer[4] = (fits.parse::<usize>().unwrap() * 9 / 10).to_string();
+        fewer[4].clone_from(&fits);
         let output = limited(folder.path(), "-d", mib * 1024, &fewer);
         assert!(output.status.success(), "{mib} MiB, {fits} features: {output:?}");
     }

@@ -7,11 +7,11 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use circuitscope::circuits::neighborhood;
-use circuitscope::circuits::{SummarySettings, summarize};
+use circuitscope::circuits::{SummarySettings, collapse, summarize};
 use circuitscope::export::read_raw;
 use circuitscope::graph::{Circuit, CircuitMeta, Link, MAX_PATHS, Node, NodeId, strongest_paths};
 use circuitscope::model::ModelConfig;
-use circuitscope::picture::png;
+use circuitscope::picture::{PictureSettings, arrange, png, svg};
 use circuitscope::weights::{ModelFiles, Tokenizer};
 use petgraph::graph::NodeIndex;
 use serde_json::{Value, json};
@@ -276,6 +276,71 @@ fn pictures_too_large_to_be_read_are_refused_with_what_to_do() {
     let many = format!(r#"<svg xmlns="http://www.w3.org/2000/svg" width="900" height="400">{texts}</svg>"#);
     let message = png(&many, 2.0).unwrap_err().to_string();
     assert!(message.contains("as SVG"), "{message}");
+}
+
+#[test]
+fn a_picture_of_a_hundred_thousand_tokens_is_drawn_as_large_as_others() {
+    let mut ids: Vec<NodeId> = (0..100_000).map(|pos| NodeId::Token { pos }).collect();
+    ids.extend((0..14_000).map(|at| NodeId::Feature { layer: at % 30, pos: at * 7, feature: at }));
+    ids.push(NodeId::Target { index: 0 });
+    let (first, last) = (100_000, ids.len() - 1);
+    let mut links: Vec<Link> = (first..last).map(|source| Link { source, target: last, weight: 1.0 }).collect();
+    links.extend((first..last).map(|target| Link { source: (target - first) * 7, target, weight: 1.0 }));
+    let nodes = ids.into_iter().map(|id| {
+        let text = if matches!(id, NodeId::Token { .. }) { "token" } else { "" };
+        let pos = id.pos().unwrap_or(99_999);
+        let (token_id, text) = (None, text.to_owned());
+        Node {
+            id,
+            pos,
+            token_id,
+            text,
+            label: None,
+            activation: None,
+            influence: None,
+            probability: None,
+            estimate: None,
+        }
+    });
+    let meta = CircuitMeta { n_layers: 30, prompt: "token".repeat(100_000), ..CircuitMeta::default() };
+    let circuit = Circuit::new(meta, nodes.collect(), links).unwrap();
+    let start = Instant::now();
+    let view = collapse(&circuit, &[]).unwrap();
+    let arranged = arrange(&circuit, &view, &PictureSettings::default());
+    let picture = svg(&circuit, &view, &arranged);
+    assert!(png(&picture, 1.0).unwrap().starts_with(b"\x89PNG"));
+    assert!(arranged.width < 2_000.0 && arranged.height < 4_000.0, "{} x {}", arranged.width, arranged.height);
+    assert!(arranged.boxes.iter().map(|drawn| drawn.n_nodes).sum::<usize>() > 100_000, "all tokens are in boxes");
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_has_no_end_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let output = circuitscope(folder.path(), &["trace", "He went", "--out-dir", ".", "--slug", "in", "--quiet"]);
+    assert!(output.status.success());
+    let change = ["intervene", "He went", "--ablate", "0_26_3"];
+    let text = ["/dev/zero", "64 MB at most"];
+    let json = ["/dev/zero", "begins with"];
+    refused_in_little_memory(folder.path(), &["intervene", "He went", "--plan", "/dev/zero"], &text);
+    refused_in_little_memory(folder.path(), &["trace", "--prompt-file", "/dev/zero"], &text);
+    refused_in_little_memory(folder.path(), &[&change[..], &["--graph", "/dev/zero"]].concat(), &json);
+    refused_in_little_memory(folder.path(), &["inspect", "/dev/zero"], &json);
+    for option in ["--labels", "--group-file"] {
+        refused_in_little_memory(folder.path(), &["inspect", "in.json", option, "/dev/zero"], &json);
+    }
+    // What begins as JSON is read to the limit, or to that of memory.
+    let script = format!("ulimit -v {MEMORY_KIB}; yes '[' | \"$0\" inspect in.json --labels -");
+    let mut shell = Command::new("sh");
+    shell.current_dir(folder.path()).args(["-c", &script, env!("CARGO_BIN_EXE_circuitscope")]);
+    let output = shell.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("1024 MB at most") || message.contains("memory"), "{message}");
+    // A set-up file is read without being named.
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("circuitscope.toml")).unwrap();
+    refused_in_little_memory(folder.path(), &["setups"], &["circuitscope.toml", "64 MB at most"]);
 }
 
 #[test]

@@ -332,3 +332,29 @@ fn hostile_prompts_are_traced_into_files_with_safe_names() {
         }
     }
 }
+
+#[test]
+fn arguments_that_are_mistaken_are_repeated_with_their_commands_escaped() {
+    let folder = folder_with_graph();
+    let value = "\u{202e}\u{1b}[31m\nred";
+    for args in [
+        &["inspect", "g.json", "--top", value][..],
+        &["inspect", "g.json", "--format", value],
+        &["inspect", "g.json", "--layers", value],
+        &["inspect", "g.json", value],
+        &["--color", "always", "inspect", "g.json", "--top", value],
+        &[value],
+    ] {
+        let output = circuitscope(folder.path(), args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert_harmless(&message, &['\n'], &format!("{args:?}"));
+        assert!(
+            message.contains("202e") && message.contains("1b") && !message.contains("\nred"),
+            "{args:?}: {message}"
+        );
+    }
+    // What is harmless keeps its colours.
+    let output = circuitscope(folder.path(), &["--color", "always", "inspect", "g.json", "--top", "x"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("\u{1b}["));
+}

@@ -71,7 +71,7 @@ pub(super) struct CollectArgs {
 /// # Errors
 /// Those of [`collect`].
 pub(super) fn run(args: &CollectArgs) -> Result<()> {
-    args.setup.start_threads();
+    args.setup.start_threads()?;
     let options = CollectOptions {
         settings: Settings {
             context: args.context,

@@ -36,7 +36,7 @@ pub(super) struct LabelArgs {
 /// # Errors
 /// Those of [`label_features`]; a folder that cannot be written.
 pub(super) fn run(args: &LabelArgs) -> Result<()> {
-    args.setup.start_threads();
+    args.setup.start_threads()?;
     if !(0.0..=1.0).contains(&args.min_f1) {
         return Err(Error::Spec { text: args.min_f1.to_string(), expected: "an F1 from 0 to 1 for --min-f1" });
     }

@@ -63,7 +63,7 @@ fn token_count(text: &str) -> Result<u64, String> {
         None => (lower.as_str(), 1.0),
     };
     let value = digits.parse::<f64>().map_err(|_| expected())? * unit;
-    if value >= 1.0 && value <= 1e15 { Ok(value as u64) } else { Err(expected()) }
+    if (1.0..=1e15).contains(&value) { Ok(value as u64) } else { Err(expected()) }
 }
 
 #[cfg(test)]

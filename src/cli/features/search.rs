@@ -54,7 +54,7 @@ enum By {
 /// # Errors
 /// A folder that cannot be read; with --on-text, features of another model.
 pub(super) fn run(args: &SearchArgs) -> Result<()> {
-    args.setup.start_threads();
+    args.setup.start_threads()?;
     let set = FeatureSet::open_named(&args.folder)?;
     if args.on_text {
         let tracer = args.setup.open(None)?;

@@ -260,11 +260,11 @@ fn write_example(text: &mut String, example: &ReportExample, column: usize, max:
         pieces.insert(0, (i, shown[i].chars().skip(skipped).collect()));
     }
     let mut right = width - own - column;
-    for i in example.at + 1..shown.len() {
+    for (i, token) in shown.iter().enumerate().skip(example.at + 1) {
         if right == 0 {
             break;
         }
-        let taken: String = shown[i].chars().take(right).collect();
+        let taken: String = token.chars().take(right).collect();
         right -= taken.chars().count();
         pieces.push((i, taken));
     }

@@ -146,7 +146,7 @@ enum InterveneFormat {
 /// # Errors
 /// Options that contradict each other or do not fit model and prompt; files that cannot be read or written.
 pub(super) fn run(args: &InterveneArgs) -> Result<()> {
-    args.setup.start_threads();
+    args.setup.start_threads()?;
     let mode = mode(args)?;
     let generate = generate_options(args, &mode)?;
     if let Some(picture) = &args.picture {

@@ -37,7 +37,7 @@ struct Report<'a> {
 /// # Errors
 /// Options out of range, files that cannot be read or written, prompts and targets that do not fit the model.
 pub(super) fn run(args: &TraceArgs) -> Result<()> {
-    args.setup.start_threads();
+    args.setup.start_threads()?;
     let phases = Arc::new(Mutex::new(Phases::new()));
     let end_phase = |name: &'static str, note: String| {
         phases.lock().unwrap_or_else(PoisonError::into_inner).end(name, note);

@@ -19,6 +19,8 @@ pub(in crate::picture) const BOX_PADDING: f64 = 4.0;
 const MAX_LINES: usize = 2;
 /// A run of tokens is read as text: so many lines, the end among them.
 const MAX_RUN_LINES: usize = 4;
+/// Characters at either end of a label that are looked at: many more than its lines have room for.
+const MAX_END_CHARS: usize = 500;
 /// Room along the border that an edge gets besides its own width, as far as boxes may be widened for it.
 const PORT_ROOM: f64 = 4.0;
 
@@ -46,7 +48,8 @@ fn box_of(circuit: &Circuit, collapsed: &CollapsedCircuit, stack: &Stack) -> Dra
     let text = node_text::of_box(circuit, collapsed, stack.kind, &stack.members, stack.share);
     let is_run = stack.kind == BoxKind::Token && stack.members.len() > 1;
     let room = MAX_BOX_WIDTH - 2.0 * BOX_PADDING;
-    let mut lines = node_text::wrap(&text.label, room, if is_run { usize::MAX } else { MAX_LINES }, FONT_SIZE);
+    let label = ends_of(&text.label);
+    let mut lines = node_text::wrap(&label, room, if is_run { usize::MAX } else { MAX_LINES }, FONT_SIZE);
     if lines.len() > MAX_RUN_LINES {
         let end = lines.pop();
         lines.truncate(MAX_RUN_LINES - 2);
@@ -73,4 +76,14 @@ fn box_of(circuit: &Circuit, collapsed: &CollapsedCircuit, stack: &Stack) -> Dra
         lines,
         small_print,
     }
+}
+
+/// What can be shown of a long label, its beginning and its end: a run may have a hundred thousand tokens.
+fn ends_of(label: &str) -> std::borrow::Cow<'_, str> {
+    let (Some((head, _)), Some((tail, _))) =
+        (label.char_indices().nth(MAX_END_CHARS), label.char_indices().rev().nth(MAX_END_CHARS))
+    else {
+        return label.into();
+    };
+    if head < tail { [&label[..head], &label[tail..]].concat().into() } else { label.into() }
 }

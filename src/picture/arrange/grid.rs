@@ -3,7 +3,8 @@
 //! A model of 30 layers has no room for 30 rows, nor a prompt of 60 tokens for 60 columns. Neighbours are put together
 //! where there is least influence, so what matters keeps a row or column of its own.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::circuits::{CollapsedCircuit, CollapsedNode};
 use crate::graph::{Circuit, NodeId};
@@ -43,7 +44,7 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// Cost: linear in nodes, and the square of layers and positions.
+    /// Cost: O(nodes + (layers + positions) · log).
     pub(super) fn new(circuit: &Circuit, collapsed: &CollapsedCircuit) -> Grid {
         let (mut by_layer, mut by_pos) = (BTreeMap::<u32, f64>::new(), BTreeMap::<u32, f64>::new());
         for node in &collapsed.nodes {
@@ -57,8 +58,8 @@ impl Grid {
             of.into_iter().map(|(at, influence)| Run { first: at, last: at, influence }).collect()
         };
         let (mut layers, mut positions) = (runs(by_layer), runs(by_pos));
-        while layers.len() > MAX_ROWS && merge_least(&mut layers) {}
-        while positions.len() > MAX_COLUMNS && merge_least(&mut positions) {}
+        merge_to(&mut layers, MAX_ROWS);
+        merge_to(&mut positions, MAX_COLUMNS);
         Grid { layers, positions }
     }
 
@@ -107,6 +108,70 @@ fn merge_least(runs: &mut Vec<Run>) -> bool {
     true
 }
 
+/// As [`merge_least`] until there are `most`, at least one: a hundred thousand positions in O(n log n).
+fn merge_to(runs: &mut Vec<Run>, most: usize) {
+    let n = runs.len();
+    let mut n_left = n;
+    // Runs that are left know the next one; pairs are called by their first run, and by how often it changed.
+    let mut next: Vec<usize> = (1..=n).collect();
+    let mut previous: Vec<Option<usize>> = (0..n).map(|at| at.checked_sub(1)).collect();
+    let mut changes = vec![0usize; n];
+    let together = |runs: &[Run], at: usize, next: usize| Ascending(runs[at].influence + runs[next].influence);
+    let mut pairs: BinaryHeap<_> = (1..n).map(|at| Reverse((together(runs, at - 1, at), at - 1, 0usize))).collect();
+    while n_left > most.max(1) {
+        let Some(Reverse((_, at, change))) = pairs.pop() else { break };
+        if changes[at] != change {
+            continue;
+        }
+        let gone = next[at];
+        runs[at].last = runs[gone].last;
+        runs[at].influence += runs[gone].influence;
+        next[at] = next[gone];
+        changes[gone] += 1;
+        n_left -= 1;
+        if next[at] < n {
+            previous[next[at]] = Some(at);
+        }
+        for first in [Some(at), previous[at]].into_iter().flatten() {
+            changes[first] += 1;
+            if next[first] < n {
+                pairs.push(Reverse((together(runs, first, next[first]), first, changes[first])));
+            }
+        }
+    }
+    let mut at = 0;
+    let mut left = Vec::with_capacity(n_left);
+    while at < n {
+        left.push(runs[at]);
+        at = next[at];
+    }
+    *runs = left;
+}
+
+/// A number in its total order.
+#[derive(Debug, Clone, Copy)]
+struct Ascending(f64);
+
+impl Ord for Ascending {
+    fn cmp(&self, other: &Ascending) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Ascending {
+    fn partial_cmp(&self, other: &Ascending) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Ascending {
+    fn eq(&self, other: &Ascending) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Ascending {}
+
 /// The height of a node, from below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
@@ -142,5 +207,25 @@ mod tests {
         assert_eq!((runs[1].first, runs[1].last, runs.len()), (1, 2, 3));
         assert_eq!([0, 1, 2, 5].map(|at| run_of(&runs, at)), [0, 1, 1, 2]);
         assert!(merge_least(&mut runs) && merge_least(&mut runs) && !merge_least(&mut runs));
+    }
+
+    #[test]
+    fn many_runs_are_merged_as_one_after_the_other() {
+        let mut state = 5u64;
+        for n in [0, 1, 2, 3, 7, 60, 200] {
+            for most in [0, 1, 2, 5, 20] {
+                let mut runs: Vec<Run> = (0..n)
+                    .map(|at| {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        // Few different influences, so that several are the least.
+                        Run { first: 3 * at, last: 3 * at, influence: (state >> 61) as f64 * 0.1 }
+                    })
+                    .collect();
+                let mut slow = runs.clone();
+                while slow.len() > most && merge_least(&mut slow) {}
+                merge_to(&mut runs, most);
+                assert_eq!(runs, slow, "{n} to {most}");
+            }
+        }
     }
 }

@@ -76,8 +76,8 @@ pub(super) fn lead(boxes: &[DrawnBox], lines: &Lines, limits: (f64, f64), edges:
     };
     let ports = ports(boxes, lines, edges, &pulled(&middles));
     let mut ways = pulled(&ports);
-    for band in 0..lines.bands.len() {
-        share_intervals(band, &free[band], edges, &mut ways);
+    for (band, free) in free.iter().enumerate() {
+        share_intervals(band, free, edges, &mut ways);
     }
     for ((edge, way), ends) in edges.iter_mut().zip(&ways).zip(ports) {
         edge.curve = curve_of(boxes, lines, edge, way, ends);
