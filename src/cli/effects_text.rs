@@ -52,6 +52,10 @@ fn name_of(summary: &Summary, effects: &Effects) -> String {
 fn write_positions(text: &mut String, summary: &Summary, effects: &Effects, shown: &[usize]) {
     let value = effects.value.map(|value| format!(", {value:+.2}")).unwrap_or_default();
     let over = match effects.edges {
+        // What features without a row give is one number, at no position: the table must not seem whole.
+        EdgesSummed::All if effects.direct.unselected.is_some_and(|unselected| unselected != 0.0) => {
+            "the edges of features with a row (--rows all: every one)"
+        }
         EdgesSummed::All => "all edges",
         EdgesSummed::Pruned => "the edges that pruning has left",
         EdgesSummed::Part => "the part's edges",
@@ -106,9 +110,12 @@ fn write_positions(text: &mut String, summary: &Summary, effects: &Effects, show
         effects.along_paths.map(|paths| format!(", {:+.2} along all paths", sum(paths))).unwrap_or_default()
     };
     if let (Some(biases), Some(unselected)) = (direct.biases, direct.unselected) {
-        let others = if unselected == 0.0 { "biases" } else { "biases and features without a row" };
-        let paths = along_paths(|paths| paths.biases.unwrap_or_default() + paths.unselected.unwrap_or_default());
-        let _ = writeln!(text, "  {others} add {:+.2} directly{paths}", biases + unselected);
+        let paths = along_paths(|paths| paths.biases.unwrap_or_default());
+        let _ = writeln!(text, "  biases add {biases:+.2} directly{paths}");
+        if unselected != 0.0 {
+            let paths = along_paths(|paths| paths.unselected.unwrap_or_default());
+            let _ = writeln!(text, "  features without a row add {unselected:+.2} directly{paths}, in no line above");
+        }
     }
     if is_part {
         return;
@@ -207,22 +214,40 @@ fn heat(part: f64) -> String {
 /// One line a target.
 fn write_targets(text: &mut String, summary: &Summary) {
     let _ = writeln!(text, "\ndirect effects on {}", plural(summary.effects.len(), "target"));
-    let header = ["target", "features", "errors", "tokens", "biases", "value", "most at"].map(str::to_owned).to_vec();
+    let is_partial = summary.effects.iter().any(|effects| effects.direct.unselected.is_some_and(|sum| sum != 0.0));
+    let others = if is_partial { "no row" } else { "" };
+    let mut header = ["target", "features", "errors", "tokens", others, "biases", "value", "most at"].to_vec();
+    header.retain(|name| !name.is_empty());
+    let header: Vec<String> = header.into_iter().map(str::to_owned).collect();
     let rows = summary.effects.iter().map(|effects| {
         let direct = effects.direct;
         let mut positions: Vec<&PositionEffects> = effects.positions.iter().collect();
         positions.sort_by(|a, b| b.direct().abs().total_cmp(&a.direct().abs()).then(a.pos.cmp(&b.pos)));
         let most = positions.iter().take(2).map(|p| format!("{} {}", token_at(&p.text, p.pos), signed(p.direct())));
-        vec![
+        let mut row = vec![
             name_of(summary, effects),
             signed(direct.features),
             signed(direct.errors),
             signed(direct.tokens),
-            direct.biases.map(|biases| signed(biases + direct.unselected.unwrap_or_default())).unwrap_or_default(),
+            direct.biases.map(signed).unwrap_or_default(),
             effects.value.map(signed).unwrap_or_default(),
             most.collect::<Vec<_>>().join(", "),
-        ]
+        ];
+        if is_partial {
+            row.insert(4, direct.unselected.map(signed).unwrap_or_default());
+        }
+        row
     });
-    let aligns = [Align::Left, Align::Right, Align::Right, Align::Right, Align::Right, Align::Right, Align::Left];
+    let mut aligns =
+        vec![Align::Left, Align::Right, Align::Right, Align::Right, Align::Right, Align::Right, Align::Left];
+    if is_partial {
+        aligns.insert(4, Align::Right);
+    }
     write_table(text, &aligns, header, rows);
+    if is_partial {
+        let _ = writeln!(
+            text,
+            "  no row: what features without a row give, at no position (--rows all: every one has one)"
+        );
+    }
 }

@@ -54,11 +54,8 @@ impl WireGraph {
             ..GraphSettings::default()
         });
         // Logits are written at layer n_layers + 1; without one, the highest layer there is has to do.
-        let logit_layer = self
-            .nodes
-            .iter()
-            .find(|node| node.feature_type == LOGIT_TYPE)
-            .and_then(|node| layer_number(&node.layer));
+        let logit_layer =
+            self.nodes.iter().find(|node| node.feature_type == LOGIT_TYPE).and_then(|node| layer_number(&node.layer));
         let n_layers = match logit_layer {
             Some(layer) => layer.saturating_sub(1) as usize,
             None => nodes.iter().filter_map(|node| node.id.layer()).max().map_or(0, |layer| layer as usize + 1),
