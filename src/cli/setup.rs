@@ -145,8 +145,9 @@ impl SetupArgs {
             setup = setup.labels(file);
         }
         let tracer = match graph.filter(|_| resolved.is_model_of_graph) {
-            Some(graph) => Tracer::open(setup)
-                .context(|| format!("cannot open the model that the {} `{}` names", graph.kind, graph.file.display()))?,
+            Some(graph) => Tracer::open(setup).context(|| {
+                format!("cannot open the model that the {} `{}` names", graph.kind, graph.file.display())
+            })?,
             None => Tracer::open(setup)?,
         };
         if let Some(note) = tracer.device_note() {

@@ -85,8 +85,7 @@ impl LabelText {
     pub(super) fn new(set: &FeatureSet, max_tokens: usize, n_excluded: impl Fn(&[u32]) -> usize) -> Self {
         let store = set.tokens();
         let sequence = |i: usize| store.sequence(i).map(|at| store.token(at));
-        let mut ranked: Vec<(u64, usize)> =
-            (0..store.n_sequences()).map(|i| (sequence_hash(sequence(i)), i)).collect();
+        let mut ranked: Vec<(u64, usize)> = (0..store.n_sequences()).map(|i| (sequence_hash(sequence(i)), i)).collect();
         ranked.sort_unstable();
         ranked.dedup_by_key(|(hash, _)| *hash);
         let mut n = 0;

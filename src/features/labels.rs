@@ -115,10 +115,8 @@ pub fn label_features(
             };
             let (precision, recall, f1) = (found.precision(), found.recall(), found.f1());
             let n_active = found.n_active;
-            labels.insert(
-                FeatureId { layer, feature },
-                ScoredLabel { label, precision, recall, f1, n_active, is_clear },
-            );
+            labels
+                .insert(FeatureId { layer, feature }, ScoredLabel { label, precision, recall, f1, n_active, is_clear });
         }
     }
     Ok(labels)

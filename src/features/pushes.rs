@@ -150,6 +150,9 @@ mod tests {
         assert_eq!(rank(&[1, 50, 46]), whole);
         let mut sorted: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
         sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        assert_eq!(whole.top.iter().map(|p| p.token).collect::<Vec<_>>(), sorted[..5].iter().map(|p| p.0).collect::<Vec<_>>());
+        assert_eq!(
+            whole.top.iter().map(|p| p.token).collect::<Vec<_>>(),
+            sorted[..5].iter().map(|p| p.0).collect::<Vec<_>>()
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use circuitscope::features::{
     CollectOptions, FeatureId, FeatureSet, Input, LabelOptions, Settings, Split, TextFormat, VirtualWeights, collect,
-    label_features, pushes, write_labels,
+    label_features, pushes,
 };
 use circuitscope::job::Job;
 use circuitscope::model::{Activations, ForwardOptions, HookPoint, Norm, NormKind};
@@ -116,8 +116,23 @@ fn features_feed_and_read_each_other_as_a_literal_version_says_on_every_family()
             .layers
             .iter()
             .map(|layer| {
-                let bias = Tensor::from_vec((0..layer.n_features()).map(|f| layer.b_enc(f)).collect::<Vec<f32>>(), layer.n_features(), &Device::Cpu).unwrap();
-                values(&layer.pre_activations(&identity).unwrap().broadcast_sub(&bias).unwrap().t().unwrap().contiguous().unwrap())
+                let bias = Tensor::from_vec(
+                    (0..layer.n_features()).map(|f| layer.b_enc(f)).collect::<Vec<f32>>(),
+                    layer.n_features(),
+                    &Device::Cpu,
+                )
+                .unwrap();
+                values(
+                    &layer
+                        .pre_activations(&identity)
+                        .unwrap()
+                        .broadcast_sub(&bias)
+                        .unwrap()
+                        .t()
+                        .unwrap()
+                        .contiguous()
+                        .unwrap(),
+                )
             })
             .collect();
         let literal = |from: FeatureId, to: FeatureId| -> f64 {
@@ -175,7 +190,8 @@ fn labels_of_tokens_are_true_of_all_the_text_and_scores_are_of_text_they_were_no
     assert!(labels.len() > 2000, "{} labels", labels.len());
     let n_positions = set.manifest().text.n_positions as f64;
     let occurrences = |text: &str| -> usize {
-        let is_it: Vec<bool> = (0..set.tokens().d_vocab() as u32).map(|t| set.tokens().text(t).trim() == text).collect();
+        let is_it: Vec<bool> =
+            (0..set.tokens().d_vocab() as u32).map(|t| set.tokens().text(t).trim() == text).collect();
         (0..set.tokens().len()).filter(|&at| is_it[set.tokens().token(at) as usize]).count()
     };
     let mut n_checked = 0;
@@ -202,30 +218,97 @@ fn labels_of_tokens_are_true_of_all_the_text_and_scores_are_of_text_they_were_no
     assert_eq!(labels, atlas_labels(), "the same features have the same labels");
 }
 
-/// Words of a label: what stands in quotes, names in capitals, and the words after "say" and "pushes".
-fn words(label: &str) -> BTreeSet<String> {
-    let separators = |c: char| c.is_whitespace() || "\"/(),:".contains(c);
-    label.split(separators).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+/// The pieces of a label in quotes, and what is not.
+fn pieces(label: &str) -> (Vec<&str>, String) {
+    let parts: Vec<&str> = label.split('"').collect();
+    (parts.iter().copied().skip(1).step_by(2).collect(), parts.iter().copied().step_by(2).collect::<Vec<_>>().join(" "))
+}
+
+fn words<'a>(texts: &[&'a str]) -> BTreeSet<&'a str> {
+    let separators = |c: char| c.is_whitespace() || "/(),".contains(c);
+    texts.iter().flat_map(|text| text.split(separators)).filter(|word| !word.is_empty()).collect()
+}
+
+/// Whether an automatic label of atlas says what the known one says; "mixed" never does. The known ones name tokens in
+/// quotes, places, what is asked for, tasks, and tokens that come next. They agree where
+///
+/// 1. a word is in both (a token, a place, what is asked for), whatever its case;
+/// 2. the known one says "addition", and the automatic one names a number, "+" or "=";
+/// 3. the known one names a place, and the automatic one a name that a sentence has together with it (Dallas, Texas);
+/// 4. the known one says or pushes a token, and a sentence has it right after what the automatic one names.
+fn agree(label: &str, known: &str, sentences: &[String]) -> bool {
+    const NOTES: [&str; 14] = [
+        "say", "pushes", "carried", "two-hop", "one-hop", "asks", "for", "at", "state", "country", "answer",
+        "position", "-", ",",
+    ];
+    if label.starts_with("mixed") {
+        return false;
+    }
+    let (phrases, plain) = pieces(label);
+    let mut named: BTreeSet<&str> = phrases.iter().flat_map(|phrase| phrase.split(' ')).collect();
+    if plain.contains("ends of sentences") {
+        named.insert(".");
+    }
+    if plain.contains("numbers") {
+        named.insert("1");
+    }
+    let (known_tokens, known_plain) = pieces(known);
+    let known_words = words(&[&known_plain]);
+    let is_sum = |word: &&str| word.chars().all(|c| c.is_ascii_digit() || "+=".contains(c));
+    if known_words.contains("addition") && named.iter().any(is_sum) {
+        return true;
+    }
+    let known_tokens: BTreeSet<&str> = known_tokens.iter().flat_map(|token| token.split(' ')).collect();
+    let content = known_words.iter().copied().filter(|word| !NOTES.contains(word)).chain(known_tokens);
+    let content: BTreeSet<String> = content.map(str::to_lowercase).collect();
+    if named.iter().any(|word| content.contains(&word.to_lowercase())) {
+        return true;
+    }
+    let is_name = |word: &&&str| word.starts_with(char::is_uppercase);
+    let holds = |phrase: &str| sentences.iter().any(|sentence| sentence.contains(&format!(" {phrase} ")));
+    let together =
+        |a: &str, b: &str| sentences.iter().any(|s| s.contains(&format!(" {a} ")) && s.contains(&format!(" {b} ")));
+    if known_words.iter().filter(is_name).any(|place| named.iter().filter(is_name).any(|name| together(place, name))) {
+        return true;
+    }
+    let next = ["say ", "pushes "].iter().find_map(|verb| known_plain.split_once(verb));
+    next.is_some_and(|(_, next)| {
+        let next: Vec<&str> = next.split('/').map(str::trim).collect();
+        phrases.iter().any(|phrase| next.iter().any(|token| holds(&format!("{phrase} {token}"))))
+    })
+}
+
+/// Sentences with spaces around every mark, as tokens have them.
+fn spaced_sentences() -> Vec<String> {
+    let text = std::fs::read_to_string(fixture("atlas/sentences.txt")).unwrap();
+    let spaced = |line: &str| {
+        let spaced: String =
+            line.chars().flat_map(|c| if ".,?!=+:".contains(c) { vec![' ', c, ' '] } else { vec![c] }).collect();
+        format!(" {} ", spaced.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    text.lines().map(spaced).collect()
 }
 
 #[test]
-fn automatic_labels_of_atlas_agree_with_the_known_ones() {
-    let folder = fixture("atlas/transcoders");
-    let known: BTreeMap<String, String> =
-        serde_json::from_slice(&std::fs::read(folder.join("feature_labels.json")).unwrap()).unwrap();
-    let sentences = std::fs::read_to_string(fixture("atlas/sentences.txt")).unwrap();
-    let (mut n, mut n_agree) = (0, 0);
-    let mut disagree = Vec::new();
-    for (id, label) in atlas_labels() {
-        let Some(known) = known.get(&id.to_string()) else { continue };
-        n += 1;
-        match agree(&label.label, known, &sentences) {
-            true => n_agree += 1,
-            false => disagree.push(format!("{id}: {} against {known}", label.label)),
-        }
-    }
-    assert!(n > 2000, "{n} features have both labels");
-    assert!(n_agree * 5 >= n * 4, "{n_agree} of {n} agree:\n{}", disagree.join("\n"));
+fn automatic_labels_of_atlas_agree_with_the_known_ones_for_four_in_five_features() {
+    let bytes = std::fs::read(fixture("atlas/transcoders/feature_labels.json")).unwrap();
+    let known: BTreeMap<String, String> = serde_json::from_slice(&bytes).unwrap();
+    let sentences = spaced_sentences();
+    let pairs: Vec<(String, String, &String)> = atlas_labels()
+        .into_iter()
+        .filter_map(|(id, label)| Some((id.to_string(), label.label, known.get(&id.to_string())?)))
+        .collect();
+    let n = pairs.len();
+    assert!(n > 2500, "{n} features have both labels");
+    let differ: Vec<String> = pairs
+        .iter()
+        .filter(|(_, label, known)| !agree(label, known, &sentences))
+        .map(|(id, label, known)| format!("{id}: {label} against {known}"))
+        .collect();
+    assert!(5 * (n - differ.len()) >= 4 * n, "{} of {n} do not agree:\n{}", differ.len(), differ.join("\n"));
+    // The rule tells labels apart: those of other features seldom agree.
+    let chance = (0..n).filter(|&i| agree(&pairs[i].1, pairs[(i + n / 2) % n].2, &sentences)).count();
+    assert!(chance * 6 < n, "{chance} of {n} agree with another feature's label");
 }
 
 const LLAMA: &str = "reference/llama_relu";

@@ -5,13 +5,13 @@ use std::fmt::Write;
 use clap::Args;
 
 use crate::Result;
+use crate::cli::setup::{GraphSource, SetupArgs};
 use crate::cli::summary::{Align, cut, percent, write_table};
 use crate::cli::terminal::color_on_stdout;
 use crate::cli::{Format, print_data, print_json};
-use crate::cli::setup::{GraphSource, SetupArgs};
 use crate::features::{
-    FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportFeature, ReportToken, ReportWeights, report,
-    report_weights,
+    FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportFeature, ReportToken, ReportWeights,
+    report, report_weights,
 };
 use crate::text::{quoted, terminal};
 
@@ -76,9 +76,8 @@ pub(super) fn run(args: &ShowArgs) -> Result<()> {
 /// it was asked for.
 fn weights(args: &ShowArgs, set: &FeatureSet) -> Result<Option<ReportWeights>> {
     let opened = args.setup.open_with(None, Some(&GraphSource::of_features(set)));
-    let found = opened.and_then(|tracer| {
-        report_weights(tracer.replacement(), set, args.feature, N_WEIGHTS, args.weights)
-    });
+    let found =
+        opened.and_then(|tracer| report_weights(tracer.replacement(), set, args.feature, N_WEIGHTS, args.weights));
     match found {
         Err(error) if !args.weights && !args.setup.is_given() => {
             args.setup.note(&format!("what it pushes needs the model: {error}"));
