@@ -86,6 +86,14 @@ pub enum Error {
     #[error("`{}` is there already and is no graph", file.display())]
     InTheWay { file: PathBuf },
 
+    /// A graph that somebody has pinned or grouped nodes in would be replaced by one without.
+    #[error("`{}` holds pinned nodes or supernodes", file.display())]
+    WorkedOn { file: PathBuf },
+
+    /// A raw graph would be replaced by its JSON graph, which holds less.
+    #[error("`{}` is a raw graph, and cannot be written over by a JSON graph", file.display())]
+    RawInTheWay { file: PathBuf },
+
     /// A file that is to be written holds the graph of another trace.
     #[error("`{}` holds another graph: {difference}", file.display())]
     OtherGraph { file: PathBuf, difference: String },
@@ -465,6 +473,8 @@ impl Error {
             | Error::MustBeFile { .. }
             | Error::OwnInput { .. }
             | Error::InTheWay { .. }
+            | Error::WorkedOn { .. }
+            | Error::RawInTheWay { .. }
             | Error::Supernode { .. }
             | Error::NeedsOutput { .. }
             | Error::Picture { .. }
@@ -556,8 +566,8 @@ impl Error {
             }
             Error::MustBeFile { .. } => "write it into a file first".into(),
             Error::OwnInput { .. } => "name another file to write".into(),
-            Error::InTheWay { .. } => "choose another name, or move it away".into(),
-            Error::OtherGraph { .. } => "choose another name, or say that it is to be replaced".into(),
+            Error::InTheWay { .. } | Error::RawInTheWay { .. } => "choose another name, or move it away".into(),
+            Error::OtherGraph { .. } | Error::WorkedOn { .. } => "choose another name, or say that it is to be replaced".into(),
             Error::EmptyRange { .. } => "the end of a range is not part of it: 4..7 is 4, 5 and 6".into(),
             Error::GraphMismatch { .. } => {
                 "open the model and the transcoders that the graph was traced with; its metadata names them".into()

@@ -8,7 +8,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use crate::export::{WireGraph, check_list, check_not_input, list_graph, lock_folder, raw, write_raw, write_wire};
+use crate::export::{
+    WireGraph, check_list, check_not_input, check_not_list, list_graph, lock_folder, raw, write_raw, write_wire,
+};
 use crate::graph::{AttributionGraph, Circuit, GraphMeta};
 use crate::prune::PruneSettings;
 use crate::text::{check_file_name, slug};
@@ -88,11 +90,13 @@ impl PairPlan {
 
     fn name_for(&self, meta: &GraphMeta, prompt: &str, settings: &PruneSettings) -> Result<String> {
         if let Some(name) = &self.name {
-            check_file_name(name).map_err(|problem| Error::FileName { name: name.clone(), problem })?;
+            check_file_name(name)
+                .and_then(|()| check_not_list(name))
+                .map_err(|problem| Error::FileName { name: name.clone(), problem })?;
             return self.free(name, meta, prompt, settings).map(|()| name.clone());
         }
         let (name, is_whole) = slug(prompt);
-        if is_whole && self.free(&name, meta, prompt, settings).is_ok() {
+        if is_whole && check_not_list(&name).is_ok() && self.free(&name, meta, prompt, settings).is_ok() {
             return Ok(name);
         }
         let digits = &meta.trace_id[..ID_DIGITS.min(meta.trace_id.len())];
@@ -180,6 +184,11 @@ fn known_json(path: &Path) -> Option<Known> {
         thresholds: Some([threshold("node_threshold"), threshold("edge_threshold")]),
         is_worked_on: is_filled("pinnedIds") || is_filled("supernodes"),
     })
+}
+
+/// Whether a file is a JSON graph in which somebody has pinned or grouped nodes.
+pub fn is_worked_on(path: &Path) -> bool {
+    path.is_file() && known_json(path).is_some_and(|known| known.is_worked_on)
 }
 
 /// Whether the raw graph beside a JSON graph of the same name, or the other way round, is of another trace.

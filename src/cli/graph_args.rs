@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::Result;
 use crate::circuits::{Opening, Summary, relabel};
-use crate::export::check_not_input;
+use crate::export::{check_not_input, check_not_list};
 use crate::graph::Circuit;
 use crate::labels::Labels;
 use crate::picture::Cells;
@@ -35,7 +35,10 @@ impl From<CellsFor> for Cells {
 
 /// The value of `--slug`: the name of a file, not a path.
 pub(super) fn file_name(name: &str) -> std::result::Result<String, String> {
-    check_file_name(name).map(|()| name.to_owned()).map_err(|problem| format!("the name {problem}"))
+    check_file_name(name)
+        .and_then(|()| check_not_list(name))
+        .map(|()| name.to_owned())
+        .map_err(|problem| format!("the name {problem}"))
 }
 
 /// Thresholds, as options.

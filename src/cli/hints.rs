@@ -31,6 +31,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             Some(format!("the option is `{}`; 0.8 for nodes and 0.98 for edges are usual", option_of(name)))
         }
         Error::NeedsOutput { .. } => Some("name another file with `--output`".into()),
+        Error::WorkedOn { .. } => Some("`--output` with another name keeps both; `--force` replaces it".into()),
         Error::OtherGraph { .. } => Some("`--slug` with another name keeps both; `--force` replaces it".into()),
         Error::NeedsTranscoders { .. } => {
             Some("name a folder or Hub id with `--transcoders`: transcoders that were trained on this model".into())

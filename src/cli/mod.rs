@@ -12,6 +12,7 @@ mod inspect;
 mod intervene;
 mod manual;
 mod memory;
+mod output_file;
 mod prompt;
 mod prune;
 mod row_args;

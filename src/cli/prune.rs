@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::circuits::{
-    SummarySettings, open_json, open_raw, prune_raw, save_pruned_json, summarize, summarize_with_raw,
+    SummarySettings, is_worked_on, open_json, open_raw, prune_raw, save_pruned_json, summarize, summarize_with_raw,
 };
 use crate::export::{WireGraph, raw, write_wire};
 use crate::input::is_stream;
@@ -13,6 +13,7 @@ use crate::prune::PruneSettings;
 use crate::{Error, Result};
 
 use super::graph_args::{Thresholds, file_name, refuse_own_inputs, relabel_from, render};
+use super::output_file::check_json_output;
 use super::{Format, note, print_data};
 
 #[derive(Debug, Args)]
@@ -25,6 +26,9 @@ pub struct PruneArgs {
     /// Where to write the pruned graph [default: beside a raw graph, as .json; needed for a .json]
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
+    /// Replace a graph with pinned nodes or supernodes by the raw graph's, which has none
+    #[arg(long, help_heading = "Output")]
+    force: bool,
     /// Name of the graph in the JSON [default: the file's name]
     #[arg(long, value_name = "NAME", value_parser = file_name, help_heading = "Output")]
     slug: Option<String>,
@@ -48,6 +52,10 @@ pub(super) fn run(args: &PruneArgs) -> Result<()> {
     }
     let output = args.output.clone().unwrap_or_else(|| args.graph.with_extension("json"));
     refuse_own_inputs(&output, [Some(&args.graph), args.labels.as_ref()])?;
+    check_json_output(&output)?;
+    if !args.force && is_worked_on(&output) {
+        return Err(Error::WorkedOn { file: output });
+    }
     let graph = open_raw(&args.graph)?;
     let mut circuit = prune_raw(&graph, &settings)?;
     relabel_from(&mut circuit, args.labels.as_ref())?;
@@ -66,6 +74,7 @@ fn prune_json(args: &PruneArgs, settings: &PruneSettings) -> Result<()> {
         return Err(Error::NeedsOutput { graph: args.graph.display().to_string() });
     };
     refuse_own_inputs(output, [Some(&args.graph), args.labels.as_ref()])?;
+    check_json_output(output)?;
     let graph = open_json(&args.graph, Some(settings))?;
     let mut circuit = graph.circuit()?;
     circuit.meta.node_threshold = Some(settings.node_threshold);

@@ -12,6 +12,18 @@ use crate::{Error, Result};
 /// The list's name in its folder.
 const LISTING: &str = "graph-metadata.json";
 
+/// Checks that a graph's name, without its ending, is not that of the list in its folder: one of the two would be written
+/// over the other. Some systems take names in capitals for the same.
+///
+/// # Errors
+/// As the end of a sentence that began with the name.
+pub fn check_not_list(name: &str) -> std::result::Result<(), &'static str> {
+    match LISTING.strip_suffix(".json").is_some_and(|list| name.eq_ignore_ascii_case(list)) {
+        true => Err("is kept for the list of a folder's graphs"),
+        false => Ok(()),
+    }
+}
+
 /// The keys of a graph's metadata that the list repeats (`add_graph_metadata` of circuit-tracer).
 const LISTED: [&str; 7] =
     ["slug", "scan", "transcoder_list", "prompt_tokens", "prompt", "node_threshold", "schema_version"];

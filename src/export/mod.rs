@@ -16,7 +16,7 @@ mod wire_read;
 mod wire_stream;
 
 pub use columns::{Numbers, write_columns};
-pub use listing::{check_list, list_graph};
+pub use listing::{check_list, check_not_list, list_graph};
 pub use raw::{raw_contents, read_raw, write_raw};
 pub use replace::{check_not_input, check_writable, lock_folder, replace_file};
 pub use temporary::abandon_files;

@@ -115,6 +115,70 @@ fn inputs_are_not_written_over() {
 }
 
 #[test]
+fn work_and_raw_graphs_outlive_other_outputs() {
+    let folder = traced();
+    let at = folder.path();
+    let (raw, json) = (at.join("graphs/g.safetensors"), at.join("graphs/g.json"));
+    answer(at, &["inspect", "graphs/g.json", "--carry", "0.5", "--group", "Texas=0_39_7", "--save", "pinned.json"]);
+    std::fs::rename(at.join("pinned.json"), &json).unwrap();
+    std::fs::copy(&raw, at.join("raw.json")).unwrap();
+    let before = [std::fs::read(&raw).unwrap(), std::fs::read(&json).unwrap()];
+    for (args, parts) in [
+        (&["prune", "graphs/g.safetensors"][..], &["graphs/g.json", "pinned", "--output", "--force"][..]),
+        (&["prune", "graphs/g.safetensors", "-o", "graphs/g.json"], &["graphs/g.json", "pinned"]),
+        (&["prune", "graphs/g.json", "-o", "graphs/g.safetensors"], &["graphs/g.safetensors", ".json"]),
+        (&["inspect", "graphs/g.json", "--save", "graphs/g.safetensors"], &["graphs/g.safetensors", ".json"]),
+        (&["prune", "graphs/g.json", "-o", "raw.json"], &["raw.json", "raw graph"]),
+        (&["inspect", "graphs/g.json", "--save", "raw.json"], &["raw.json", "raw graph"]),
+        (&["inspect", "graphs/g.json", "--save", "x.png"], &["x.png", ".json"]),
+    ] {
+        refused_with(at, args, parts);
+        assert_eq!([std::fs::read(&raw).unwrap(), std::fs::read(&json).unwrap()], before, "{args:?}");
+    }
+    assert!(std::fs::read(at.join("raw.json")).unwrap() == before[0] && !at.join("x.png").exists());
+    answer(at, &["prune", "graphs/g.safetensors", "--force"]);
+    assert_eq!(json_at(&json)["qParams"]["supernodes"], json!([]));
+    // What nobody has worked on is replaced as before.
+    answer(at, &["prune", "graphs/g.safetensors"]);
+}
+
+#[test]
+fn the_name_of_the_list_is_no_graphs() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    refused_with(at, &["trace", PROMPT, "--slug", "graph-metadata"], &["--slug", "list"]);
+    assert_eq!(at.read_dir().unwrap().count(), 0, "nothing was written");
+    let folder = traced();
+    let at = folder.path();
+    let list = std::fs::read(at.join("graphs/graph-metadata.json")).unwrap();
+    for args in [
+        &["prune", "graphs/g.safetensors", "-o", "graphs/graph-metadata.json"][..],
+        &["prune", "graphs/g.json", "-o", "graphs/graph-metadata.json"],
+        &["inspect", "graphs/g.json", "--save", "graphs/graph-metadata.json"],
+    ] {
+        refused_with(at, args, &["graph-metadata.json", "list"]);
+        assert_eq!(std::fs::read(at.join("graphs/graph-metadata.json")).unwrap(), list, "{args:?}");
+    }
+}
+
+#[test]
+fn pictures_are_what_they_are_called_in_folders_that_are_there() {
+    let folder = traced();
+    let at = folder.path();
+    let sweep = |picture: &'static str| ["intervene", PROMPT, "--sweep", "0_39_7=0..2/1", "--picture", picture];
+    refused_with(at, &sweep("x.pdf"), &["x.pdf", ".svg", ".png"]);
+    refused_with(at, &sweep("nd/x.svg"), &["nd/x.svg", "no folder"]);
+    refused_with(at, &["inspect", "graphs/g.json", "-o", "nd/x.svg"], &["nd/x.svg", "no folder"]);
+    assert_eq!(at.read_dir().unwrap().count(), 1, "only the graphs");
+    answer(at, &sweep("x.svg"));
+    assert!(std::fs::read_to_string(at.join("x.svg")).unwrap().starts_with("<svg"));
+    // A dash is no file's name.
+    let printed = answer(at, &["inspect", "graphs/g.json"]);
+    assert_eq!(answer(at, &["inspect", "graphs/g.json", "-o", "-"]), printed);
+    assert!(!printed.is_empty() && !at.join("-").exists());
+}
+
+#[test]
 fn json_comes_through_pipes_wherever_it_is_read() {
     let folder = traced();
     let at = folder.path();

@@ -4,7 +4,6 @@ mod choose;
 pub(super) mod group;
 mod report_text;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -14,7 +13,6 @@ use crate::circuits::{
     rename, save, summarize, summarize_with_raw,
 };
 use crate::error::ErrorContext;
-use crate::export::replace_file;
 use crate::graph::Circuit;
 use crate::picture::{
     HeatMap, PictureSettings, arrange, characters_without_font, csv_edges, csv_nodes, dot, graphml, heat_map, png, svg,
@@ -23,6 +21,7 @@ use crate::text::quoted;
 use crate::{Error, Result};
 
 use super::graph_args::{CellsFor, Thresholds, refuse_own_inputs, relabel_from};
+use super::output_file::{check_folder, check_json_output, write_picture};
 use super::{json_text, note, print_bytes, summary_text, terminal};
 use choose::ChooseArgs;
 use group::GroupArgs;
@@ -99,12 +98,19 @@ pub struct InspectArgs {
     /// Draw the direct effects on the target (--to, or the first) by layer and position, instead of the graph
     #[arg(long, help_heading = "Pictures")]
     heat_map: bool,
-    /// Where to write what is printed otherwise
+    /// Where to write what is printed otherwise; - is standard output
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
     /// Write the graph as JSON too, with the chosen nodes pinned and the supernodes stored
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     save: Option<PathBuf>,
+}
+
+impl InspectArgs {
+    /// The file to write; `None`: standard output.
+    fn output(&self) -> Option<&PathBuf> {
+        self.output.as_ref().filter(|path| path.as_path() != Path::new("-"))
+    }
 }
 
 /// Prints what was asked for about a graph.
@@ -115,7 +121,7 @@ pub struct InspectArgs {
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     check_share("edge-share", args.edge_share)?;
     check_share("target-share", args.target_share)?;
-    if args.output.is_some() {
+    if args.output().is_some() {
         terminal::write_to_file();
     }
     let format = chosen_format(args)?;
@@ -125,8 +131,14 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             second: "what is no picture; --format svg or png draws it",
         });
     }
-    for output in args.output.iter().chain(&args.save) {
+    for output in args.output().into_iter().chain(&args.save) {
         refuse_own_inputs(output, [Some(&args.graph), args.labels.as_ref(), args.group.file()])?;
+    }
+    if let Some(path) = args.output() {
+        check_folder(path)?;
+    }
+    if let Some(path) = &args.save {
+        check_json_output(path)?;
     }
     if args.save.is_some() && args.save == args.output {
         return Err(Error::Contradiction { first: "--save", second: "--output with the same file" });
@@ -229,7 +241,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             }
         }
     };
-    match &args.output {
+    match args.output() {
         Some(path) => {
             write_picture(path, &bytes)?;
             note(&format!("wrote {}", path.display()));
@@ -284,15 +296,6 @@ fn format_of(ending: &str) -> Option<InspectFormat> {
 fn parse_rename(text: &str) -> std::result::Result<(String, String), String> {
     let parts = text.split_once('=').filter(|(id, _)| !id.is_empty());
     parts.map(|(id, label)| (id.to_owned(), label.to_owned())).ok_or_else(|| "expected ID=LABEL".into())
-}
-
-/// Writes a picture or a table. Unlike graphs, these go into folders that are there: a mistyped path makes none.
-fn write_picture(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
-        let source = std::io::Error::new(std::io::ErrorKind::NotFound, format!("no folder `{}`", folder.display()));
-        return Err(Error::Io { doing: "cannot write", path: path.to_owned(), source });
-    }
-    replace_file(path, |writer| writer.write_all(bytes))
 }
 
 /// # Errors

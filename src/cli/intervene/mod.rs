@@ -4,14 +4,12 @@ mod changes;
 mod names;
 mod text;
 
-use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use crate::error::ErrorContext;
-use crate::export::replace_file;
 use crate::intervene::{CompareOptions, FeatureGroup, Followed, GenerateOptions, Measure, Mode};
 use crate::job::Job;
 use crate::picture::{png, supernode_svg, sweep_csv, sweep_svg};
@@ -21,6 +19,7 @@ use crate::{Error, Result};
 use super::direction::{check_not_zero, directions};
 use super::graph_args::{CellsFor, refuse_own_inputs, relabel_from};
 use super::inspect::group::GroupArgs;
+use super::output_file::{check_drawing, write_picture};
 use super::prompt::OptionalPromptArgs;
 use super::setup::{GraphSource, SetupArgs};
 use super::{note, print_data, print_json, print_text};
@@ -153,6 +152,7 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
         let inputs =
             [args.plan.as_ref(), args.graph.as_ref(), args.labels.as_ref(), args.prompt.file(), args.group.file()];
         refuse_own_inputs(picture, inputs)?;
+        check_drawing(picture)?;
     }
     let mut graph = match &args.graph {
         Some(path) => Some(NamedGraph::open(path, args.group.request()?)?),
@@ -192,9 +192,7 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
         InterveneFormat::Json => print_json(&run)?,
     }
     match &args.picture {
-        Some(path) => {
-            write_picture(args, path, &supernode_svg(&diagram(&run, graph.as_ref(), &changes, &options.groups)?))
-        }
+        Some(path) => draw(args, path, &supernode_svg(&diagram(&run, graph.as_ref(), &changes, &options.groups)?)),
         None => Ok(()),
     }
 }
@@ -230,17 +228,17 @@ fn print_sweep(args: &InterveneArgs, report: &Swept, described: &[String]) -> Re
         InterveneFormat::Csv => print_data(&sweep_csv(&report.result, args.cells.into()))?,
     }
     match &args.picture {
-        Some(path) => write_picture(args, path, &sweep_svg(&report.result)),
+        Some(path) => draw(args, path, &sweep_svg(&report.result)),
         None => Ok(()),
     }
 }
 
 /// Writes a picture as its file's name says.
-fn write_picture(args: &InterveneArgs, path: &Path, svg: &str) -> Result<()> {
+fn draw(args: &InterveneArgs, path: &Path, svg: &str) -> Result<()> {
     const PNG_SCALE: f64 = 2.0;
     let is_png = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
     let bytes = if is_png { png(svg, PNG_SCALE)? } else { svg.as_bytes().to_vec() };
-    replace_file(path, |writer| writer.write_all(&bytes))?;
+    write_picture(path, &bytes)?;
     if !args.setup.quiet {
         note(&format!("wrote {}", path.display()));
     }
