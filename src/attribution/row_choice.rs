@@ -19,6 +19,12 @@ pub enum RowChoice {
     /// [`RowChoice::All`] where that is no more work than the default sample, else the sample.
     #[default]
     Auto,
+    /// As [`RowChoice::Auto`], but only so many of the strongest features become nodes: the influence that ranks them is
+    /// exact where all rows are no more work than the default sample.
+    Strongest {
+        /// How many.
+        nodes: usize,
+    },
     /// All active features.
     All,
     /// At most this many, those of most influence so far (definitions 6, order of work).
@@ -56,6 +62,7 @@ impl std::fmt::Display for RowChoice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             RowChoice::Auto => f.write_str("auto"),
+            RowChoice::Strongest { nodes } => write!(f, "strongest {nodes}"),
             RowChoice::All => f.write_str("all"),
             RowChoice::BestFirst { max_features } => write!(f, "best {max_features}"),
             RowChoice::Sampled { visits, nodes } => {
@@ -83,6 +90,7 @@ impl RowChoice {
         };
         match words[..] {
             ["auto"] => Some(RowChoice::Auto),
+            ["strongest", number] => number.parse().ok().map(|nodes| RowChoice::Strongest { nodes }),
             ["all"] => Some(RowChoice::All),
             ["best", number] => number.parse().ok().map(|max_features| RowChoice::BestFirst { max_features }),
             ["sampled", how, number] => sampled(how, number, None),
@@ -95,6 +103,9 @@ impl RowChoice {
     /// [`Error::Setting`] with the name of what is out of range.
     pub fn check(&self) -> Result<()> {
         match *self {
+            RowChoice::Strongest { nodes: 0 } | RowChoice::Sampled { nodes: Some(0), .. } => {
+                Err(Error::Setting { name: "nodes", value: 0.0, range: "1.." })
+            }
             RowChoice::Sampled { visits: Visits::Rows(0), .. } => {
                 Err(Error::Setting { name: "rows", value: 0.0, range: "1.." })
             }
@@ -105,11 +116,17 @@ impl RowChoice {
         }
     }
 
-    /// What [`RowChoice::Auto`] means for a prompt with `n_active` active features; others are what they are.
+    /// What [`RowChoice::Auto`] and [`RowChoice::Strongest`] mean for a prompt with `n_active` active features; others are
+    /// what they are.
     pub fn for_prompt(self, n_active: usize) -> RowChoice {
+        let is_cheap = n_active <= DEFAULT_VISITS + MAX_NODES;
         match self {
-            RowChoice::Auto if n_active <= DEFAULT_VISITS + MAX_NODES => RowChoice::All,
+            RowChoice::Auto if is_cheap => RowChoice::All,
             RowChoice::Auto => RowChoice::Sampled { visits: Visits::default(), nodes: None },
+            RowChoice::Strongest { nodes } => {
+                let visits = if is_cheap { Visits::Theta(0.0) } else { Visits::default() };
+                RowChoice::Sampled { visits, nodes: Some(nodes) }
+            }
             choice => choice,
         }
     }
@@ -119,6 +136,7 @@ impl RowChoice {
         match self {
             RowChoice::Auto | RowChoice::All => None,
             RowChoice::BestFirst { max_features } => Some(max_features),
+            RowChoice::Strongest { nodes } => Some(nodes),
             RowChoice::Sampled { nodes, .. } => Some(nodes.unwrap_or(MAX_NODES)),
         }
     }
@@ -142,6 +160,7 @@ mod tests {
     fn choices_are_read_as_they_are_written() {
         for choice in [
             RowChoice::Auto,
+            RowChoice::Strongest { nodes: 3 },
             RowChoice::All,
             RowChoice::BestFirst { max_features: 7 },
             RowChoice::Sampled { visits: Visits::Rows(9), nodes: None },
@@ -158,6 +177,9 @@ mod tests {
     fn all_rows_are_computed_where_that_is_no_more_work() {
         assert_eq!(RowChoice::Auto.for_prompt(2500), RowChoice::All);
         assert!(matches!(RowChoice::Auto.for_prompt(2501), RowChoice::Sampled { visits: Visits::Rows(1000), .. }));
+        let strongest = |visits| RowChoice::Sampled { visits, nodes: Some(3) };
+        assert_eq!(RowChoice::Strongest { nodes: 3 }.for_prompt(2500), strongest(Visits::Theta(0.0)));
+        assert_eq!(RowChoice::Strongest { nodes: 3 }.for_prompt(2501), strongest(Visits::Rows(1000)));
         let capped = RowChoice::BestFirst { max_features: 3 };
         assert_eq!(capped.for_prompt(2501), capped);
     }

@@ -50,11 +50,14 @@ pub fn find_nodes(circuit: &Circuit, name: &str) -> Result<Vec<NodeIndex>> {
     if found.is_empty() { Err(unknown(circuit, name)) } else { Ok(found) }
 }
 
-/// A position as it is typed: negative ones count from the end.
 fn position(circuit: &Circuit, text: &str) -> Option<u32> {
+    typed_position(text, circuit.meta.prompt_tokens.len())
+}
+
+/// A position of `n_pos` as it is typed: negative ones count from the end.
+pub(crate) fn typed_position(text: &str, n_pos: usize) -> Option<u32> {
     let pos: i64 = text.parse().ok()?;
-    let from_end = || circuit.meta.prompt_tokens.len() as i64 + pos;
-    u32::try_from(if pos < 0 { from_end() } else { pos }).ok()
+    u32::try_from(if pos < 0 { pos.checked_add_unsigned(n_pos as u64)? } else { pos }).ok()
 }
 
 /// The nodes with this name, at `pos` if it is given.

@@ -47,6 +47,10 @@ fn from_file(text: &str, tracer: &Tracer) -> Result<Vec<NamedDirection>> {
         Some(name) => vec![name.to_owned()],
         None => file.names().map(str::to_owned).collect(),
     };
+    if names.is_empty() {
+        let expected = "a file with a direction: it has no tensors";
+        return Err(Error::Spec { text: path.to_owned(), expected });
+    }
     let direction = |name: String| {
         let vec = file.tensor(&name, &[d_model])?.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1()?;
         Ok(NamedDirection { label: name, vec })

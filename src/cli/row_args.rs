@@ -13,8 +13,8 @@ pub(super) struct RowArgs {
     /// As --rows: features with at least this much influence are all visited, others now and then
     #[arg(long, value_name = "X")]
     theta: Option<f64>,
-    /// With --rows or --theta: this many features become nodes, those of most influence [default: those that carry 0.8
-    /// of it, at most 1500]
+    /// This many features become nodes, those of most influence. Without --rows and --theta, the influence is exact up to
+    /// 2500 active features [default: all; of a sample those that carry 0.8 of the influence, at most 1500]
     #[arg(long, value_name = "N")]
     nodes: Option<usize>,
     /// Choose rows as circuit-tracer does: at most this many features get one, those of most influence so far; or `all`
@@ -47,7 +47,7 @@ impl RowArgs {
             (Some(Count::All), None, Some(_), None) => sampled(Visits::Theta(0.0)),
             (Some(Count::Number(n_rows)), ..) => sampled(Visits::Rows(n_rows)),
             (_, Some(theta), ..) => sampled(Visits::Theta(theta)),
-            (None, None, Some(_), None) => sampled(Visits::default()),
+            (None, None, Some(nodes), None) => RowChoice::Strongest { nodes },
         }
     }
 }

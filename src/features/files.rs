@@ -110,12 +110,13 @@ impl FeatureSet {
     /// What is known of one feature. Touches its own bytes alone.
     ///
     /// # Errors
-    /// [`Error::NoSuchFeature`]; [`Error::Damaged`] for values that cannot be.
+    /// [`Error::NoSuchLayer`], [`Error::NoSuchFeature`]; [`Error::Damaged`] for values that cannot be.
     pub fn dashboard(&self, layer: usize, feature: usize) -> Result<Dashboard> {
-        let n_features = self.manifest.subject.n_features.get(layer).copied().unwrap_or(0);
+        let n_layers = self.n_layers();
+        let Some(&n_features) = self.manifest.subject.n_features.get(layer) else {
+            return Err(Error::NoSuchLayer { layer, n_layers });
+        };
         if feature >= n_features {
-            let n_features = self.manifest.subject.n_features.get(layer).or(self.manifest.subject.n_features.first());
-            let (n_layers, n_features) = (self.n_layers(), n_features.copied().unwrap_or(0));
             return Err(Error::NoSuchFeature { layer, feature, n_layers, n_features });
         }
         self.layers[layer].dashboard(feature, &self.tokens, self.manifest.settings.n_sampled)
@@ -124,7 +125,7 @@ impl FeatureSet {
     /// How often a feature is active, and its largest activation, without the rest: for going through all of them.
     ///
     /// # Errors
-    /// [`Error::NoSuchFeature`]
+    /// [`Error::NoSuchLayer`], [`Error::NoSuchFeature`]
     pub fn count_and_max(&self, layer: usize, feature: usize) -> Result<(u32, f32)> {
         match self.layers.get(layer) {
             Some(file) if feature < file.count.len() => Ok((file.count.get(feature), file.max.get(feature))),
@@ -135,7 +136,7 @@ impl FeatureSet {
     /// The tokens that a feature is active on, without the rest: for going through all features.
     ///
     /// # Errors
-    /// [`Error::NoSuchFeature`]
+    /// [`Error::NoSuchLayer`], [`Error::NoSuchFeature`]
     pub fn tokens_of(&self, layer: usize, feature: usize) -> Result<Vec<TokenCount>> {
         match self.layers.get(layer) {
             Some(file) if feature < file.count.len() => Ok(file.tokens.get(feature)),

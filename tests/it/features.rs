@@ -617,6 +617,7 @@ fn features_of_another_version_model_or_set_are_refused_with_both_named() {
     std::fs::write(out.join("features.json"), json.replace("\"format_version\": 1", "\"format_version\": 9")).unwrap();
     refused_with(folder.path(), &["features", "show", "features", "0_1"], &["format version 9", "expected 1"]);
     refused_with(folder.path(), &["features", "show", "atlas", "0_5000"], &["0_5000", "1024 features"]);
+    refused_with(folder.path(), &["features", "show", "atlas", "99_99"], &["layer 99", "4 layers, 0..=3"]);
     refused_with(folder.path(), &["features", "show", "atlas", "x"], &["29_189"]);
     refused_with(folder.path(), &["features", "show", "nowhere", "0_1"], &["features.json", "nowhere"]);
 }

@@ -265,10 +265,15 @@ fn trace_and_inspect_say_that_rows_were_sampled_and_how_near_the_scores_are() {
         assert_eq!(table(&pruned), table(&printed), "{args:?}");
     }
     // Every row and few nodes: exact influence. All of both: the graph as it is.
-    assert!(trace(&["--rows", "all", "--nodes", "60"]).contains("± 0.000"));
+    let exact = trace(&["--rows", "all", "--nodes", "60"]);
+    assert!(exact.contains("± 0.000"));
+    // Where every row is no more work than a sample, a number of nodes alone leaves the influence exact.
+    assert_eq!(trace(&["--nodes", "60"]), exact);
     assert_eq!(trace(&["--rows", "all"]), trace(&["--max-features", "all"]));
     for (args, part) in [
         (&["--rows", "0"][..], "rows"),
+        (&["--nodes", "0"], "--nodes"),
+        (&["--rows", "all", "--nodes", "0"], "--nodes"),
         (&["--theta=-1"], "theta"),
         (&["--rows", "5", "--theta", "1"], "cannot be used with"),
         (&["--rows", "5", "--max-features", "9"], "cannot be used with"),

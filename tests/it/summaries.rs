@@ -350,5 +350,11 @@ fn the_heat_map_is_drawn_from_the_effects_of_the_summary() {
         let sum: f64 = layer["by_position"].as_array().unwrap().iter().map(|effect| effect.as_f64().unwrap()).sum();
         close(sum, layer["features"].as_f64().unwrap() + layer["errors"].as_f64().unwrap(), 1e-9, 1e-9, "of a layer");
     }
-    refused_with(folder.path(), &["inspect", graph, "--heat-map"], &["--heat-map", "--format"]);
+    let needed = ["--heat-map", "give --format svg or png", "-o"];
+    for args in [&["--heat-map"][..], &["--heat-map", "--format", "json"], &["--heat-map", "-o", "map.txt"]] {
+        refused_with(folder.path(), &[&["inspect", graph], args].concat(), &needed);
+    }
+    let output = circuitscope(folder.path(), &["inspect", graph, "--heat-map", "-o", "map.svg"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(folder.path().join("map.svg")).unwrap(), svg);
 }

@@ -312,9 +312,56 @@ fn differences_and_directions_are_followed_and_traced_alike() {
 }
 
 #[test]
+fn features_have_the_names_that_inspect_knows() {
+    let folder = folder_with_graphs();
+    let folder = folder.path();
+    let texas: Vec<String> = labelled(folder, "dallas", "Texas").into_iter().map(|(id, _)| id).collect();
+    let at_dallas = texas.iter().filter(|id| id.ends_with("_7")).cloned().collect::<Vec<_>>();
+    assert!(!at_dallas.is_empty());
+    let ablated = |ids: &[String]| {
+        let ids: Vec<&str> = ids.iter().flat_map(|id| ["--ablate", id.as_str()]).collect();
+        outcome(run(folder, &[&["--graph", "graphs/dallas.json"], &ids[..]].concat()))
+    };
+    let owned = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect::<Vec<String>>();
+    let graph: Value = serde_json::from_slice(&std::fs::read(folder.join("graphs/dallas.json")).unwrap()).unwrap();
+    let ids = graph["nodes"].as_array().unwrap().iter().map(|node| node["node_id"].as_str().unwrap());
+    let everywhere: Vec<String> = ids.filter(|id| id.starts_with("0_39_")).map(str::to_owned).collect();
+    assert!(!everywhere.is_empty());
+    for (name, expected) in [
+        ("0/39", everywhere.clone()),
+        ("0_39", everywhere),
+        ("0_39@7", owned(&["0_39_7"])),
+        ("0/39/-2", owned(&["0_39_7"])),
+        ("3_955_-1", owned(&["3_955_8"])),
+        ("texas", texas.clone()),
+        ("Texas@7", at_dallas.clone()),
+        ("Texas@-2", at_dallas),
+        ("Say A Capital", owned(&["3_955_8"])),
+        ("capital@2", owned(&["0_656_2", "0_90_2"])),
+    ] {
+        assert_eq!(ablated(&owned(&[name])), ablated(&expected), "{name}");
+    }
+    // Without a graph, numbers do: at a position, or wherever the feature is active.
+    for (name, expected) in [("0/39", "0_39_*"), ("0_39", "0_39_*"), ("0/39@7", "0_39_7"), ("3_955_-1", "3_955_8")] {
+        assert_eq!(outcome(run(folder, &["--ablate", name])), outcome(run(folder, &["--ablate", expected])), "{name}");
+    }
+    let set = |name: &str| outcome(run(folder, &["--set", name]));
+    assert_eq!(set("3_955_-1=9"), set("3_955_8=9"));
+}
+
+#[test]
 fn what_names_nothing_or_fits_nothing_is_refused() {
     let folder = folder_with_graphs();
     let folder = folder.path();
+    // A safetensors file without tensors: no direction, which is not the default targets.
+    std::fs::write(folder.join("empty.safetensors"), [&2u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
+    let trace = ["trace", PROMPT, "--slug", "empty", "--target-direction", "empty.safetensors"];
+    refused_with(folder, &trace, &["`empty.safetensors`", "no tensors"]);
+    assert!(!folder.join("graphs/empty.json").exists());
+    let unknown = ["intervene", PROMPT, "--graph", "graphs/dallas.json", "--ablate", "0/1"];
+    refused_with(folder, &unknown, &["no node `0/1`"]);
+    let message = circuitscope(folder, &unknown).stderr;
+    assert!(!String::from_utf8_lossy(&message).contains("supernode"), "{}", String::from_utf8_lossy(&message));
     assert!(circuitscope(folder, &["trace", "The opposite of small is", "--slug", "small", "-q"]).status.success());
     let graph = ["--graph", "graphs/dallas.json"];
     for (args, parts) in [
@@ -328,6 +375,8 @@ fn what_names_nothing_or_fits_nothing_is_refused() {
         (&["--like", "graphs/dallas.json"], &["same tokens", "--like-at"]),
         (&["--like-prompt", "The opposite of small is"], &["9 tokens", "--like FILE:NAME"]),
         (&["--like-prompt", OAKLAND, "--like-at", "20"], &["position 20"]),
+        (&["--ablate", "Texas@3"], &["`Texas@3`"]),
+        (&["--target-direction", "empty.safetensors", "--ablate", "Texas"], &["`empty.safetensors`", "no tensors"]),
         (&["--target-direction", "missing.safetensors", "--ablate", "Texas"], &["missing.safetensors"]),
         (&["--target-direction", "\" Austin\" - \" Austin\"", "--ablate", "Texas"], &["zero"]),
         (&["--target-direction", "\" Aus tin\"", "--ablate", "Texas"], &["Aus tin"]),

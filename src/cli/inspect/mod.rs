@@ -128,7 +128,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     if args.heat_map && !matches!(format, InspectFormat::Svg | InspectFormat::Png) {
         return Err(Error::Contradiction {
             first: "--heat-map",
-            second: "what is no picture; --format svg or png draws it",
+            second: "a format that is no picture: give --format svg or png, or -o with a file ending in .svg or .png",
         });
     }
     for output in args.output().into_iter().chain(&args.save) {

@@ -36,6 +36,13 @@ pub(super) struct Context<'a> {
     pub graph: Option<&'a NamedGraph>,
 }
 
+impl Context<'_> {
+    /// As [`named_features`].
+    fn features(&self, name: &str) -> Result<(Vec<FeatureSpec>, bool)> {
+        named_features(name, self.prompt.tokens.len(), self.graph)
+    }
+}
+
 impl Changes {
     /// The plan, then `--like`, then `--top-features`, `--set`, `--scale` and `--ablate`.
     ///
@@ -64,7 +71,7 @@ impl Changes {
         }
         for text in &args.ablate {
             let doing = || format!("cannot use `--ablate {text}`");
-            let (features, is_named) = named_features(text, context.graph).context(doing)?;
+            let (features, is_named) = context.features(text).context(doing)?;
             changes.add(text, &features, is_named, Change::Set(0.0));
         }
         for alternative in plan.alternatives {
@@ -96,7 +103,7 @@ impl Changes {
         let found = match (text.rsplit_once('='), top_features) {
             (Some((name, value)), _) => {
                 let value = number(value).ok_or_else(bad).context(doing)?;
-                let (features, is_named) = named_features(name, context.graph).context(doing)?;
+                let (features, is_named) = context.features(name).context(doing)?;
                 (name.to_owned(), features, is_named, value)
             }
             (None, Some(n)) => {
@@ -135,7 +142,7 @@ impl Changes {
     /// A feature is set to the values of the range; a supernode is scaled by them.
     fn sweep(&mut self, text: &str, context: &Context) -> Result<()> {
         let (name, values) = named_values(text)?;
-        let (features, is_named) = named_features(name, context.graph)?;
+        let (features, is_named) = context.features(name)?;
         if !is_named {
             for &feature in &features {
                 self.alternatives.extend(Sweep { feature, values: values.clone() }.alternatives(&self.interventions));

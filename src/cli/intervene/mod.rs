@@ -33,9 +33,10 @@ pub struct InterveneArgs {
     prompt: OptionalPromptArgs,
     #[command(flatten, next_help_heading = "Model")]
     setup: SetupArgs,
-    /// Set a feature to a value; repeatable. F is L_F_P (layer, feature, position), or with --graph the name of a
-    /// supernode or a label: all of its features. Positions: 4, 4..7 (7 not included), 4.. (open-ended: generated tokens
-    /// too), * (all but BOS, generated tokens too). At the same place --like replaces what a plan says, --set replaces
+    /// Set a feature to a value; repeatable. F is L_F_P (layer, feature, position), L/F (wherever --graph has it, else at
+    /// *), or with --graph the name of a supernode or a label: all of its features, those at one position as in Texas@7.
+    /// Positions: 4, -1 (the last), 4..7 (7 not included), 4.. (open-ended: generated tokens too), * (all but BOS,
+    /// generated tokens too). At the same place --like replaces what a plan says, --set replaces
     /// --like, --scale replaces --set, and --ablate replaces all
     #[arg(long, value_name = "F=V", help_heading = "What to change")]
     set: Vec<String>,

@@ -1,9 +1,9 @@
-//! Names of features: `L_F_P`, and with a graph its supernodes and its labels.
+//! Names of features: `L_F_P`, `L/F`, and with a graph its supernodes, its labels and whatever else names its nodes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::circuits::{GroupRequest, OpenedGraph, Opening, find_node, open_graph};
+use crate::circuits::{GroupRequest, OpenedGraph, Opening, find_nodes, open_graph, typed_position};
 use crate::error::ErrorContext;
 use crate::graph::{Circuit, FeatureId, Node};
 use crate::intervene::{FeatureSpec, Positions, Supernodes};
@@ -92,10 +92,26 @@ impl NamedGraph {
         }
     }
 
-    /// The features of a supernode, else those whose label is `name`.
+    /// The features of a supernode, in whatever case its name is written, or of those at one position (`Texas@7`).
+    fn in_supernode(&self, name: &str) -> Vec<FeatureId> {
+        let lower = name.trim().to_lowercase();
+        let called = |name: &str| {
+            let exact = self.supernodes.iter().find(|(known, _)| known == name);
+            exact.or_else(|| self.supernodes.iter().find(|(known, _)| known.trim().to_lowercase() == lower))
+        };
+        if let Some((_, features)) = called(name) {
+            return features.clone();
+        }
+        let Some((stem, pos)) = name.rsplit_once('@') else { return Vec::new() };
+        let Some(pos) = typed_position(pos, self.circuit().meta.prompt_tokens.len()) else { return Vec::new() };
+        let features = called(stem).into_iter().flat_map(|(_, features)| features);
+        features.copied().filter(|feature| feature.pos == pos).collect()
+    }
+
+    /// The features of a supernode, else those whose label is `name`, else those that [`find_nodes`] finds.
     ///
     /// # Errors
-    /// [`Error::UnknownSupernode`], with the nearest name.
+    /// [`Error::UnknownSupernode`], with the nearest name; [`Error::UnknownNode`] where a feature is named by numbers.
     pub(super) fn find(&self, name: &str) -> Result<Vec<FeatureId>> {
         if let Some((_, features)) = self.supernodes.iter().find(|(known, _)| known == name) {
             return Ok(features.clone());
@@ -105,10 +121,18 @@ impl NamedGraph {
         if !labelled.is_empty() {
             return Ok(labelled);
         }
-        if let Some(feature) =
-            find_node(self.circuit(), name).ok().and_then(|index| self.circuit().node(index).id.feature())
-        {
-            return Ok(vec![feature]);
+        let grouped = self.in_supernode(name);
+        if !grouped.is_empty() {
+            return Ok(grouped);
+        }
+        let found = find_nodes(self.circuit(), name);
+        if found.is_err() && numbers(name).is_some() {
+            return found.map(|_| Vec::new());
+        }
+        let nodes = found.into_iter().flatten();
+        let features: Vec<FeatureId> = nodes.filter_map(|index| self.circuit().node(index).id.feature()).collect();
+        if !features.is_empty() {
+            return Ok(features);
         }
         let supernodes = self.supernodes.iter().map(|(name, _)| name.as_str());
         let labels = self.nodes().filter_map(|(_, node)| node.label.as_deref());
@@ -121,20 +145,49 @@ impl NamedGraph {
     }
 }
 
-/// The features that an option names, and the name if it stands for several: `L_F_P`, or a name of the graph.
+/// The features that an option names, and whether the name stands for several: `L_F_P`, where P may count from the end of
+/// the prompt's `n_pos` positions; `L/F`, which is the feature wherever the graph has it, or without one everywhere; or a
+/// name of the graph.
 ///
 /// # Errors
-/// [`Error::Spec`] without a graph, [`Error::UnknownSupernode`] with one.
-pub(super) fn named_features(text: &str, graph: Option<&NamedGraph>) -> Result<(Vec<FeatureSpec>, bool)> {
+/// [`Error::Spec`] without a graph, [`Error::UnknownSupernode`] and [`Error::UnknownNode`] with one.
+pub(super) fn named_features(text: &str, n_pos: usize, graph: Option<&NamedGraph>) -> Result<(Vec<FeatureSpec>, bool)> {
     let error = match text.parse::<FeatureSpec>() {
         Ok(feature) => return Ok((vec![feature], false)),
         Err(error) => error,
     };
+    if let Some((layer, feature, pos)) = numbers(text) {
+        let positions = match (pos, graph) {
+            (None, Some(graph)) => {
+                let features = graph.find(text)?;
+                let are_several = features.len() > 1;
+                return Ok((features.into_iter().map(spec).collect(), are_several));
+            }
+            (None, None) => Positions::All,
+            (Some(pos), _) if pos.starts_with('-') => {
+                let expected = "a position of the prompt: the last is -1, and the first 0";
+                let pos = typed_position(pos, n_pos).ok_or(Error::Spec { text: pos.to_owned(), expected })?;
+                Positions::At(pos as usize)
+            }
+            (Some(pos), _) => pos.parse()?,
+        };
+        return Ok((vec![FeatureSpec { layer, feature, positions }], false));
+    }
     let is_number = text.split('_').all(|part| part.chars().all(|c| c.is_ascii_digit() || ".*".contains(c)));
     match graph {
         Some(graph) if !is_number => Ok((graph.find(text)?.into_iter().map(spec).collect(), true)),
         _ => Err(error),
     }
+}
+
+/// `0/39`, `0_39`, `0_39_7`, `0_39_-1`, `0/39@7` taken apart, the position as it is typed.
+fn numbers(text: &str) -> Option<(usize, usize, Option<&str>)> {
+    let (layer, rest) = text.split_once(['_', '/'])?;
+    let (feature, pos) = match rest.split_once(['_', '/', '@']) {
+        Some((feature, pos)) => (feature, Some(pos.trim())),
+        None => (rest, None),
+    };
+    Some((layer.trim().parse().ok()?, feature.trim().parse().ok()?, pos))
 }
 
 /// A feature at its position.
