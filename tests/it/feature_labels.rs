@@ -100,7 +100,10 @@ fn features_feed_and_read_each_other_as_a_literal_version_says_on_every_family()
         let n_layers = replacement.model.config.n_layers;
         // Means of what norms divide by, from the plain pass.
         let mut kept = Activations::at(HookPoint::all(n_layers));
-        replacement.model.forward(std::slice::from_ref(&tokens), &mut kept, ForwardOptions::of(&Job::default())).unwrap();
+        replacement
+            .model
+            .forward(std::slice::from_ref(&tokens), &mut kept, ForwardOptions::of(&Job::default()))
+            .unwrap();
         let skipped = replacement.n_excluded(&tokens);
         let inverse = |point: HookPoint| -> f64 {
             let scales = values(kept.need(point).unwrap());
