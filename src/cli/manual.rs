@@ -50,11 +50,15 @@ pub(super) fn run_man(args: &ManArgs) -> Result<()> {
     };
     let io = |source| crate::Error::Io { doing: "cannot write", path: "the manual".into(), source };
     let Some(folder) = &args.out_dir else { return print_bytes(&page(&command, "circuitscope").map_err(io)?) };
-    let subcommands = command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help");
-    for (name, command) in [("circuitscope".to_owned(), &command)]
-        .into_iter()
-        .chain(subcommands.map(|sub| (format!("circuitscope-{}", sub.get_name()), sub)))
-    {
+    // Commands of commands too, each after the one that it belongs to.
+    let mut pages = vec![("circuitscope".to_owned(), &command)];
+    let mut next = 0;
+    while let Some((name, command)) = pages.get(next).cloned() {
+        let below = command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help");
+        pages.extend(below.map(|sub| (format!("{name}-{}", sub.get_name()), sub)));
+        next += 1;
+    }
+    for (name, command) in pages {
         let text = page(command, &name).map_err(io)?;
         let path = folder.join(format!("{name}.1"));
         replace_file(&path, |writer| writer.write_all(&text))?;

@@ -99,6 +99,9 @@ fn place(name: &str) -> Place {
         "part of the program"
     } else if path.is_file() || path.is_dir() {
         "there"
+    } else if name.ends_with(".gguf") {
+        // A file of its own: repositories are folders.
+        "MISSING"
     } else {
         match Folder::open(name).and_then(|folder| folder.list()) {
             Ok(files) if files.is_empty() => "on the Hub, not downloaded yet",
