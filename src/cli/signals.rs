@@ -13,16 +13,22 @@ pub(super) fn end_cleanly() {
     unsafe { libc::signal(SIGXFSZ, libc::SIG_IGN) };
     // Who was told to ignore a signal goes on ignoring it: `nohup`, and jobs of a shell in the background.
     let heard: Vec<i32> = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal)).collect();
+    let (send, receive) = std::sync::mpsc::channel::<Signals>();
     let wait = move || {
-        let Ok(mut signals) = Signals::new(heard) else { return };
+        let Ok(mut signals) = receive.recv() else { return };
         if let Some(signal) = signals.forever().next() {
             // `_exit`: what runs at a usual exit would wait for threads that compute or write.
             // SAFETY: ends the process, whatever state it is in.
             abandon_files(|| unsafe { libc::_exit(128 + signal) });
         }
     };
-    // Without a thread to wait in, signals do what they do by default.
-    let _ = std::thread::Builder::new().name("signals".into()).spawn(wait);
+    // Without a thread to wait in, signals do what they do by default. With one they are heard from here on, and not only
+    // once it has begun: files are written soon.
+    if std::thread::Builder::new().name("signals".into()).spawn(wait).is_ok()
+        && let Ok(signals) = Signals::new(heard)
+    {
+        let _ = send.send(signals);
+    }
 }
 
 /// Whether this program was started with a signal ignored.

@@ -58,7 +58,7 @@ impl WireGraph {
             .nodes
             .iter()
             .find(|node| node.feature_type == LOGIT_TYPE)
-            .and_then(|node| node.layer.as_str().map_or_else(|| node.layer.as_u64(), |text| text.parse().ok()));
+            .and_then(|node| layer_number(&node.layer));
         let n_layers = match logit_layer {
             Some(layer) => layer.saturating_sub(1) as usize,
             None => nodes.iter().filter_map(|node| node.id.layer()).max().map_or(0, |layer| layer as usize + 1),
@@ -83,6 +83,15 @@ impl WireGraph {
     }
 }
 
+/// Layers and positions that a graph may have; more positions where its prompt has more.
+const MAX_LAYERS: u64 = 1000;
+const MAX_POSITIONS: u32 = 10_000;
+
+/// A layer as a number or as text.
+fn layer_number(layer: &Value) -> Option<u64> {
+    layer.as_str().map_or_else(|| layer.as_u64(), |text| text.parse().ok())
+}
+
 /// Reads nodes one after the other; targets are numbered as they come.
 pub(super) struct NodeReader<'a> {
     prompt_tokens: &'a [String],
@@ -97,6 +106,13 @@ impl<'a> NodeReader<'a> {
     pub(super) fn node(&mut self, wire: &WireNode) -> Result<Node> {
         let unknown = |reason: &str| Error::WireNode { id: wire.node_id.clone(), reason: reason.to_owned() };
         let pos = wire.ctx_idx;
+        // Tables of layers and positions are made from these.
+        if pos >= MAX_POSITIONS && pos as usize >= self.prompt_tokens.len() {
+            return Err(unknown(&format!("its `ctx_idx` is {pos}, past the prompt and past {MAX_POSITIONS}")));
+        }
+        if layer_number(&wire.layer).is_some_and(|layer| layer > MAX_LAYERS) {
+            return Err(unknown(&format!("its `layer` is {}, past {MAX_LAYERS}", wire.layer)));
+        }
         let layer = || match &wire.layer {
             Value::String(text) => text.parse::<u32>().map_err(|_| unknown("its `layer` is no number")),
             Value::Number(number) => number

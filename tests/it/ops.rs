@@ -238,7 +238,7 @@ fn only_too_little_memory_lets_the_host_choose_the_features() {
     assert!(n_active > 5, "there is something to choose");
 
     let short = trace_on_gpu(at, "on_host", Some((n_bytes, OUT_OF_MEMORY)));
-    let said = String::from_utf8(short.stdout).unwrap();
+    let said = String::from_utf8(short.stderr).unwrap();
     assert!(short.status.success() && said.contains("too little GPU memory"), "{said}");
     assert_eq!(bytes("on_host"), bytes("on_gpu"));
 
