@@ -166,6 +166,11 @@ pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: 
             TargetRequest::Token(token) => {
                 targets.extend(token_targets(replacement, &mean_row, &[*token], &probabilities, pos)?);
             }
+            TargetRequest::TokenDiff(first, second) if first == second => {
+                let token = replacement.tokenizer.token(*first);
+                let text = format!("{token:?} - {token:?}");
+                return Err(Error::Spec { text, expected: "two different tokens" });
+            }
             TargetRequest::TokenDiff(first, second) => {
                 let rows = replacement.model.unembedding_rows(&[*first, *second])?;
                 let direction = (rows.get(0)? - rows.get(1)?)?;
