@@ -119,12 +119,18 @@ pub fn collapse(circuit: &Circuit, groups: &[Supernode]) -> Result<CollapsedCirc
             _ => edges.push(CollapsedEdge { source, target, weight, share: 0.0 }),
         }
     }
-    let mut sums = vec![0.0f64; nodes.len()];
+    // Shares are of the whole circuit's inputs, in a part too.
+    let mut sums: Vec<f64> = nodes.iter().map(|node| left_out(circuit, node)).collect();
     edges.iter().for_each(|edge| sums[edge.target] += edge.weight.abs());
     for edge in &mut edges {
         edge.share = if sums[edge.target] > 0.0 { edge.weight.abs() / sums[edge.target] } else { 0.0 };
     }
     Ok(CollapsedCircuit { nodes, edges })
+}
+
+/// Sum of |weight| of the inputs that the members have in the whole circuit, but not in this part of it.
+fn left_out(circuit: &Circuit, node: &CollapsedNode) -> f64 {
+    node.members.iter().map(|&member| circuit.inputs_left_out(member)).sum()
 }
 
 /// Largest change of a node's influence at which the sweeps through a collapsed circuit with cycles end.

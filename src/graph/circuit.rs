@@ -207,6 +207,22 @@ impl Circuit {
         self.whole.is_some()
     }
 
+    /// Sum of |weight| of the inputs that a node of a part has in the whole circuit, but not here; 0 in a whole circuit.
+    pub fn inputs_left_out(&self, node: NodeIndex) -> f64 {
+        if !self.is_part() {
+            return 0.0;
+        }
+        let (mut here, mut whole) = (0f64, 0f64);
+        for edge in self.graph.edges_directed(node, Direction::Incoming) {
+            let (weight, share) = (f64::from(edge.weight().weight.abs()), edge.weight().share);
+            here += weight;
+            if share > 0.0 {
+                whole = whole.max(weight / share);
+            }
+        }
+        (whole - here).max(0.0)
+    }
+
     /// Summed weight of the targets of the whole circuit: what shares of influence are parts of.
     pub fn whole_weight(&self) -> f64 {
         self.whole.as_ref().map_or_else(|| self.target_weights().iter().sum(), |whole| whole.weight)

@@ -49,6 +49,9 @@ fn texas_swapped_for_california_turns_austin_into_sacramento() {
 fn sweeps_come_as_table_json_csv_and_picture() {
     let folder = tempfile::tempdir().unwrap();
     let sweep = intervene(&["--sweep", "0_39_7=0..20/5", "--svg", "plots/sweep.svg", "--quiet"]);
+    // A folder that is not there may be a mistyped one.
+    assert_eq!(circuitscope(folder.path(), &sweep).status.code(), Some(2));
+    std::fs::create_dir(folder.path().join("plots")).unwrap();
     assert!(stdout(&circuitscope(folder.path(), &sweep)).contains("0_39_7=20"));
     let svg = std::fs::read_to_string(folder.path().join("plots/sweep.svg")).unwrap();
     assert_eq!(svg.matches("<circle").count(), 5);

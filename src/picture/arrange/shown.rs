@@ -36,7 +36,7 @@ impl Picked {
         settings: &PictureSettings,
     ) -> Picked {
         let (shown, mut hidden) = stacks_shown(circuit, collapsed, stacks, settings);
-        let (edges, n_hidden_edges) = edges_shown(collapsed, stacks, &shown, settings);
+        let (edges, n_hidden_edges) = edges_shown(circuit, collapsed, stacks, &shown, settings);
         hidden.edges = n_hidden_edges;
         let stacks: Vec<Stack> = shown.iter().map(|&at| stacks[at].clone()).collect();
         let mut cells = Cells::new();
@@ -85,6 +85,7 @@ fn stacks_shown(
 /// For every shown stack the strongest shown inputs that make up `edge_share` of the shown ones, `max_inputs` at most, and
 /// its strongest shown output, so that nothing seems to lead nowhere; weakest first. And how many are left out.
 fn edges_shown(
+    circuit: &Circuit,
     collapsed: &CollapsedCircuit,
     stacks: &[Stack],
     shown: &[usize],
@@ -115,7 +116,9 @@ fn edges_shown(
     }
     let mut drawn: BTreeMap<usize, Vec<DrawnEdge>> = BTreeMap::new();
     for (target, inputs) in by_target {
-        let all: f64 = inputs.iter().map(|(_, weight)| weight.abs()).sum();
+        let members = stacks[target].members.iter().map(|&member| &collapsed.nodes[member]);
+        let elsewhere: f64 = members.flat_map(|node| &node.members).map(|&node| circuit.inputs_left_out(node)).sum();
+        let all = elsewhere + inputs.iter().map(|(_, weight)| weight.abs()).sum::<f64>();
         let Some(target) = place[target].filter(|_| all > 0.0) else { continue };
         let edges = inputs.into_iter().filter(|(_, weight)| *weight != 0.0).filter_map(|(source, weight)| {
             let source = place[source]?;
