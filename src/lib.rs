@@ -112,6 +112,7 @@ pub mod cli;
 pub mod error;
 pub mod export;
 pub mod graph;
+pub mod heads;
 pub mod intervene;
 pub mod job;
 pub mod labels;

@@ -7,6 +7,7 @@ mod plan;
 mod rows;
 mod targets;
 
+pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;

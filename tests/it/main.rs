@@ -8,6 +8,7 @@ mod command_line;
 mod docs;
 mod export;
 mod graph;
+mod heads;
 mod hostile;
 mod hostile_text;
 mod hub;
