@@ -36,6 +36,7 @@ fn synthetic() -> Circuit {
         activation: Some(1.0),
         influence: Some(0.5),
         probability: id.pos().is_none().then_some(0.9),
+        estimate: None,
     };
     let nodes: Vec<Node> = ids.into_iter().map(node).collect();
     let mut state = 1u64;

@@ -13,7 +13,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
 use circuitscope::job::Job;
 use circuitscope::ops::open_cuda;
 use circuitscope::replacement::{LinearModel, Replacement};
@@ -72,7 +72,7 @@ fn open(model: &str, transcoders: &str) -> Result<Replacement, Box<dyn Error>> {
 /// Prints one line: row phase and gemm, measured in turn.
 fn measure(replacement: &Replacement, tokens: &[u32]) -> Result<(), Box<dyn Error>> {
     let linear = replacement.linearize(tokens, &Job::default())?;
-    let options = AttributionOptions { max_features: None, ..Default::default() };
+    let options = AttributionOptions { rows: RowChoice::All, ..Default::default() };
     let gflop = useful_flop(replacement, &linear) / 1e9;
     let (mut secs, mut gemm, mut n_rows) = (f64::INFINITY, 0f64, 0);
     for _ in 0..REPEATS {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
 use circuitscope::circuits::{SummarySettings, summarize};
 use circuitscope::export::{WireGraph, read_raw, stream_wire, write_raw, write_wire};
 use circuitscope::graph::influence;
@@ -165,7 +165,8 @@ fn graphs() -> (Vec<u8>, Vec<u8>) {
     let prompt = "He went";
     let tokens = replacement.tokenizer.encode_prompt(prompt).expect("a prompt");
     let linear = replacement.linearize(&tokens, &Job::default()).expect("a pass");
-    let options = AttributionOptions { max_features: Some(8), ..AttributionOptions::default() };
+    let options =
+        AttributionOptions { rows: RowChoice::BestFirst { max_features: 8 }, ..AttributionOptions::default() };
     let found = attribute(&replacement, &linear, prompt, &options, &Job::default()).expect("a graph");
     let circuit = prune(&found.graph, &found.influence, &PruneSettings::default()).expect("thresholds");
     let circuit = circuit.circuit(&found.graph).expect("a circuit");

@@ -40,18 +40,20 @@ pub type KeepOnDevice<'a> = &'a mut dyn FnMut(&Tensor, &[usize]) -> Result<()>;
 #[derive(Debug)]
 pub struct RowCount<'a> {
     job: &'a Job,
+    phase: &'static str,
     done: AtomicUsize,
     total: usize,
 }
 
 impl<'a> RowCount<'a> {
-    /// No row of `total` is done.
-    pub fn new(job: &'a Job, total: usize) -> Self {
-        Self { job, done: AtomicUsize::new(0), total }
+    /// No row of `total`, which may be an estimate, is done.
+    pub fn new(job: &'a Job, phase: &'static str, total: usize) -> Self {
+        Self { job, phase, done: AtomicUsize::new(0), total }
     }
 
     fn add(&self, n_rows: usize) {
-        self.job.report("rows", self.done.fetch_add(n_rows, Ordering::Relaxed) + n_rows, self.total);
+        let done = self.done.fetch_add(n_rows, Ordering::Relaxed) + n_rows;
+        self.job.report(self.phase, done.min(self.total), self.total);
     }
 }
 

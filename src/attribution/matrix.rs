@@ -1,6 +1,7 @@
 //! The edge rows in memory: computed with a column for every active feature, cut to the selected ones.
 
 use super::batches::{Batch, KeepOnDevice, RowCount, run_batches};
+use super::sampled::Estimate;
 use crate::error::Result;
 use crate::graph::NodeLayout;
 use crate::ops::HostRow;
@@ -21,6 +22,16 @@ pub struct Rows {
     pub row_values: Vec<f32>,
     /// Whether the device had no room for the rows so far, so that the host chose the features.
     pub short_of_device_memory: bool,
+    /// Rows that were computed, kept or not.
+    pub n_computed: usize,
+    /// What a sampled sweep found before; `None` where the influence is that of these rows.
+    pub estimate: Option<Estimate>,
+}
+
+/// What the active features that are not selected give to a row.
+pub fn unselected_effect(effects: &[f32], is_selected: &[bool]) -> f32 {
+    let unselected = effects.iter().zip(is_selected).filter(|(_, selected)| !**selected);
+    unselected.map(|(&effect, _)| f64::from(effect)).sum::<f64>() as f32
 }
 
 /// Rows as they are computed: columns are all active features, errors, tokens and targets.
@@ -79,8 +90,10 @@ impl<'a> Matrix<'a> {
             edge_rows,
             bias_effect,
             unselected_effect: Vec::new(),
+            n_computed: row_values.len(),
             row_values,
             short_of_device_memory: false,
+            estimate: None,
         }
     }
 
@@ -95,11 +108,10 @@ impl<'a> Matrix<'a> {
         let n_columns = selected.len() + rest.len();
         let mut is_selected = vec![false; layout.n_features()];
         selected.iter().for_each(|&column| is_selected[column] = true);
-        let mut unselected_effect = Vec::with_capacity(n_rows);
+        let mut unselected_effects = Vec::with_capacity(n_rows);
         for row in 0..n_rows {
             let (from, to) = (row * self.n_nodes, row * n_columns);
-            let effects = self.edge_rows[from..].iter().zip(&is_selected).filter(|(_, selected)| !**selected);
-            unselected_effect.push(effects.map(|(&effect, _)| f64::from(effect)).sum::<f64>() as f32);
+            unselected_effects.push(unselected_effect(&self.edge_rows[from..], &is_selected));
             for (i, &column) in selected.iter().enumerate() {
                 self.edge_rows[to + i] = self.edge_rows[from + column];
             }
@@ -113,10 +125,19 @@ impl<'a> Matrix<'a> {
         permute_rows(&mut self.edge_rows, n_columns, &source);
         permute_rows(&mut self.bias_effect, 1, &source);
         permute_rows(&mut self.row_values, 1, &source);
-        permute_rows(&mut unselected_effect, 1, &source);
+        permute_rows(&mut unselected_effects, 1, &source);
         self.edge_rows.shrink_to_fit();
         let Self { edge_rows, bias_effect, row_values, .. } = self;
-        Rows { selected, edge_rows, bias_effect, unselected_effect, row_values, short_of_device_memory: false }
+        Rows {
+            selected,
+            edge_rows,
+            bias_effect,
+            unselected_effect: unselected_effects,
+            row_values,
+            short_of_device_memory: false,
+            n_computed: n_rows,
+            estimate: None,
+        }
     }
 }
 

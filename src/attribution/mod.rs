@@ -4,10 +4,13 @@
 mod batches;
 mod matrix;
 mod plan;
+mod row_choice;
 mod rows;
+mod sampled;
 mod targets;
 
 pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
+pub use row_choice::{RowChoice, Visits};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
@@ -16,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::graph::{
     AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
-use crate::graph::{Influence, RAW_FORMAT_VERSION, influence, scores};
+use crate::graph::{Influence, RAW_FORMAT_VERSION, scores};
 use crate::job::Job;
 use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement};
 
@@ -31,9 +34,9 @@ pub struct AttributionOptions {
     pub max_logits: usize,
     /// Salient logits are cut once their probabilities add up to this.
     pub logit_prob: f64,
-    /// At most this many features get a row; `None`: all active ones.
-    pub max_features: Option<usize>,
-    /// With `max_features`: a quarter of the features that are chosen between two looks at the influence.
+    /// Which features get a row.
+    pub rows: RowChoice,
+    /// With [`RowChoice::BestFirst`]: a quarter of the features that are chosen between two looks at the influence.
     pub batch_size: usize,
     /// Whether the graph keeps the directions that its features write along, d_model values of two bytes for each.
     pub keep_decoders: bool,
@@ -46,7 +49,7 @@ impl Default for AttributionOptions {
             position: None,
             max_logits: 10,
             logit_prob: 0.95,
-            max_features: Some(7500),
+            rows: RowChoice::Auto,
             batch_size: 512,
             keep_decoders: true,
         }
@@ -67,7 +70,7 @@ impl AttributionOptions {
         if self.batch_size == 0 {
             return Err(out_of_range("batch_size", 0.0, "1.."));
         }
-        Ok(())
+        self.rows.check()
     }
 }
 
@@ -94,7 +97,7 @@ pub struct Attribution {
     pub targets: Vec<Target>,
     /// Influence of every node of the graph: the scores come from it, and pruning begins with it.
     pub influence: Influence,
-    /// Rows computed: targets and selected features.
+    /// Rows computed: targets and selected features; those that a sampled sweep visited count too.
     pub n_rows: usize,
     /// Whether the device had no room for the rows so far, so that the host chose the features: the same ones, slower.
     pub short_of_device_memory: bool,
@@ -129,7 +132,7 @@ pub fn attribute(
 
     let start = Instant::now();
     let tokenizer = &replacement.tokenizer;
-    let n_rows = rows.row_values.len();
+    let (n_rows, n_computed) = (rows.row_values.len(), rows.n_computed);
     let n_nodes = rows.selected.len() + layout.n_nodes() - layout.n_features();
     let selected = rows.selected.iter().map(|&i| active[i]);
     let feature_labels = replacement.transcoders.labels.of(selected.map(|f| (f.layer, f.feature)));
@@ -159,7 +162,7 @@ pub fn attribute(
             settings: GraphSettings {
                 max_logits: options.max_logits,
                 logit_prob: options.logit_prob,
-                max_features: options.max_features,
+                max_features: options.rows.for_prompt(linear.features.len()).max_features(),
                 batch_size: options.batch_size,
             },
             program_version: env!("CARGO_PKG_VERSION").into(),
@@ -171,15 +174,30 @@ pub fn attribute(
         let directions = decoder_directions(linear, &graph.selected_features)?;
         graph.set_decoder_directions(directions)?;
     }
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let estimated = match rows.estimate {
+        Some(estimate) => {
+            graph.set_whole_influence(estimate.influence)?;
+            graph.meta_mut().sampling = Some(estimate.sampling);
+            Some(estimate.scores)
+        }
+        None => None,
+    };
+    let influence = graph.influence();
     let identity = graph.row_identity_error();
-    let scores = scores(graph.layout(), &influence, &graph.target_probabilities);
+    let scores = estimated.unwrap_or_else(|| scores(graph.layout(), &influence, &graph.target_probabilities));
     let meta = graph.meta_mut();
     meta.row_identity_error = identity;
     meta.replacement_score = scores.replacement;
     meta.completeness_score = scores.completeness;
     let elapsed_secs = PhaseSecs { targets: targets_secs, rows: rows_secs, scores: start.elapsed().as_secs_f64() };
-    Ok(Attribution { graph, targets: chosen.targets, influence, n_rows, short_of_device_memory, elapsed_secs })
+    Ok(Attribution {
+        graph,
+        targets: chosen.targets,
+        influence,
+        n_rows: n_computed,
+        short_of_device_memory,
+        elapsed_secs,
+    })
 }
 
 /// Ids of all active features, in order.

@@ -1,8 +1,10 @@
-//! Which rows are computed, and in which order: those of the targets, then all features or the most influential ones.
+//! Which rows are computed, and in which order: those of the targets, then all features, the most influential ones, or a sample.
 
 use super::AttributionOptions;
 use super::batches::{KeepOnDevice, RowCount, batch_limits, feature_batches, target_batches};
 use super::matrix::{Matrix, Rows};
+use super::row_choice::RowChoice;
+use super::sampled;
 use super::targets::Target;
 use crate::error::Result;
 use crate::graph::{NodeLayout, PARTIAL_ROW_SUM_CLAMP, PartialRows, next_features, partial_influence};
@@ -25,9 +27,14 @@ pub fn compute(
     job: &Job,
 ) -> Result<Rows> {
     let n_active = linear.features.len();
-    let limit = options.max_features.unwrap_or(n_active).min(n_active);
+    let limit = match options.rows.for_prompt(n_active) {
+        RowChoice::Sampled { visits, nodes } => {
+            return sampled::compute(linear, layout, targets, visits, nodes, job);
+        }
+        choice => choice.max_features().map_or(n_active, |limit| limit.min(n_active)),
+    };
     let mut matrix = Matrix::new(layout, limit + targets.len());
-    let count = RowCount::new(job, limit + targets.len());
+    let count = RowCount::new(job, "rows", limit + targets.len());
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
     let of_targets = target_batches(linear, targets, limits)?;
     if limit == n_active {

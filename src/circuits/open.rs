@@ -7,7 +7,7 @@ use petgraph::graph::NodeIndex;
 use super::group::{NamedGroup, split_name};
 use crate::error::ErrorContext;
 use crate::export::{StreamedGraph, raw, read_raw, stream_wire};
-use crate::graph::{AttributionGraph, Circuit, influence};
+use crate::graph::{AttributionGraph, Circuit};
 use crate::prune::{PruneSettings, nodes_within, prune, prune_links};
 use crate::{Error, Result};
 
@@ -114,7 +114,7 @@ pub fn open_raw(path: &Path) -> Result<AttributionGraph> {
 /// # Errors
 /// As [`prune`].
 pub fn prune_raw(graph: &AttributionGraph, settings: &PruneSettings) -> Result<Circuit> {
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let influence = graph.influence();
     prune(graph, &influence, settings)?.circuit(graph)
 }
 

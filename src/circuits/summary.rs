@@ -4,7 +4,7 @@ use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
 use crate::export::node_id_text;
-use crate::graph::{Circuit, MAX_PATHS, Neighbor, NodeKind, StrongestPaths, strongest_paths};
+use crate::graph::{Circuit, MAX_PATHS, Neighbor, NodeKind, Sampling, ShareEstimate, StrongestPaths, strongest_paths};
 use crate::{Error, Result};
 
 /// How much a summary shows.
@@ -70,6 +70,9 @@ pub struct SummaryScores {
     pub completeness: Option<f64>,
     /// The largest relative error of the row identity (definitions 4).
     pub row_identity_error: Option<f64>,
+    /// How the influence was sampled, and how far the scores may be off; absent where they are exact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
 }
 
 /// What the circuit consists of.
@@ -119,6 +122,9 @@ pub struct SummaryNode {
     /// Cumulative share of influence at the node's rank before pruning: small is important.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cumulative_influence: Option<f64>,
+    /// Share in the whole graph, where its influence was sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<ShareEstimate>,
 }
 
 /// Inputs and outputs of one node, largest share first.
@@ -205,6 +211,7 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
             replacement: circuit.meta.replacement_score,
             completeness: circuit.meta.completeness_score,
             row_identity_error: circuit.meta.row_identity_error,
+            sampling: circuit.meta.sampling,
         },
         counts,
         strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| describer.node(index)).collect(),
@@ -299,6 +306,7 @@ impl Describer<'_> {
             activation: node.activation,
             share,
             cumulative_influence: node.influence,
+            estimate: node.estimate,
         }
     }
 

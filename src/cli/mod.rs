@@ -9,6 +9,7 @@ mod intervene_text;
 mod memory;
 mod prompt;
 mod prune;
+mod row_args;
 mod setup;
 mod shortened;
 mod summary;

@@ -3,11 +3,14 @@
 use std::fmt::Write;
 
 use crate::circuits::{Neighbors, NodeSummary, Summary, SummaryNode, SummaryPath};
-use crate::graph::NodeKind;
+use crate::graph::{NodeKind, ShareEstimate};
 use crate::text::{quoted, terminal};
 
 /// Longer labels are cut in tables; JSON has them whole.
 const MAX_LABEL_CHARS: usize = 48;
+
+/// Uncertainties below this part of a value are not shown.
+const NEGLIGIBLE_UNCERTAINTY: f64 = 0.05;
 
 /// The summary as it is printed: short, columns aligned, tokens quoted so that leading spaces show.
 pub fn summary_text(summary: &Summary) -> String {
@@ -19,12 +22,22 @@ pub fn summary_text(summary: &Summary) -> String {
     }
     if !summary.strongest.is_empty() {
         text.push_str("\nstrongest nodes\n");
-        let header = ["share", "node", "at", "activation", "label"].map(str::to_owned).to_vec();
+        let mut header = ["share", "node", "at", "activation", "label"].map(str::to_owned).to_vec();
+        let mut aligns = vec![Align::Right, Align::Left, Align::Left, Align::Right, Align::Left];
+        let is_sampled = summary.strongest.iter().any(|node| node.estimate.is_some());
+        if is_sampled {
+            header.insert(1, "of the whole".to_owned());
+            aligns.insert(1, Align::Right);
+        }
         let rows = summary.strongest.iter().map(|node| {
             let activation = node.activation.map(|a| format!("{a:.3}")).unwrap_or_default();
-            vec![percent(node.share), node.id.clone(), quoted(&node.text), activation, label(node)]
+            let mut row = vec![percent(node.share), node.id.clone(), quoted(&node.text), activation, label(node)];
+            if is_sampled {
+                row.insert(1, node.estimate.as_ref().map(estimate_text).unwrap_or_default());
+            }
+            row
         });
-        write_table(&mut text, &[Align::Right, Align::Left, Align::Left, Align::Right, Align::Left], header, rows);
+        write_table(&mut text, &aligns, header, rows);
     }
     write_paths(&mut text, summary);
     text
@@ -45,15 +58,31 @@ fn write_head(text: &mut String, summary: &Summary) {
         .collect();
     line("prediction", predictions.join("  "));
     let scores = summary.scores;
-    let number = |name: &str, value: Option<f64>| value.map(|value| format!("{name} {value:.3}"));
-    let mut parts: Vec<String> =
-        [number("replacement", scores.replacement), number("completeness", scores.completeness)]
-            .into_iter()
-            .flatten()
-            .collect();
+    let number = |name: &str, value: Option<f64>, uncertainty: Option<f64>| {
+        let uncertainty = uncertainty.map(|value| format!(" ± {value:.3}")).unwrap_or_default();
+        value.map(|value| format!("{name} {value:.3}{uncertainty}"))
+    };
+    let sampling = scores.sampling;
+    let mut parts: Vec<String> = [
+        number("replacement", scores.replacement, sampling.map(|s| s.replacement_uncertainty)),
+        number("completeness", scores.completeness, sampling.map(|s| s.completeness_uncertainty)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     parts.extend(scores.row_identity_error.map(|error| format!("rows add up to {error:.0e}")));
     if !parts.is_empty() {
         line("scores", parts.join("  "));
+    }
+    if let Some(sampling) = sampling {
+        line(
+            "influence",
+            format!(
+                "of the whole graph, estimated from {} (θ {:.2e})",
+                plural(sampling.n_visited, "row"),
+                sampling.theta
+            ),
+        );
     }
     let counts = summary.counts;
     let kinds =
@@ -71,10 +100,19 @@ fn write_node(text: &mut String, summary: &NodeSummary) {
     facts.extend(node.layer.map(|layer| format!("layer {layer}")));
     facts.extend(node.activation.map(|activation| format!("activation {activation:.3}")));
     facts.push(format!("share {}", percent(node.share)));
+    facts.extend(node.estimate.as_ref().map(|estimate| format!("of the whole graph {}", estimate_text(estimate))));
     let _ = writeln!(text, "\nnode {}  {}", node.id, label(node));
     let _ = writeln!(text, "  {}", facts.join(", "));
     write_neighbors(text, "inputs", &summary.inputs);
     write_neighbors(text, "outputs", &summary.outputs);
+}
+
+/// A share with its ±, where that is much of it.
+fn estimate_text(estimate: &ShareEstimate) -> String {
+    if estimate.uncertainty < NEGLIGIBLE_UNCERTAINTY * estimate.share {
+        return percent(estimate.share);
+    }
+    format!("{} ± {}", percent(estimate.share), percent(estimate.uncertainty))
 }
 
 fn write_neighbors(text: &mut String, name: &str, neighbors: &Neighbors) {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::load::load;
 use super::replace::replace_file;
 use crate::graph::{
-    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION,
+    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION, WholeInfluence,
 };
 use crate::{Error, Result};
 
@@ -24,6 +24,9 @@ const FORMAT: &str = "raw graph";
 
 /// The tensor of [`DecoderDirections`], which a file may have.
 const DIRECTIONS: &str = "decoder_directions";
+
+/// The tensors of [`WholeInfluence`], which a file has all or none of.
+const WHOLE_INFLUENCE: [&str; 3] = ["influence", "influence_uncertainty", "row_abs_sums"];
 
 /// Bytes before a safetensors header: its length.
 const HEADER_LEN_BYTES: usize = 8;
@@ -42,21 +45,29 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     let selected: Vec<i64> = graph.selected_features.iter().map(|&i| i as i64).collect();
     let i64s = |values: &[i64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let n_targets = graph.target_ids.len();
-    // The i64 tensors first: every tensor stays aligned, so that a memory map of the file can be used as it is.
-    let small: [(&str, Vec<usize>, Vec<u8>); 4] = [
-        ("input_tokens", vec![graph.input_tokens.len()], i64s(&graph.input_tokens)),
-        ("active_features", vec![graph.active_features.len(), 3], i64s(&active)),
-        ("selected_features", vec![selected.len()], i64s(&selected)),
-        ("target_ids", vec![n_targets], i64s(&graph.target_ids)),
+    // The tensors of eight bytes a value first: every tensor stays aligned, so that a memory map of the file can be used as it is.
+    let mut small: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = vec![
+        ("input_tokens", Dtype::I64, vec![graph.input_tokens.len()], i64s(&graph.input_tokens)),
+        ("active_features", Dtype::I64, vec![graph.active_features.len(), 3], i64s(&active)),
+        ("selected_features", Dtype::I64, vec![selected.len()], i64s(&selected)),
+        ("target_ids", Dtype::I64, vec![n_targets], i64s(&graph.target_ids)),
     ];
+    if let Some(whole) = graph.whole_influence() {
+        let bytes = whole.nodes.iter().flat_map(|v| v.to_le_bytes()).collect();
+        small.push(("influence", Dtype::F64, vec![whole.nodes.len()], bytes));
+    }
     let mut floats: Vec<(&str, Vec<usize>, &[f32])> = vec![
         ("activation_values", vec![graph.activation_values.len()], &graph.activation_values),
         ("bias_effect", vec![n_rows], &graph.bias_effect),
         ("row_values", vec![n_rows], &graph.row_values),
         ("target_probabilities", vec![n_targets], &graph.target_probabilities),
         ("logits", vec![graph.logits.len()], &graph.logits),
-        ("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()),
     ];
+    if let Some(whole) = graph.whole_influence() {
+        floats.push(("influence_uncertainty", vec![whole.uncertainty.len()], &whole.uncertainty));
+        floats.push(("row_abs_sums", vec![n_rows], &whole.row_abs_sums));
+    }
+    floats.push(("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()));
     if !graph.unselected_effect.is_empty() {
         floats.insert(2, ("unselected_effect", vec![n_rows], &graph.unselected_effect));
     }
@@ -68,8 +79,8 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         info
     };
     let mut infos = Vec::new();
-    for (name, shape, bytes) in &small {
-        infos.push(((*name).to_owned(), info(Dtype::I64, shape, bytes.len())));
+    for (name, dtype, shape, bytes) in &small {
+        infos.push(((*name).to_owned(), info(*dtype, shape, bytes.len())));
     }
     for (name, shape, values) in &floats {
         infos.push(((*name).to_owned(), info(Dtype::F32, shape, size_of_val(*values))));
@@ -93,7 +104,7 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     replace_file(path, |writer| {
         writer.write_all(&(header.len() as u64).to_le_bytes())?;
         writer.write_all(&header)?;
-        for (_, _, bytes) in &small {
+        for (_, _, _, bytes) in &small {
             writer.write_all(bytes)?;
         }
         for (_, _, values) in &floats {
@@ -140,6 +151,16 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         Some(_) => reader.f32s("unselected_effect")?,
         None => Vec::new(),
     };
+    // One of them without the others is damage, which `tensor` names.
+    let has_influence = WHOLE_INFLUENCE.iter().any(|name| metadata.info(name).is_some());
+    let whole_influence = match has_influence || meta.sampling.is_some() {
+        true => Some(WholeInfluence {
+            nodes: reader.f64s("influence")?,
+            uncertainty: reader.f32s("influence_uncertainty")?,
+            row_abs_sums: reader.f32s("row_abs_sums")?,
+        }),
+        false => None,
+    };
     let directions = match metadata.info(DIRECTIONS) {
         Some(_) => {
             let (shape, bytes) = reader.tensor(DIRECTIONS, Dtype::F16, 2)?;
@@ -163,6 +184,9 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         logits,
         meta,
     })?;
+    if let Some(whole) = whole_influence {
+        graph.set_whole_influence(whole)?;
+    }
     if let Some(directions) = directions {
         graph.set_decoder_directions(directions)?;
     }
@@ -219,6 +243,7 @@ impl Reader<'_> {
             let expected = match dtype {
                 Dtype::F32 => "F32",
                 Dtype::F16 => "F16",
+                Dtype::F64 => "F64",
                 _ => "I64",
             };
             return Err(Error::Dtype {
@@ -240,6 +265,12 @@ impl Reader<'_> {
     fn f32s(&self, name: &'static str) -> Result<Vec<f32>> {
         let (_, bytes) = self.tensor(name, Dtype::F32, 1)?;
         Ok(self.map[bytes].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    fn f64s(&self, name: &'static str) -> Result<Vec<f64>> {
+        let (_, bytes) = self.tensor(name, Dtype::F64, 1)?;
+        let eight = |b: &[u8]| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
+        Ok(self.map[bytes].chunks_exact(8).map(eight).collect())
     }
 
     fn i64s(&self, name: &'static str) -> Result<Vec<i64>> {

@@ -17,6 +17,9 @@ pub(super) const ERROR_TYPE: &str = "mlp reconstruction error";
 pub(super) const TOKEN_TYPE: &str = "embedding";
 pub(super) const LOGIT_TYPE: &str = "logit";
 
+/// The key of a node's [`ShareEstimate`](crate::graph::ShareEstimate).
+pub(super) const ESTIMATE: &str = "influence_estimate";
+
 /// The `schema_version` that is written; files without one are read too.
 const SCHEMA_VERSION: u32 = 1;
 
@@ -184,6 +187,9 @@ impl WireNode {
                 ((n_layers + 1).to_string(), LOGIT_TYPE)
             }
         };
+        if let Some(estimate) = &node.estimate {
+            wire.extra.insert(ESTIMATE.to_owned(), json!(estimate));
+        }
         wire.layer = Value::String(layer);
         wire.feature_type = feature_type.to_owned();
         wire
@@ -268,6 +274,9 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
         scores.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))).collect();
     if !scores.is_empty() {
         extra.insert("scores".to_owned(), Value::Object(scores));
+    }
+    if let Some(sampling) = &meta.sampling {
+        extra.insert("sampling".to_owned(), json!(sampling));
     }
     if !meta.model.is_empty() {
         extra.insert("model".to_owned(), json!(meta.model));

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::wire::{ERROR_TYPE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireNode};
-use crate::graph::{Circuit, CircuitMeta, GraphSettings, Link, Node, NodeId};
+use super::wire::{ERROR_TYPE, ESTIMATE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireNode};
+use crate::graph::{Circuit, CircuitMeta, GraphSettings, Link, Node, NodeId, Sampling, ShareEstimate};
 use crate::{Error, Result};
 
 impl WireGraph {
@@ -73,6 +74,8 @@ impl WireGraph {
             replacement_score: number("scores", "replacement_score"),
             completeness_score: number("scores", "completeness_score"),
             row_identity_error: number("scores", "row_identity_error"),
+            // What another program writes there is its own affair.
+            sampling: extra.get("sampling").and_then(|value| Sampling::deserialize(value).ok()),
         }
     }
 }
@@ -132,6 +135,7 @@ impl<'a> NodeReader<'a> {
             activation: wire.activation,
             influence: wire.influence.filter(|_| !is_logit),
             probability: wire.token_prob.filter(|_| is_logit),
+            estimate: wire.extra.get(ESTIMATE).and_then(|value| ShareEstimate::deserialize(value).ok()),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{DecoderDirections, EdgeRows, FeatureId, NodeLayout};
+use super::{DecoderDirections, EdgeRows, FeatureId, Influence, NodeLayout, Sampling, WholeInfluence, influence};
 use crate::{Error, Result};
 
 /// The version of the raw file that this program writes and reads.
@@ -76,6 +76,9 @@ pub struct GraphMeta {
     pub replacement_score: f64,
     /// Completeness before pruning, in 0..=1 (definitions 8).
     pub completeness_score: f64,
+    /// How the influence was sampled; `None` where it follows from the rows of the graph.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
     /// The version of the program that computed the graph.
     pub program_version: String,
     /// Labels of selected features by `<layer>_<feature>`, where a label file was at hand.
@@ -104,6 +107,7 @@ pub struct AttributionGraph {
     data: GraphData,
     layout: NodeLayout,
     decoder_directions: Option<DecoderDirections>,
+    whole_influence: Option<WholeInfluence>,
 }
 
 impl Deref for AttributionGraph {
@@ -179,7 +183,7 @@ impl AttributionGraph {
             features.push(feature);
         }
         let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
-        Ok(AttributionGraph { data, layout, decoder_directions: None })
+        Ok(AttributionGraph { data, layout, decoder_directions: None, whole_influence: None })
     }
 
     /// Where every node is in rows and columns.
@@ -209,6 +213,40 @@ impl AttributionGraph {
         Ok(())
     }
 
+    /// Influence in the graph of all active features, where it was sampled before the nodes were chosen.
+    pub fn whole_influence(&self) -> Option<&WholeInfluence> {
+        self.whole_influence.as_ref()
+    }
+
+    /// Keeps the influence in the graph of all active features.
+    ///
+    /// # Errors
+    /// That of another graph: lengths that disagree; values that are negative or not finite.
+    pub fn set_whole_influence(&mut self, whole: WholeInfluence) -> Result<()> {
+        whole.check(self)?;
+        self.whole_influence = Some(whole);
+        Ok(())
+    }
+
+    /// Influence of every node on the targets, in the whole graph where that is known.
+    ///
+    /// # Cost
+    /// As [`influence()`]; one pass over the edge rows where the influence was sampled.
+    pub fn influence(&self) -> Influence {
+        match &self.whole_influence {
+            Some(whole) => whole.of_nodes(self),
+            None => influence(&self.edge_rows, &self.layout, &self.target_probabilities),
+        }
+    }
+
+    /// Where feature, error or token `node` of this graph is in a [`WholeInfluence`].
+    pub(crate) fn place_in_whole(&self, node: usize) -> usize {
+        match self.selected_features.get(node) {
+            Some(&active) => active,
+            None => node - self.selected_features.len() + self.active_features.len(),
+        }
+    }
+
     /// The metadata, for the figures that are known only after the graph is built.
     pub fn meta_mut(&mut self) -> &mut GraphMeta {
         &mut self.data.meta
@@ -229,6 +267,7 @@ impl AttributionGraph {
 
     /// How far the rows are from adding up (definitions 4): the largest
     /// `|Σ_s A[t,s] + bias_effect[t] + unselected_effect[t] - value[t]| / max(|value[t]|, |bias_effect[t]|, Σ_s |A[t,s]|, floor)` of all rows `t`.
+    /// Where it is known, the last sum is over all active features.
     ///
     /// The scale is what was summed, not what came out: a value near zero may be the difference of large effects.
     ///
@@ -246,7 +285,10 @@ impl AttributionGraph {
             }
             let (bias, value) = (f64::from(self.bias_effect[row]), f64::from(self.row_values[row]));
             let unselected = self.unselected_effect.get(row).map_or(0.0, |&effect| f64::from(effect));
-            let scale = abs_sum.max(value.abs()).max(bias.abs()).max(unselected.abs()).max(ROW_IDENTITY_FLOOR);
+            // What was summed, kept or not.
+            let whole = self.whole_influence.as_ref().map_or(0.0, |whole| f64::from(whole.row_abs_sums[row]));
+            let scale =
+                abs_sum.max(whole).max(value.abs()).max(bias.abs()).max(unselected.abs()).max(ROW_IDENTITY_FLOOR);
             (sum + bias + unselected - value).abs() / scale
         };
         // A NaN must not be lost, as `f64::max` would; the largest is the same in any order.

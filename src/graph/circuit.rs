@@ -8,7 +8,7 @@ use petgraph::graph::{DiGraph, EdgeIndex, NodeIndex};
 use petgraph::visit::EdgeRef;
 
 use super::sweep::propagate;
-use super::{GraphSettings, NodeId, NodeKind};
+use super::{GraphSettings, NodeId, NodeKind, Sampling, ShareEstimate};
 use crate::{Error, Result};
 
 /// A node of a circuit and what is shown of it.
@@ -30,6 +30,8 @@ pub struct Node {
     pub influence: Option<f64>,
     /// Weight of a target.
     pub probability: Option<f32>,
+    /// Share of the whole graph's influence, where it was sampled.
+    pub estimate: Option<ShareEstimate>,
 }
 
 /// A direct effect between two nodes of a circuit.
@@ -88,6 +90,8 @@ pub struct CircuitMeta {
     pub completeness_score: Option<f64>,
     /// The largest relative error of the row identity.
     pub row_identity_error: Option<f64>,
+    /// How the influence was sampled, where it was.
+    pub sampling: Option<Sampling>,
 }
 
 /// What one node gives another, seen from one of them.

@@ -98,7 +98,7 @@ fn pass_on_row(effects: &[f32], layout: &NodeLayout, row: usize, passed: f64, no
 }
 
 /// `Σ_s |A[t,s]|` of a row, and the part of it that comes from errors. `effects`: [features, errors, tokens] at least.
-pub(super) fn row_abs_sums(layout: &NodeLayout, row: usize, effects: &[f32]) -> (f64, f64) {
+pub(crate) fn row_abs_sums(layout: &NodeLayout, row: usize, effects: &[f32]) -> (f64, f64) {
     let errors = layout.errors();
     let (mut abs_sum, mut error_abs_sum) = (0.0, 0.0);
     for range in layout.source_ranges(row) {

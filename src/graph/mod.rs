@@ -16,6 +16,7 @@ mod paths;
 mod sampled;
 mod scores;
 mod sweep;
+mod whole_influence;
 
 pub use attribution_graph::{AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION};
 pub use circuit::{Circuit, CircuitMeta, CompactLink, Edge, Link, Neighbor, Node};
@@ -29,3 +30,4 @@ pub use paths::{MAX_PATHS, Path, StrongestPaths, strongest_paths};
 pub use sampled::{KeptFeatures, RowSource, SampleSettings, SampledInfluence, Start, sampled_influence};
 pub use scores::{Scores, scores, subgraph_scores};
 pub(crate) use sweep::propagate;
+pub use whole_influence::{Sampling, ShareEstimate, WholeInfluence};

@@ -77,7 +77,16 @@ pub fn prune(graph: &AttributionGraph, influence: &Influence, settings: &PruneSe
         return Err(Error::GraphNotFinite { name: "edge_rows", index: row });
     }
 
-    let (smallest, cumulative_influence) = node_threshold(&influence.nodes, settings.node_threshold);
+    let (smallest, cumulative_influence) = match graph.whole_influence() {
+        // Shares are of the whole influence: features that are no nodes count too.
+        Some(whole) => {
+            let (smallest, of_whole) = node_threshold(&whole.nodes, settings.node_threshold);
+            let mut cumulative = vec![1.0; layout.n_nodes()];
+            (0..layout.targets().start).for_each(|node| cumulative[node] = of_whole[graph.place_in_whole(node)]);
+            (smallest, cumulative)
+        }
+        None => node_threshold(&influence.nodes, settings.node_threshold),
+    };
     let mut node_mask: Vec<bool> = influence.nodes.iter().map(|&score| score >= smallest).collect();
     node_mask[layout.tokens().start..].fill(true);
 
@@ -206,6 +215,7 @@ impl Pruned {
             replacement_score: Some(meta.replacement_score),
             completeness_score: Some(meta.completeness_score),
             row_identity_error: Some(meta.row_identity_error),
+            sampling: meta.sampling,
         };
         let mut circuit = Circuit::new(meta, nodes, links)?;
         let labels = &graph.meta.feature_labels;
@@ -226,7 +236,12 @@ impl Pruned {
             activation: graph.activation(index),
             influence: Some(self.cumulative_influence[index]),
             probability: None,
+            estimate: None,
         };
+        if let Some(whole) = graph.whole_influence().filter(|_| index < graph.layout().targets().start) {
+            let total_weight = graph.target_probabilities.iter().map(|&weight| f64::from(weight)).sum();
+            node.estimate = Some(whole.share_of(graph, index, total_weight));
+        }
         match id {
             NodeId::Token { pos } => {
                 node.token_id = Some(graph.input_tokens[pos as usize]);

@@ -6,7 +6,7 @@ use crate::attribution::Attribution;
 use crate::circuits::open_raw;
 use crate::error::Result;
 use crate::export::write_raw;
-use crate::graph::{AttributionGraph, Circuit, Influence, influence};
+use crate::graph::{AttributionGraph, Circuit, Influence};
 use crate::prune::{PruneSettings, prune};
 
 /// An attribution graph with the influence of its nodes: what pruning, inspection and verification start from.
@@ -41,7 +41,7 @@ impl From<Attribution> for TracedGraph {
 
 impl From<AttributionGraph> for TracedGraph {
     fn from(graph: AttributionGraph) -> Self {
-        let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+        let influence = graph.influence();
         Self { graph, influence, work: None }
     }
 }

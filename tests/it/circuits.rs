@@ -30,6 +30,7 @@ pub fn node(id: NodeId, pos: u32) -> Node {
         activation: None,
         influence: None,
         probability: matches!(id, NodeId::Target { .. }).then_some(0.5),
+        estimate: None,
     }
 }
 

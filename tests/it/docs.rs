@@ -413,13 +413,21 @@ fn definitions_that_sources_cite_exist() {
 #[test]
 fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     let folder = tempfile::tempdir().unwrap();
-    let args = ["trace", PROMPT, "--max-features", "50", "--slug", "capped", "--no-json"].map(str::to_owned);
-    let (is_success, output) = run(folder.path(), &args);
-    assert!(is_success, "{output}");
-    let bytes = std::fs::read(folder.path().join("graphs/capped.safetensors")).unwrap();
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let written: BTreeSet<String> = metadata.tensors().into_keys().collect();
-    assert!(written.contains("unselected_effect"), "a capped graph has all tensors");
+    let (mut written, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    // A capped graph and a sampled one have all that a graph can have.
+    for rows in [["--max-features", "50"], ["--rows", "50"]] {
+        let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
+        let args: Vec<String> = args.into_iter().chain(["--no-json"]).map(str::to_owned).collect();
+        let (is_success, output) = run(folder.path(), &args);
+        assert!(is_success, "{output}");
+        let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();
+        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors: BTreeSet<String> = metadata.tensors().into_keys().collect();
+        assert!(tensors.contains("unselected_effect"), "{rows:?}: features are left out");
+        written.extend(tensors);
+        let meta: Value = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["circuitscope"]).unwrap();
+        keys.extend(meta.as_object().unwrap().keys().cloned());
+    }
 
     let page = read("docs/formats.md");
     let section = page.split("\n## Raw graph\n").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -430,7 +438,5 @@ fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     };
     assert_eq!(named(tables.next().unwrap()), written);
 
-    let meta: Value = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["circuitscope"]).unwrap();
-    let keys: BTreeSet<String> = meta.as_object().unwrap().keys().cloned().collect();
     assert_eq!(named(tables.next().unwrap()), keys);
 }

@@ -278,6 +278,7 @@ fn circuit_of(n_nodes: usize, links: &[(usize, usize, f32)]) -> Circuit {
         activation: None,
         influence: None,
         probability: None,
+        estimate: None,
     };
     let mut seen = std::collections::BTreeSet::new();
     let links = links.iter().filter(|&&(s, t, _)| s < t && t < n_nodes && seen.insert((s, t)));

@@ -213,6 +213,7 @@ fn layered(n_layers: u32, width: u32) -> Circuit {
         activation: None,
         influence: None,
         probability: None,
+        estimate: None,
     };
     let (width, last) = (width as usize, ids.len() - 1);
     let mut links = Vec::new();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
 use circuitscope::intervene::{
     Alternative, Change, FeatureSpec, GenerateOptions, Mode, Original, VerifyOptions, verify,
 };
@@ -50,8 +50,8 @@ fn a_trace_is_cancelled_in_each_of_its_phases() {
         assert_eq!(n_told, 1, "{phase} went on");
     }
     let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-    for max_features in [None, Some(20)] {
-        let options = AttributionOptions { max_features, batch_size: 1, ..Default::default() };
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
+        let options = AttributionOptions { rows, batch_size: 1, ..Default::default() };
         let (job, told) = cancelled_in("rows");
         assert_cancelled(attribute(&replacement, &linear, PROMPT, &options, &job));
         let last = *told.lock().unwrap().last().unwrap();
@@ -75,8 +75,8 @@ fn a_trace_through_the_front_door_is_cancelled_in_each_phase_and_writes_nothing(
     let tracer = Tracer::open(Setup::new(part("model"), part("transcoders")).device(DeviceChoice::Cpu)).unwrap();
     let before = everything_below(folder.path());
     assert!(before.len() > 5);
-    for max_features in [None, Some(20)] {
-        let options = AttributionOptions { max_features, batch_size: 1, ..Default::default() };
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
+        let options = AttributionOptions { rows, batch_size: 1, ..Default::default() };
         for phase in ["layers", "encoders", "targets", "rows"] {
             let (job, told) = cancelled_in(phase);
             assert_cancelled(tracer.trace_with("He went to the house and", &options, &job));
@@ -99,11 +99,11 @@ fn progress_of_the_rows_ends_at_their_number() {
     let replacement = replacement();
     let tokens = replacement.tokenizer.encode_prompt(PROMPT).unwrap();
     let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-    for max_features in [None, Some(20)] {
+    for rows in [RowChoice::All, RowChoice::BestFirst { max_features: 20 }] {
         let told = Arc::new(Mutex::new(Vec::new()));
         let seen = told.clone();
         let job = Job::default().with_progress(move |progress| seen.lock().unwrap().push(progress));
-        let options = AttributionOptions { max_features, ..Default::default() };
+        let options = AttributionOptions { rows, ..Default::default() };
         let found = attribute(&replacement, &linear, PROMPT, &options, &job).unwrap();
         let told = told.lock().unwrap();
         let rows: Vec<_> = told.iter().filter(|progress| progress.phase == "rows").collect();

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use candle_core::Tensor;
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
 use circuitscope::graph::AttributionGraph;
 use circuitscope::job::Job;
 use circuitscope::replacement::Replacement;
@@ -19,7 +19,7 @@ fn trace(transcoders: &Path) -> AttributionGraph {
     let replacement = open_replacement(&fixture("reference/gemma2_jumprelu/model"), transcoders);
     let tokens = replacement.tokenizer.encode_prompt("He went to the house and").unwrap();
     let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-    let options = AttributionOptions { max_features: None, ..Default::default() };
+    let options = AttributionOptions { rows: RowChoice::All, ..Default::default() };
     attribute(&replacement, &linear, "", &options, &Job::default()).unwrap().graph
 }
 

@@ -26,6 +26,7 @@ mod prune;
 mod reference;
 mod rooms;
 mod sampled;
+mod sampled_trace;
 mod smollm2;
 mod streams;
 mod support;

@@ -263,6 +263,7 @@ fn node(graph: &AttributionGraph, layout: &NodeLayout, at: usize, share: f64) ->
         activation: None,
         influence: target.is_none().then_some(share),
         probability: target.map(|index| graph.target_probabilities[index]),
+        estimate: None,
     }
 }
 
@@ -277,6 +278,7 @@ fn nodes_that_equal_the_one_at_the_threshold_stay() {
         activation: None,
         influence: Some(share),
         probability: None,
+        estimate: None,
     };
     // Scores 0.4, three of 0.15, and 0.1 and 0.05.
     let nodes = [0.4, 0.55, 0.7, 0.85, 0.95, 1.0].into_iter().enumerate();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use circuitscope::attribution::{AttributionOptions, TargetRequest};
+use circuitscope::attribution::{AttributionOptions, RowChoice, TargetRequest};
 use circuitscope::graph::{AttributionGraph, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings};
 use circuitscope::replacement::Replacement;
 use safetensors::SafeTensors;
@@ -155,7 +155,10 @@ impl Case {
             },
             max_logits: number("max_n_logits"),
             logit_prob: parameters["desired_logit_prob"].as_f64().unwrap(),
-            max_features: parameters["max_feature_nodes"].as_u64().map(|n| n as usize),
+            rows: match parameters["max_feature_nodes"].as_u64() {
+                Some(n) => RowChoice::BestFirst { max_features: n as usize },
+                None => RowChoice::All,
+            },
             batch_size: number("batch_size"),
             ..AttributionOptions::default()
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use circuitscope::attribution::{AttributionOptions, attribute};
+use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
 use circuitscope::graph::FeatureId;
 use circuitscope::job::Job;
 use circuitscope::model::ForwardOptions;
@@ -37,7 +37,7 @@ fn rows_of_the_real_model_agree_with_the_reference() {
         let expected = SafeTensors::deserialize(&bytes).unwrap();
         let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
         let linear = replacement.linearize(&tokens, &Job::default()).unwrap();
-        let options = AttributionOptions { max_features: None, ..Default::default() };
+        let options = AttributionOptions { rows: RowChoice::All, ..Default::default() };
         let graph = attribute(&replacement, &linear, prompt, &options, &Job::default()).unwrap().graph;
 
         assert_eq!(graph.input_tokens, i64s(&expected, "input_tokens"), "{name}");

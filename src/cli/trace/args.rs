@@ -13,6 +13,7 @@ use crate::{Error, Result};
 use super::super::Format;
 use super::super::graph_args::Thresholds;
 use super::super::prompt::PromptArgs;
+use super::super::row_args::RowArgs;
 use super::super::setup::SetupArgs;
 
 #[derive(Debug, Args)]
@@ -42,9 +43,8 @@ pub struct TraceArgs {
     /// No more tokens once their probabilities add up to this
     #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob)]
     logit_prob: f64,
-    /// At most this many features become nodes, the most influential ones; or `all`
-    #[arg(long, value_name = "N", default_value = "7500", value_parser = parse_max_features)]
-    max_features: MaxFeatures,
+    #[command(flatten)]
+    rows: RowArgs,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size)]
     batch_size: usize,
@@ -79,16 +79,6 @@ pub struct TraceArgs {
     pub(super) format: Format,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct MaxFeatures(Option<usize>);
-
-fn parse_max_features(text: &str) -> Result<MaxFeatures, String> {
-    match text {
-        "all" => Ok(MaxFeatures(None)),
-        _ => text.parse().map(|n| MaxFeatures(Some(n))).map_err(|_| "expected a number or `all`".into()),
-    }
-}
-
 impl TraceArgs {
     /// How to attribute, with the targets looked up.
     ///
@@ -120,7 +110,7 @@ impl TraceArgs {
             position: self.position,
             max_logits: self.max_logits,
             logit_prob: self.logit_prob,
-            max_features: self.max_features.0,
+            rows: self.rows.choice(),
             batch_size: self.batch_size,
             keep_decoders: !(self.no_decoders || self.no_raw),
         };

@@ -56,6 +56,7 @@ impl TraceProgress {
                 Err(_) => bar,
             }
         });
+        bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
     }
 

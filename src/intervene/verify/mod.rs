@@ -15,7 +15,7 @@ pub use faithfulness::{AblationPoint, Faithfulness, ModeFaithfulness};
 use super::effects::Readout;
 use super::original::Original;
 use crate::error::{Error, Result};
-use crate::graph::{AttributionGraph, FeatureId, influence};
+use crate::graph::{AttributionGraph, FeatureId};
 use crate::job::Job;
 use crate::replacement::{LinearModel, Replacement};
 
@@ -98,7 +98,7 @@ pub fn verify(
         passed: largest <= IDENTITY_TOLERANCE,
     };
     let targets = token_targets(&original, &linear, graph)?;
-    let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
+    let influence = graph.influence();
     let edges = edges::check(&original, &linear, graph, &targets, options.n_samples, &influence.nodes, job)?;
     let by_influence = features_by_influence(graph, &influence.nodes);
     let faithfulness = match targets.first() {

@@ -1,0 +1,217 @@
+//! The two passes of a sampled graph (`docs/sampling.md`): rows that are read and forgotten for the influence of every
+//! active feature, then the rows of the features that become nodes, with their columns only.
+//!
+//! Nothing of the size rows × active features is ever there: some rows at a time, the vectors of the sweep, and kept rows
+//! × kept columns.
+
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::batches::{Batch, RowCount, batch_limits, feature_batches, run_batches, target_batches};
+use super::matrix::{Rows, unselected_effect};
+use super::plan::BatchLimits;
+use super::row_choice::{MAX_NODES, NODE_SHARE, Visits};
+use super::targets::Target;
+use crate::error::Result;
+use crate::graph::influence::row_abs_sums;
+use crate::graph::{
+    KeptFeatures, NodeLayout, RowSource, SampledInfluence, Sampling, Scores, WholeInfluence, sampled_influence,
+};
+use crate::job::Job;
+use crate::ops::HostRow;
+use crate::replacement::LinearModel;
+
+/// What the first pass found of the graph of all active features.
+#[derive(Debug)]
+pub struct Estimate {
+    pub influence: WholeInfluence,
+    pub scores: Scores,
+    pub sampling: Sampling,
+}
+
+/// Computes the rows of a sampled graph. `layout` is that of all active features.
+///
+/// # Errors
+/// Those of the tensor operations; [`crate::Error::Cancelled`].
+pub fn compute(
+    linear: &LinearModel,
+    layout: &NodeLayout,
+    targets: &[Target],
+    visits: Visits,
+    nodes: Option<usize>,
+    job: &Job,
+) -> Result<Rows> {
+    let weights: Vec<f32> = targets.iter().map(|target| target.weight).collect();
+    let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
+    let settings = visits.settings(&weights);
+    let n_expected = match visits {
+        Visits::Rows(n_rows) => n_rows.min(layout.n_features()),
+        Visits::Theta(_) => layout.n_features(),
+    };
+    let count = RowCount::new(job, "influence rows", n_expected + targets.len());
+    let pull_backs = PullBacks { linear, layout, targets, limits, count };
+    let found = sampled_influence(&pull_backs, layout, &weights, settings)?;
+
+    let selected = kept_features(&found, layout, nodes);
+    let count = RowCount::new(job, "rows", selected.len() + targets.len());
+    let pull_backs = PullBacks { count, ..pull_backs };
+    let of_targets = target_batches(linear, targets, limits)?;
+    let of_features = feature_batches(linear, &selected, limits)?;
+    let n_computed = found.visited.len() + selected.len() + 2 * targets.len();
+    let n_selected = selected.len();
+    let place_of = |feature: usize| selected.partition_point(|&other| other < feature);
+    let kept = Mutex::new(KeptRows::new(layout, selected.clone(), targets.len()));
+    // A thread that panicked has ended the computation anyway.
+    let keep = |place: usize, row: &ComputedRow| kept.lock().unwrap_or_else(PoisonError::into_inner).set(place, row);
+    pull_backs.run(of_targets, &|row| keep(n_selected + row.member, &row))?;
+    pull_backs.run(of_features, &|row| keep(place_of(row.member), &row))?;
+
+    let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let SampledInfluence { nodes, uncertainty, visited, scores, score_uncertainty } = found;
+    let estimate = Estimate {
+        influence: WholeInfluence {
+            nodes,
+            uncertainty: uncertainty.into_iter().map(|value| value as f32).collect(),
+            row_abs_sums: kept.row_abs_sums,
+        },
+        scores,
+        sampling: Sampling {
+            theta: settings.theta,
+            n_visited: visited.len(),
+            replacement_uncertainty: score_uncertainty.replacement,
+            completeness_uncertainty: score_uncertainty.completeness,
+        },
+    };
+    Ok(Rows {
+        selected,
+        edge_rows: kept.edge_rows,
+        bias_effect: kept.bias_effect,
+        unselected_effect: kept.unselected_effect,
+        row_values: kept.row_values,
+        short_of_device_memory: false,
+        n_computed,
+        estimate: Some(estimate),
+    })
+}
+
+/// The features that become nodes, ascending.
+fn kept_features(found: &SampledInfluence, layout: &NodeLayout, nodes: Option<usize>) -> Vec<usize> {
+    let by_share = || found.kept_features(layout, KeptFeatures::Share(NODE_SHARE));
+    let strongest = |number| found.kept_features(layout, KeptFeatures::Number(number));
+    match nodes {
+        Some(number) => strongest(number),
+        None => Some(by_share()).filter(|features| features.len() <= MAX_NODES).unwrap_or_else(|| strongest(MAX_NODES)),
+    }
+}
+
+/// A row as it comes out of a batch.
+struct ComputedRow<'a> {
+    /// What it is the row of, by the batch's numbering.
+    member: usize,
+    /// [active features, errors, tokens, targets].
+    effects: &'a [f32],
+    bias_effect: f32,
+    value: f32,
+}
+
+/// Rows on demand, let go once they were looked at.
+struct PullBacks<'a> {
+    linear: &'a LinearModel,
+    layout: &'a NodeLayout,
+    targets: &'a [Target],
+    limits: BatchLimits,
+    count: RowCount<'a>,
+}
+
+impl PullBacks<'_> {
+    /// Computes batches and shows each of their rows to `each`: in parallel on the CPU, else one batch after the other.
+    fn run(&self, batches: Vec<Batch>, each: &(dyn Fn(ComputedRow) + Sync)) -> Result<()> {
+        let n_nodes = self.layout.n_nodes();
+        let run = |batch: Batch| {
+            let values = batch.values.clone();
+            let members: Vec<usize> = batch.plan.members.iter().map(|&(member, _)| member).collect();
+            let (mut effects, mut biases) = (vec![0.0; members.len() * n_nodes], vec![0.0; members.len()]);
+            let rows = effects.chunks_exact_mut(n_nodes).zip(&mut biases);
+            let rows = rows.map(|(effects, bias)| HostRow { effects, bias }).collect();
+            run_batches(self.linear, self.layout, vec![(batch, rows)], &mut |_, _| Ok(()), &self.count)?;
+            let rows = members.into_iter().zip(effects.chunks_exact(n_nodes)).zip(biases).zip(values);
+            rows.for_each(|(((member, effects), bias_effect), value)| {
+                each(ComputedRow { member, effects, bias_effect, value });
+            });
+            Ok(())
+        };
+        if self.linear.final_normed.device().is_cpu() {
+            batches.into_par_iter().with_max_len(1).try_for_each(run)
+        } else {
+            batches.into_iter().try_for_each(run)
+        }
+    }
+}
+
+impl RowSource for PullBacks<'_> {
+    fn rows(&self, rows: &[usize], each: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<()> {
+        let (Some(&first), Some(&last)) = (rows.first(), rows.last()) else { return Ok(()) };
+        // Targets are asked for without gaps.
+        match self.layout.target_of_row(first).zip(self.layout.target_of_row(last)) {
+            Some((first, last)) => {
+                let batches = target_batches(self.linear, &self.targets[first..=last], self.limits)?;
+                self.run(batches, &|row| each(row.member, row.effects))
+            }
+            None => {
+                let batches = feature_batches(self.linear, rows, self.limits)?;
+                self.run(batches, &|row| each(rows.partition_point(|&other| other < row.member), row.effects))
+            }
+        }
+    }
+}
+
+/// The rows of the nodes, without the columns of other features.
+struct KeptRows<'a> {
+    layout: &'a NodeLayout,
+    selected: Vec<usize>,
+    is_selected: Vec<bool>,
+    /// [n_rows, n_columns].
+    edge_rows: Vec<f32>,
+    bias_effect: Vec<f32>,
+    unselected_effect: Vec<f32>,
+    row_values: Vec<f32>,
+    row_abs_sums: Vec<f32>,
+}
+
+impl<'a> KeptRows<'a> {
+    fn new(layout: &'a NodeLayout, selected: Vec<usize>, n_targets: usize) -> Self {
+        let n_rows = selected.len() + n_targets;
+        let n_columns = selected.len() + layout.n_nodes() - layout.n_features();
+        let mut is_selected = vec![false; layout.n_features()];
+        selected.iter().for_each(|&feature| is_selected[feature] = true);
+        Self {
+            layout,
+            selected,
+            is_selected,
+            edge_rows: vec![0.0; n_rows * n_columns],
+            bias_effect: vec![0.0; n_rows],
+            unselected_effect: vec![0.0; n_rows],
+            row_values: vec![0.0; n_rows],
+            row_abs_sums: vec![0.0; n_rows],
+        }
+    }
+
+    fn set(&mut self, place: usize, row: &ComputedRow) {
+        let layout = self.layout;
+        let rest = &row.effects[layout.n_features()..];
+        let n_columns = self.selected.len() + rest.len();
+        let (features, others) = self.edge_rows[place * n_columns..][..n_columns].split_at_mut(self.selected.len());
+        features.iter_mut().zip(&self.selected).for_each(|(effect, &feature)| *effect = row.effects[feature]);
+        others.copy_from_slice(rest);
+        // What the row is called in the layout of all active features.
+        let in_layout = match place.checked_sub(self.selected.len()) {
+            Some(target) => layout.n_features() + target,
+            None => self.selected[place],
+        };
+        self.bias_effect[place] = row.bias_effect;
+        self.unselected_effect[place] = unselected_effect(row.effects, &self.is_selected);
+        self.row_values[place] = row.value;
+        self.row_abs_sums[place] = row_abs_sums(layout, in_layout, row.effects).0 as f32;
+    }
+}
