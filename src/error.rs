@@ -207,6 +207,21 @@ pub enum Error {
     #[error("position {pos} does not exist: the prompt has {n_pos} positions, 0..={}", n_pos - 1)]
     NoSuchPosition { pos: usize, n_pos: usize },
 
+    /// A head that a layer does not have.
+    #[error("head {layer}.{head} does not exist: each layer has {n_heads} heads, 0..={}", n_heads - 1)]
+    NoSuchHead { layer: usize, head: usize, n_heads: usize },
+
+    /// A key that a query may not see.
+    #[error("score {score}: position {query} cannot look at {key}, {}", match window {
+        Some(window) if key <= query => format!("which is not among the last {window} that the layer's window shows"),
+        _ => "which comes after it".into(),
+    })]
+    KeyNotSeen { score: String, query: usize, key: usize, window: Option<usize> },
+
+    /// A key that gets all attention.
+    #[error("score {score}: the key has no rivals, it gets all of the attention")]
+    NoRivals { score: String },
+
     /// A feature that the transcoders do not have.
     #[error("feature {layer}_{feature} does not exist: there are {n_layers} layers of {n_features} features")]
     NoSuchFeature { layer: usize, feature: usize, n_layers: usize, n_features: usize },
@@ -328,6 +343,7 @@ impl Error {
             | Error::NoSuchPosition { .. }
             | Error::NoSuchFeature { .. }
             | Error::NoSuchLayer { .. }
+            | Error::NoSuchHead { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
             Error::LayerCount { .. } | Error::GraphMismatch { .. } | Error::Cache { .. } => ErrorKind::Mismatch,
@@ -344,6 +360,8 @@ impl Error {
             | Error::Contradiction { .. }
             | Error::HookShape { .. }
             | Error::NotKept { .. }
+            | Error::KeyNotSeen { .. }
+            | Error::NoRivals { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }
