@@ -30,6 +30,7 @@ pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, co
 pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff};
 pub use effects::{DirectEffects, EdgesSummed, EffectMap, Effects, LayerEffects, PathSums, PositionEffects};
 pub use group::{GroupRequest, NamedGroup, members_within};
+#[cfg(feature = "cli")]
 pub(crate) use names::typed_position;
 pub use names::{find_node, find_nodes};
 pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
