@@ -112,8 +112,8 @@ pub fn memory_left() -> Option<MemoryLeft> {
     candidates.min_by_key(|left| left.bytes)
 }
 
-/// Figures of a file of lines `name: value kB` or `name value`. In bytes where the unit is kB
-fn figure(path: impl AsRef<Path>, name: &str) -> Option<u64> {
+/// A figure of a file of lines `name: value kB` or `name value`; in bytes where the unit is kB.
+pub(crate) fn figure(path: impl AsRef<Path>, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let mut words = text.lines().find_map(|line| {
         let rest = line.strip_prefix(name)?;

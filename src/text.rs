@@ -50,6 +50,14 @@ pub fn json_lines(json: &str) -> String {
     out
 }
 
+/// `text` in at most `max_chars` characters, at least one, the last an ellipsis where it is cut.
+pub fn shortened(text: &str, max_chars: usize) -> String {
+    if text.chars().count() <= max_chars {
+        return text.to_owned();
+    }
+    text.chars().take(max_chars.saturating_sub(1)).chain(['…']).collect()
+}
+
 /// `text` for XML and HTML, in content and in attributes within double quotes. Line breaks and tabs become spaces; what
 /// XML cannot hold, and what would turn the direction of writing, becomes U+FFFD.
 pub fn xml(text: &str) -> String {
@@ -198,6 +206,12 @@ fn edit_distance(a: &[char], b: &[char]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shortened_text_says_that_it_is() {
+        let cut = ["Zürich", "Zürichs", ""].map(|text| shortened(text, 6));
+        assert_eq!(cut, ["Zürich", "Züric…", ""]);
+    }
 
     #[test]
     fn the_nearest_name_is_what_was_meant() {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::memory::figure;
+
 /// Time between two samples: short against every phase worth reporting.
 const INTERVAL: Duration = Duration::from_millis(2);
 
@@ -52,8 +54,5 @@ impl Drop for MemorySampler {
 
 /// Anonymous resident memory of this process.
 fn anonymous_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    figure("/proc/self/status", "RssAnon")
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::effects_text::write_effects;
 use crate::circuits::{NamedNodes, Neighbors, NodeSummary, PathGroup, Prediction, Summary, SummaryNode, SummaryPath};
 use crate::graph::{NodeKind, ShareEstimate};
-use crate::text::{quoted, terminal};
+use crate::text::{quoted, shortened, terminal};
 
 /// Longer labels are cut in tables; JSON has them whole.
 const MAX_LABEL_CHARS: usize = 48;
@@ -273,14 +273,7 @@ fn label(node: &SummaryNode) -> String {
 
 /// A label for a table, cut to its width.
 pub(super) fn cut(label: &str) -> String {
-    cut_to(&terminal(label), MAX_LABEL_CHARS)
-}
-
-fn cut_to(text: &str, max_chars: usize) -> String {
-    if text.chars().count() <= max_chars {
-        return text.to_owned();
-    }
-    text.chars().take(max_chars - 1).chain(['…']).collect()
+    shortened(&terminal(label), MAX_LABEL_CHARS)
 }
 
 pub(super) fn percent(share: f64) -> String {
@@ -317,7 +310,7 @@ pub(super) fn write_table(
     for line in &lines {
         let mut out = String::new();
         for ((cell, &width), &align) in line.iter().zip(&widths).zip(aligns) {
-            let cell = if has_header { cut_to(cell, width) } else { cell.clone() };
+            let cell = if has_header { shortened(cell, width) } else { cell.clone() };
             let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
             out.push_str("  ");
             match align {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::label_text::{Key, LabelText, View};
 use super::token_classes::{Affix, TokenClass, is_continuation};
 use super::tokens::TokenStore;
+use crate::text::{shortened, terminal};
 
 /// Tokens that a label names; of more it says that there are more.
 const N_NAMED: usize = 3;
@@ -102,9 +103,5 @@ fn quoted(text: &str) -> String {
         return if text.contains('\n') { "line break".into() } else { "space".into() };
     }
     let dots = if is_continuation(text) { "…" } else { "" };
-    let word: String = match word.chars().count() > MAX_CHARS {
-        true => word.chars().take(MAX_CHARS - 1).chain(['…']).collect(),
-        false => word.to_owned(),
-    };
-    format!("\"{dots}{}\"", crate::text::terminal(&word))
+    format!("\"{dots}{}\"", terminal(&shortened(word, MAX_CHARS)))
 }

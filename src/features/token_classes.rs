@@ -1,36 +1,57 @@
 //! Kinds of tokens that people have words for.
 
-/// A kind of token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum TokenClass {
-    Months,
-    Weekdays,
-    NumberWords,
-    Pronouns,
-    Possessives,
-    Articles,
-    Prepositions,
-    Conjunctions,
-    Be,
-    Have,
-    Modals,
-    Questions,
-    Colours,
-    States,
-    Years,
-    Numbers,
-    LineBreaks,
-    SentenceEnds,
-    Commas,
-    Quotes,
-    Opening,
-    Closing,
-    Punctuation,
-    Capitalised,
-    Capitals,
-    SingleLetters,
-    Continuations,
-    OtherScripts,
+/// Declares the classes, each once: with what it is called.
+macro_rules! token_classes {
+    ($($class:ident => $name:literal,)*) => {
+        /// A kind of token.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub(super) enum TokenClass {
+            $($class,)*
+        }
+
+        impl TokenClass {
+            /// All, in order: the number of a class is its place.
+            const ALL: &[TokenClass] = &[$(TokenClass::$class,)*];
+
+            /// What it is called.
+            pub(super) fn name(self) -> &'static str {
+                match self {
+                    $(TokenClass::$class => $name,)*
+                }
+            }
+        }
+    };
+}
+
+token_classes! {
+    Months => "month names",
+    Weekdays => "weekdays",
+    NumberWords => "number words",
+    Pronouns => "pronouns",
+    Possessives => "possessives",
+    Articles => "articles",
+    Prepositions => "prepositions",
+    Conjunctions => "conjunctions",
+    Be => "forms of \"be\"",
+    Have => "forms of \"have\"",
+    Modals => "modal verbs",
+    Questions => "question words",
+    Colours => "colours",
+    States => "US states",
+    Years => "years",
+    Numbers => "numbers",
+    LineBreaks => "line breaks",
+    SentenceEnds => "ends of sentences",
+    Commas => "commas and semicolons",
+    Quotes => "quotation marks",
+    Opening => "opening brackets",
+    Closing => "closing brackets",
+    Punctuation => "punctuation",
+    Capitalised => "capitalised words",
+    Capitals => "words in capitals",
+    SingleLetters => "single letters",
+    Continuations => "rests of words",
+    OtherScripts => "letters beyond ASCII",
 }
 
 use TokenClass::*;
@@ -63,73 +84,9 @@ const WORDS: &[(TokenClass, &str)] = &[
 ];
 
 impl TokenClass {
-    /// What it is called.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Months => "month names",
-            Weekdays => "weekdays",
-            NumberWords => "number words",
-            Pronouns => "pronouns",
-            Possessives => "possessives",
-            Articles => "articles",
-            Prepositions => "prepositions",
-            Conjunctions => "conjunctions",
-            Be => "forms of \"be\"",
-            Have => "forms of \"have\"",
-            Modals => "modal verbs",
-            Questions => "question words",
-            Colours => "colours",
-            States => "US states",
-            Years => "years",
-            Numbers => "numbers",
-            LineBreaks => "line breaks",
-            SentenceEnds => "ends of sentences",
-            Commas => "commas and semicolons",
-            Quotes => "quotation marks",
-            Opening => "opening brackets",
-            Closing => "closing brackets",
-            Punctuation => "punctuation",
-            Capitalised => "capitalised words",
-            Capitals => "words in capitals",
-            SingleLetters => "single letters",
-            Continuations => "rests of words",
-            OtherScripts => "letters beyond ASCII",
-        }
-    }
-
     /// The class of a number that `class as u32` gave.
     pub(super) fn of_number(number: u32) -> Self {
-        const ALL: [TokenClass; 28] = [
-            Months,
-            Weekdays,
-            NumberWords,
-            Pronouns,
-            Possessives,
-            Articles,
-            Prepositions,
-            Conjunctions,
-            Be,
-            Have,
-            Modals,
-            Questions,
-            Colours,
-            States,
-            Years,
-            Numbers,
-            LineBreaks,
-            SentenceEnds,
-            Commas,
-            Quotes,
-            Opening,
-            Closing,
-            Punctuation,
-            Capitalised,
-            Capitals,
-            SingleLetters,
-            Continuations,
-            OtherScripts,
-        ];
-        ALL[number as usize]
+        Self::ALL[number as usize]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::text::xml;
+use crate::text::{shortened, xml};
 
 const BOX: (f64, f64) = (168.0, 50.0);
 const GAP: (f64, f64) = (22.0, 46.0);
@@ -90,12 +90,12 @@ pub fn supernode_svg(diagram: &SupernodeDiagram) -> String {
     let _ = writeln!(
         out,
         "<text x=\"{LEFT}\" y=\"26\" font-size=\"13\" fill=\"#222\">{}</text>",
-        xml(&cut(&diagram.prompt, chars))
+        xml(&shortened(&diagram.prompt, chars))
     );
     let _ = writeln!(
         out,
         "<text x=\"{LEFT}\" y=\"45\" font-size=\"11\" fill=\"#b03a2e\">{}</text>",
-        xml(&cut(&diagram.changed, (chars as f64 * 1.15) as usize))
+        xml(&shortened(&diagram.changed, (chars as f64 * 1.15) as usize))
     );
     write_edges(&mut out, diagram, &places);
     for (node, &place) in diagram.nodes.iter().zip(&places) {
@@ -196,7 +196,7 @@ fn write_node(out: &mut String, node: &DiagramNode, (x, y): (f64, f64)) {
          fill=\"#666\">{}</text></g>",
         x + 9.0,
         y + 19.0,
-        xml(&cut(&node.name, 22)),
+        xml(&shortened(&node.name, 22)),
         x + 9.0,
         y + 39.0,
         x + w - 8.0,
@@ -230,7 +230,7 @@ fn write_prediction(out: &mut String, diagram: &SupernodeDiagram, (x, y): (f64, 
              fill=\"#222\">{} {probability:.2}</text>",
             x + 9.0,
             x + 54.0,
-            xml(&cut(&token, 12))
+            xml(&shortened(&token, 12))
         );
     }
 }
@@ -258,17 +258,10 @@ fn write_tokens(out: &mut String, diagram: &SupernodeDiagram, x: f64) {
             "<text x=\"{x:.1}\" y=\"{:.1}\" fill=\"#222\" font-size=\"11\">{}</text><text x=\"{:.1}\" y=\"{:.1}\" \
              font-size=\"9.5\" fill=\"#666\">{after:.2}</text>",
             top + 10.0,
-            xml(&cut(token.trim(), 13)),
+            xml(&shortened(token.trim(), 13)),
             x + 168.0,
             top + 10.0
         );
-    }
-}
-
-fn cut(text: &str, max_chars: usize) -> String {
-    match text.chars().count() <= max_chars {
-        true => text.to_owned(),
-        false => text.chars().take(max_chars.saturating_sub(1)).chain(['…']).collect(),
     }
 }
 

@@ -4,10 +4,11 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
+use safetensors::Dtype;
 use safetensors::tensor::Metadata;
-use safetensors::{Dtype, SafeTensors};
 
 use super::folder::Folder;
+use super::safetensors_file::header;
 use super::source::Source;
 use crate::error::{Error, Result};
 
@@ -79,13 +80,8 @@ impl Columns {
     /// [`Error::MissingFile`], [`Error::Io`], [`Error::Damaged`].
     pub fn open(folder: &Folder, name: &str) -> Result<Self> {
         let source = folder.source(name)?;
-        let bytes = source.bytes()?;
-        let (header_len, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| Error::Damaged {
-            file: source.name.clone(),
-            format: "safetensors",
-            reason: format!("{e} (the file has {} bytes)", bytes.len()),
-        })?;
-        Ok(Self { start: 8 + header_len, metadata, source })
+        let (start, metadata) = header(&source)?;
+        Ok(Self { start, metadata, source })
     }
 
     /// The file's name, for messages.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
 use super::encoding::{Encoding, MXFP4_BLOCK};
@@ -10,15 +11,20 @@ use super::source::Source;
 use super::stored::{Layout, Part, Stored};
 use crate::error::{Error, Result};
 
-/// The tensors of one file. The format's own reader checks that offsets, shapes and the file's size agree.
-pub(super) fn tensors(source: &Arc<Source>) -> Result<Vec<(String, Stored)>> {
+/// Where the tensors of a file begin, and what its header says of them. The format's own reader checks that offsets, shapes and the file's size agree.
+pub(super) fn header(source: &Source) -> Result<(usize, Metadata)> {
     let bytes = source.bytes()?;
     let (header_len, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| Error::Damaged {
         file: source.name.clone(),
         format: "safetensors",
         reason: format!("{e} (the file has {} bytes)", bytes.len()),
     })?;
-    let data = 8 + header_len;
+    Ok((8 + header_len, metadata))
+}
+
+/// The tensors of one file.
+pub(super) fn tensors(source: &Arc<Source>) -> Result<Vec<(String, Stored)>> {
+    let (data, metadata) = header(source)?;
     let tensor = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let encoding = match info.dtype {
             Dtype::F32 => Encoding::F32,

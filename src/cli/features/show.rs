@@ -13,7 +13,7 @@ use crate::features::{
     FeatureId, FeatureReport, FeatureSet, N_INTERVALS, ReportExample, ReportFeature, ReportToken, ReportWeights,
     report, report_weights,
 };
-use crate::text::{quoted, terminal};
+use crate::text::{quoted, shortened, terminal};
 
 /// Columns of a terminal.
 const COLUMNS: usize = 80;
@@ -165,11 +165,7 @@ fn write_weights(text: &mut String, weights: &ReportWeights) {
 
 /// A token in quotes, cut where it is long.
 fn short(token: &str) -> String {
-    let quoted = quoted(token);
-    match quoted.chars().count() > TOKEN_COLUMNS {
-        true => quoted.chars().take(TOKEN_COLUMNS - 1).chain(['…']).collect(),
-        false => quoted,
-    }
+    shortened(&quoted(token), TOKEN_COLUMNS)
 }
 
 fn write_tokens(text: &mut String, report: &FeatureReport) {
