@@ -14,6 +14,8 @@ import { writeParams } from "./url.js";
 /** @typedef {{source: number, target: number, weight: number, share: number, width: number, curve: number[][][]}} Edge */
 
 const GRID = 2;
+/** The layout's own measures (`picture`): room above the first line, height of a line, least room between rows here. */
+const PADDING = 4, LINE = 13, SMALL = 10, MIN_GAP = 20;
 
 export class Circuit {
   /** @param {HTMLElement} host @param {App} app */
@@ -28,6 +30,8 @@ export class Circuit {
     this.asked = "";
     this.focusKey = "";
     this.zoom = { k: 1, x: 0, y: 0 };
+    /** Heights of the layout and here: the room between rows shrinks to what the panel has. @type {[number, number][]} */
+    this.bends = [];
     this.scores = h("span", { class: "scores", role: "status" });
     this.status = h("span", { class: "muted" });
     const act = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ work, props = {}) => button(text, work, { title, ...props });
@@ -42,13 +46,13 @@ export class Circuit {
       redo: act("↷", "Redo (Shift-Z)", () => app.redo(), { "aria-label": "Redo" }),
     };
     const { group, ungroup, rename, unpin, auto, tidy, undo, redo } = this.buttons;
-    this.bar = h("div", { class: "bar", role: "toolbar", "aria-label": "Circuit" }, h("h2", null, "Circuit"), this.scores, h("span", { class: "grow" }),
+    this.bar = h("div", { class: "bar", role: "toolbar", "aria-label": "Circuit" }, h("h2", null, "Circuit"), h("span", { class: "grow" }),
       group, ungroup, rename, unpin, auto, tidy, undo, redo);
     this.scene = s("g", { class: "scene" });
     this.svg = s("svg", { class: "circuit", role: "group", "aria-label": "Circuit: pinned nodes and groups" }, this.scene);
     this.empty = h("div", { class: "empty" });
     this.field = h("div", { class: "field" }, this.svg, this.empty);
-    host.append(this.bar, this.field);
+    host.append(this.bar, this.field, h("div", { class: "foot" }, this.scores));
     this.layOutSoon = debounce(30, () => this.layOut());
     app.on("graph", () => { this.laid = null; this.asked = ""; this.boxes = []; this.edges = []; this.zoomed = false; this.update(); });
     app.on("view", (now, before) => {
@@ -141,18 +145,60 @@ export class Circuit {
     const graph = app.graph;
     if (!laid || !graph) return;
     const groups = new Map(app.view.groups.map((group) => [group.name, group]));
+    this.bend();
     this.boxes = laid.boxes.map((/** @type {any} */ b) => {
       const group = b.kind === "group" ? groups.get(b.name) : null;
       const key = group ? `group:${group.name}` : b.ids[0];
       const moved = app.view.places[key];
       return {
-        key, ids: b.ids, name: b.name, kind: b.kind, n: graph.numberOf(b.ids[0]), x: moved ? moved[0] : b.x, y: moved ? moved[1] : b.y,
+        key, ids: b.ids, name: b.name, kind: b.kind, n: graph.numberOf(b.ids[0]), x: moved ? moved[0] : b.x, y: this.down(moved ? moved[1] : b.y),
         width: b.width, height: b.height, lines: b.lines, small: b.small_print, moved: Boolean(moved),
       };
     });
     this.edges = laid.edges;
     if (!this.zoomed) this.fit(true);
     this.draw();
+  }
+
+  /** Rows keep their height; the room between them is cut so that all of it can be read in this panel. */
+  bend() {
+    const { laid } = this;
+    /** @type {[number, number][]} */
+    const rows = [];
+    const boxes = [...laid.boxes].sort((/** @type {any} */ a, /** @type {any} */ b) => a.y - b.y);
+    let width = 0;
+    for (const b of boxes) {
+      const last = rows[rows.length - 1];
+      if (last && b.y < last[1] + 4) last[1] = Math.max(last[1], b.y + b.height);
+      else rows.push([b.y, b.y + b.height]);
+      width = Math.max(width, b.x + b.width);
+    }
+    width -= Math.min(...boxes.map((/** @type {any} */ b) => b.x));
+    const k = clamp((this.field.clientWidth - 28) / Math.max(1, width), 0.4, 1.3);
+    const used = rows.reduce((sum, [top, bottom]) => sum + bottom - top, 0);
+    const room = ((this.field.clientHeight - 34) / k - used) / Math.max(1, rows.length - 1);
+    this.bends = [];
+    let y = 0;
+    rows.forEach(([top, bottom], i) => {
+      if (i > 0) y += Math.min(top - rows[i - 1][1], Math.max(MIN_GAP, room));
+      this.bends.push([top, y]);
+      y += bottom - top;
+      this.bends.push([bottom, y]);
+    });
+  }
+
+  /** From heights of the layout to heights here, and back. @param {number} y @param {0|1} [from] */
+  down(y, from = 0) {
+    const { bends } = this;
+    if (bends.length === 0) return y;
+    const to = from === 0 ? 1 : 0;
+    if (y <= bends[0][from]) return y - bends[0][from] + bends[0][to];
+    for (let i = 1; i < bends.length; i++) {
+      const a = bends[i - 1], b = bends[i];
+      if (y <= b[from]) return b[from] === a[from] ? b[to] : a[to] + ((y - a[from]) * (b[to] - a[to])) / (b[from] - a[from]);
+    }
+    const last = bends[bends.length - 1];
+    return y - last[from] + last[to];
   }
 
   bounds() {
@@ -165,9 +211,10 @@ export class Circuit {
 
   fit(always = false) {
     if (this.boxes.length === 0 || (this.zoomed && !always)) return;
+    if (!always) { this.place(); return; }
     const { clientWidth, clientHeight } = this.field;
     const b = this.bounds();
-    const k = clamp(Math.min(clientWidth / b.width, clientHeight / b.height), 0.15, 1.15);
+    const k = clamp(Math.min(clientWidth / b.width, clientHeight / b.height), 0.15, 1.3);
     this.zoom = { k, x: (clientWidth - b.width * k) / 2 - b.x * k, y: (clientHeight - b.height * k) / 2 - b.y * k };
     this.applyZoom();
   }
@@ -181,13 +228,18 @@ export class Circuit {
     const a = this.boxes[edge.source], b = this.boxes[edge.target];
     if (!a || !b) return "";
     if (!a.moved && !b.moved && edge.curve?.length) {
-      return edge.curve.map(([p0, p1, p2, p3], i) => `${i === 0 ? `M${p0.map(r1).join(" ")}` : ""}C${[...p1, ...p2, ...p3].map(r1).join(" ")}`).join("");
+      return edge.curve.map(([p0, p1, p2, p3], i) => `${i === 0 ? `M${this.point(p0)}` : ""}C${this.point(p1)} ${this.point(p2)} ${this.point(p3)}`).join("");
     }
     const up = a.y >= b.y;
     const x0 = a.x + a.width / 2, y0 = up ? a.y : a.y + a.height;
     const x1 = b.x + b.width / 2, y1 = up ? b.y + b.height : b.y;
     const bend = Math.max(18, Math.abs(y0 - y1) * 0.45) * (up ? 1 : -1);
     return `M${r1(x0)} ${r1(y0)}C${r1(x0)} ${r1(y0 - bend)} ${r1(x1)} ${r1(y1 + bend)} ${r1(x1)} ${r1(y1)}`;
+  }
+
+  /** @param {number[]} p */
+  point([x, y]) {
+    return `${r1(x)} ${r1(this.down(y))}`;
   }
 
   draw() {
@@ -218,15 +270,12 @@ export class Circuit {
       });
       if (box.kind === "group") g.append(s("rect", { class: "shade", x: 3.5, y: -3.5, width: r1(box.width), height: r1(box.height), rx: 5 }));
       g.append(s("rect", { class: "face", width: r1(box.width), height: r1(box.height), rx: box.kind === "token" ? 2 : 5 }));
-      const small = box.small ? 1 : 0;
-      const step = 14;
-      const top = box.height / 2 - ((box.lines.length - 1) * step + small * 11) / 2;
-      box.lines.forEach((line, i) => g.append(s("text", { x: r1(box.width / 2), y: r1(top + i * step), class: "name" }, visible(line))));
-      if (box.small) g.append(s("text", { x: r1(box.width / 2), y: r1(top + (box.lines.length - 1) * step + 12.5), class: "small" }, visible(box.small)));
+      box.lines.forEach((line, i) => g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * (i + 0.5)), class: "name" }, visible(line))));
+      if (box.small) g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * box.lines.length + SMALL / 2), class: "small" }, visible(box.small)));
       if (changed) {
-        const w = 10 + changed.text.length * 6.3;
-        g.append(s("g", { class: `badge ${changed.sign}`, transform: `translate(${r1(box.width - w / 2 - 2)} -7)` },
-          s("rect", { x: r1(-w / 2), y: -8, width: r1(w), height: 16, rx: 8 }), s("text", { x: 0, y: 0.5 }, changed.text)));
+        const w = 8 + changed.text.length * 5.4;
+        g.append(s("g", { class: `badge ${changed.sign}`, transform: `translate(${r1(box.width - w / 2 + 6)} -3)` },
+          s("rect", { x: r1(-w / 2), y: -6.5, width: r1(w), height: 13, rx: 6.5 }), s("text", { x: 0, y: 0.5 }, changed.text)));
       }
       g.append(s("title", null, label));
       return g;
@@ -272,10 +321,11 @@ export class Circuit {
   showScores() {
     const { scores, graph, view } = this.app;
     if (!scores || !graph) { fill(this.scores); return; }
+    const outside = view.pinned.filter((id) => !graph.cut.has[graph.numberOf(id)]).length;
     const whole = graph.header.scores ?? {};
     fill(this.scores, h("span", { title: "Replacement and completeness of the pinned part; in brackets those of the whole graph" },
       `${view.pinned.length} pinned explain `, h("b", null, `repl ${three(scores.replacement)}`), ` (${three(whole.replacement)})  `,
-      h("b", null, `compl ${three(scores.completeness)}`), ` (${three(whole.completeness)})`));
+      h("b", null, `compl ${three(scores.completeness)}`), ` (${three(whole.completeness)})`, outside > 0 && h("span", { class: "warn" }, `  ${outside} of them outside these thresholds`)));
   }
 
   showButtons() {
@@ -336,7 +386,7 @@ export class Circuit {
       if (drag.box) {
         const { k } = this.zoom;
         const box = drag.box;
-        const to = /** @type {[number, number]} */ ([snap(drag.start[0] + dx / k), snap(drag.start[1] + dy / k)]);
+        const to = /** @type {[number, number]} */ ([snap(drag.start[0] + dx / k), snap(this.down(drag.start[1] + dy / k, 1))]);
         this.zoomed = true;
         app.store.set((view) => ({ places: { ...view.places, [box.key]: to } }), `drag ${box.key} ${drag?.x} ${drag?.y}`);
       } else {
@@ -407,7 +457,7 @@ export class Circuit {
     const step = /** @type {Record<string, [number, number]>} */ ({ ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] })[event.key];
     if (step && event.altKey) {
       this.zoomed = true;
-      app.store.set((view) => ({ places: { ...view.places, [box.key]: [box.x + step[0] * 8, box.y + step[1] * 8] } }), `nudge ${box.key}`);
+      app.store.set((view) => ({ places: { ...view.places, [box.key]: [box.x + step[0] * 8, this.down(box.y + step[1] * 8, 1)] } }), `nudge ${box.key}`);
     } else if (step) {
       const next = this.toward(box, step);
       if (next) { this.focusKey = next.key; this.draw(); this.element(next.key)?.focus({ preventScroll: true }); }

@@ -132,7 +132,7 @@ export function traceDialog(app, prompt = "", difference = null) {
       }
     }
   };
-  const box = dialog("New trace", [h("label", { class: "stack" }, "Prompt", input), tokens, hint, h("div", { class: "row" }, h("label", null, "Explain ", kind), extra), top,
+  const box = dialog("New trace", [h("label", { class: "field-label" }, "Prompt", input), tokens, hint, h("div", { class: "row" }, h("label", null, "Explain ", kind), extra), top,
     h("details", null, h("summary", null, "Settings"), h("div", { class: "grid" }, h("label", null, "rows", rows), h("label", null, "node threshold", node), h("label", null, "edge threshold", edge), h("label", null, "name", slug), h("label", { class: "check" }, replace, "replace a graph of this name")))],
   [phase, bar, h("span", { class: "grow" }), cancel, go], "wide");
   box.addEventListener("close", () => { control?.abort(); looking?.abort(); });
@@ -209,14 +209,14 @@ export function exportDialog(app, circuit) {
 }
 
 export const KEYS = /** @type {[string, [string, string][]][]} */ ([
-  ["Look", [["/", "search labels, tokens, ids"], ["← →", "previous, next node of the row"], ["↑ ↓", "along the strongest link out, in"], ["Esc", "nothing chosen"], ["+ − 0", "zoom in, out, all"], ["Shift (held)", "keep what is hovered"], ["1 … 5", "one panel full screen: links, circuit, node, feature, what if"], ["[ ]", "node threshold down, up"]]],
+  ["Look", [["/", "search labels, tokens, ids"], ["← →", "previous, next node of the row"], ["↑ ↓", "along the strongest link out, in"], ["Esc", "nothing chosen"], ["+ − 0", "zoom in, out, all"], ["hold Shift", "keep what is hovered"], ["1 … 5", "one panel full screen: links, circuit, node, feature, what if"], ["[ ]", "node threshold down, up"]]],
   ["Build", [["P, Ctrl-click", "pin, unpin"], ["H", "hide"], ["G", "group what is chosen; held: click nodes to gather"], ["U", "ungroup"], ["E", "edit the label or the group’s name"], ["A", "groups that are suggested"], ["Shift-click, Space", "choose several boxes"], ["Alt-arrows", "move a box"], ["Del", "unpin what is chosen"], ["Z, Shift-Z", "undo, redo"], ["S", "save"]]],
   ["Ask", [["N", "new trace"], ["O", "open a graph"], ["W", "what if"], ["R", "run what if"], ["C", "compare"], ["X", "share and export"], ["T", "light or dark"], ["?", "this help"]]],
 ]);
 
 /** @param {App} app */
 export function helpDialog(app) {
-  dialog("Keys", [h("div", { class: "keys" }, KEYS.map(([name, keys]) => h("section", null, h("h3", null, name), h("dl", null, keys.flatMap(([key, text]) => [h("dt", null, key.split(/(, | … | \(|\))/).map((part) => (/^(, | … | \(|\))$/.test(part) ? part : part ? h("kbd", null, part) : null))), h("dd", null, text)]))))),
+  dialog("Keys", [h("div", { class: "keys" }, KEYS.map(([name, keys]) => h("section", null, h("h3", null, name), h("dl", null, keys.flatMap(([key, text]) => [h("dt", null, key.split(/(, | … |hold )/).map((part) => (/^(, | … |hold )$/.test(part) ? part : part ? h("kbd", null, part) : null))), h("dd", null, text)]))))),
     h("p", { class: "legend" }, h("span", { class: "glyph feature" }), " feature ", h("span", { class: "glyph error" }), " error: what the transcoders miss ", h("span", { class: "glyph token" }), " token or target  ", h("b", { class: "plus" }, "—"), " adds  ", h("b", { class: "minus" }, "—"), " takes away; thicker is a larger share. Shares are of all influence on the targets."),
     h("p", { class: "muted small" }, `circuitscope ${app.health?.version ?? ""}${app.health?.model ? ` · ${app.health.model.name}, ${app.health.model.transcoders}` : " · no model"} · `, h("a", { href: "api/v1/openapi.json" }, "HTTP interface"))], [], "wide");
 }

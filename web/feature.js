@@ -20,7 +20,7 @@ export class FeaturePanel {
     this.control = undefined;
     /** @type {Map<string, Promise<any>>} */
     this.known = new Map();
-    this.box = h("div", { class: "feature scroll", tabindex: "0", role: "region", "aria-label": "Feature" });
+    this.box = h("div", { class: "feature-page scroll", tabindex: "0", role: "region", "aria-label": "Feature" });
     host.append(this.box);
     this.later = debounce(90, () => this.show());
     app.on("graph", () => { this.shown = ""; this.show(); });
@@ -42,7 +42,12 @@ export class FeaturePanel {
     if (!graph) return { key: this.solo ?? null, n: -1 };
     for (const n of [this.app.hover, this.app.clicked]) if (n >= 0 && graph.kind[n] === 0) return { key: graph.featureKey(n), n };
     const n = this.app.clicked;
-    return { key: n < 0 ? this.solo ?? null : null, n };
+    if (n >= 0) return { key: null, n };
+    if (this.solo) return { key: this.solo, n: -1 };
+    // Nothing is chosen: the strongest feature, so that the panel shows what it is for.
+    let best = -1;
+    for (const m of graph.cut.nodes) if (graph.kind[m] === 0 && (best < 0 || graph.cut.share[m] > graph.cut.share[best])) best = m;
+    return { key: best < 0 ? null : graph.featureKey(best), n: best };
   }
 
   async show() {
@@ -107,7 +112,7 @@ export class FeaturePanel {
       parts.push(h("p", { class: "small" }, h("a", { href: safeLink(f.neuronpedia.url), target: "_blank", rel: "noreferrer noopener" }, "Neuronpedia’s page of this feature ↗"), f.neuronpedia.warning && h("span", { class: "warn" }, ` ⚠ ${f.neuronpedia.warning}`)));
     }
     if (f.available) {
-      parts.push(h("div", { class: "facts" }, fact("active on", percent(f.frequency), `${count(f.count)} of ${count(f.n_positions)} positions, in ${count(f.n_sequences)} sequences`), fact("median", num(f.median)), fact("99 % below", num(f.quantile_99)), fact("max", num(f.max)),
+      parts.push(h("div", { class: "facts" }, fact("active on", percent(f.frequency ?? (f.n_positions ? f.count / f.n_positions : null)), `${count(f.count)} of ${count(f.n_positions)} positions, in ${count(f.n_sequences)} sequences`), fact("median", num(f.median)), fact("99 % below", num(f.quantile_99)), fact("max", num(f.max)),
         Number.isFinite(activation) && fact("here", `${num(activation)}`, f.max ? `${percent(activation / f.max)} of the largest` : ""),
         score?.f1 !== undefined && fact("label’s F1", Number(score.f1).toFixed(2), `precision ${num(score.precision)}, recall ${num(score.recall)}`)));
       parts.push(h("div", { class: "charts" }, histogram(f, activation), this.logits(f.weights)));

@@ -1,9 +1,9 @@
-// The link graph: tokens along x, layers up, targets on top. Three canvases: links (the strongest of the cut, drawn once),
-// nodes and axes, and what changes with the pointer.
+// The link graph: tokens along x, layers up, targets on top. Four canvases: axes, links (the strongest of the cut, drawn
+// once), nodes, and what changes with the pointer.
 
 import { h, onFrame } from "./dom.js";
 import { HitGrid } from "./grid.js";
-import { clamp, count, linkStrength, num, percent, probability, quoted, shorten, visible } from "./scale.js";
+import { clamp, count, linkStrength, num, percent, probability, shorten, visible } from "./scale.js";
 
 /** @typedef {import("./app.js").App} App */
 /** @typedef {import("./graph.js").Graph} Graph */
@@ -68,7 +68,7 @@ export class LinkGraph {
     this.app = app;
     this.options = options;
     this.host = host;
-    this.layers = ["links", "nodes", "over"].map((name) => h("canvas", { class: `layer ${name}`, "aria-hidden": "true" }));
+    this.layers = ["axes", "links", "nodes", "over"].map((name) => h("canvas", { class: `layer ${name}`, "aria-hidden": "true" }));
     this.tip = h("div", { class: "tip", hidden: true });
     this.corner = h("div", { class: "corner" });
     this.mini = h("canvas", { class: "minimap", width: "120", height: "72", hidden: true, "aria-hidden": "true" });
@@ -252,9 +252,9 @@ export class LinkGraph {
     this.drawAll();
     const { cut } = graph;
     const drawn = cut.weight.length;
-    this.corner.textContent = drawn < cut.nLinks
+    this.corner.textContent = `${count(cut.nodes.length)} nodes · ${drawn < cut.nLinks
       ? `${count(drawn)} of ${count(cut.nLinks)} links = ${percent(cut.weightShown)} of the weight`
-      : `all ${count(cut.nLinks)} links`;
+      : `all ${count(cut.nLinks)} links`}`;
   }
 
   colors() {
@@ -293,7 +293,7 @@ export class LinkGraph {
 
   /** @param {boolean} fast the strongest only, while things move */
   drawLinks(fast) {
-    const c = this.begin(0);
+    const c = this.begin(1);
     const { graph, places, color } = this;
     if (!graph || !places || !color) return;
     this.clip(c);
@@ -308,8 +308,9 @@ export class LinkGraph {
       const step = Math.min(STEPS - 1, Math.floor(linkStrength(weight[i], largest) * STEPS));
       buckets[step * 2 + (weight[i] < 0 ? 1 : 0)].push(i);
     }
-    // Many links make each fainter, so that a dense graph does not become a blot.
-    const crowd = clamp(1.5 - n / 1600, 0.35, 1);
+    // Many strong links make each fainter, so that a dense graph does not become a blot.
+    const ink = buckets.reduce((sum, bucket, key) => sum + bucket.length * (Math.floor(key / 2) + 0.5) / STEPS, 0);
+    const crowd = clamp(140 / ink, 0.14, 1);
     buckets.forEach((bucket, key) => {
       if (bucket.length === 0) return;
       const strength = (Math.floor(key / 2) + 0.5) / STEPS;
@@ -317,7 +318,7 @@ export class LinkGraph {
       for (const i of bucket) this.curve(c, source[i], target[i]);
       c.strokeStyle = key % 2 ? color.minus : color.plus;
       c.globalAlpha = (0.08 + 0.42 * strength) * crowd;
-      c.lineWidth = 0.5 + 2.2 * strength * strength;
+      c.lineWidth = 0.5 + 2.2 * strength * strength * crowd;
       c.stroke();
     });
     c.restore();
@@ -341,7 +342,58 @@ export class LinkGraph {
   }
 
   drawNodes() {
-    const c = this.begin(1);
+    this.drawAxes();
+    const c = this.begin(2);
+    const { graph, places, color } = this;
+    if (!graph || !places || !color) return;
+    const { width, height } = this.size;
+    this.clip(c);
+    const mark = this.options.mark;
+    const app = this.app;
+    const pinned = this.options.secondary ? new Set() : new Set(app.view.pinned.map((id) => graph.numberOf(id)));
+    c.lineWidth = 1;
+    for (let i = this.shown.length - 1; i >= 0; i--) {
+      const n = this.shown[i];
+      const [x, y] = this.where(n);
+      if (x < LEFT - 20 || x > width + 20 || y < -20 || y > height) continue;
+      const r = this.radius(n);
+      this.shape(c, n, x, y, r);
+      const kind = graph.kind[n];
+      if (kind === 1) {
+        c.globalAlpha = graph.cut.has[n] ? 0.9 : 0.5;
+        c.fillStyle = color.panel;
+        c.fill();
+        c.strokeStyle = color.muted;
+        c.stroke();
+      } else {
+        c.globalAlpha = graph.cut.has[n] ? clamp(0.45 + 0.55 * Math.sqrt(graph.cut.share[n]), 0.45, 1) : 0.35;
+        c.fillStyle = kind === 0 ? color.node : color.ink;
+        c.fill();
+      }
+      c.globalAlpha = 1;
+      const ring = mark?.(n);
+      if (ring) {
+        c.strokeStyle = ring;
+        c.lineWidth = 2;
+        this.shape(c, n, x, y, r + 1);
+        c.stroke();
+        c.lineWidth = 1;
+      }
+      if (pinned.has(n)) {
+        c.strokeStyle = color.pin;
+        c.lineWidth = 2;
+        this.shape(c, n, x, y, r + 2.2);
+        c.stroke();
+        c.lineWidth = 1;
+      }
+    }
+    this.drawLabels(c, pinned);
+    c.restore();
+    this.drawMini();
+  }
+
+  drawAxes() {
+    const c = this.begin(0);
     const { graph, places, color, zoom } = this;
     if (!graph || !places || !color) return;
     const { width, height } = this.size;
@@ -400,49 +452,6 @@ export class LinkGraph {
       }
     }
     c.restore();
-    this.clip(c);
-    const mark = this.options.mark;
-    const app = this.app;
-    const pinned = this.options.secondary ? new Set() : new Set(app.view.pinned.map((id) => graph.numberOf(id)));
-    c.lineWidth = 1;
-    for (let i = this.shown.length - 1; i >= 0; i--) {
-      const n = this.shown[i];
-      const [x, y] = this.where(n);
-      if (x < LEFT - 20 || x > width + 20 || y < -20 || y > height) continue;
-      const r = this.radius(n);
-      this.shape(c, n, x, y, r);
-      const kind = graph.kind[n];
-      if (kind === 1) {
-        c.globalAlpha = graph.cut.has[n] ? 0.9 : 0.5;
-        c.fillStyle = color.panel;
-        c.fill();
-        c.strokeStyle = color.muted;
-        c.stroke();
-      } else {
-        c.globalAlpha = graph.cut.has[n] ? clamp(0.45 + 0.55 * Math.sqrt(graph.cut.share[n]), 0.45, 1) : 0.35;
-        c.fillStyle = kind === 0 ? color.node : color.ink;
-        c.fill();
-      }
-      c.globalAlpha = 1;
-      const ring = mark?.(n);
-      if (ring) {
-        c.strokeStyle = ring;
-        c.lineWidth = 2;
-        this.shape(c, n, x, y, r + 1);
-        c.stroke();
-        c.lineWidth = 1;
-      }
-      if (pinned.has(n)) {
-        c.strokeStyle = color.pin;
-        c.lineWidth = 2;
-        this.shape(c, n, x, y, r + 2.2);
-        c.stroke();
-        c.lineWidth = 1;
-      }
-    }
-    this.drawLabels(c, pinned);
-    c.restore();
-    this.drawMini();
   }
 
   /** Names of the strongest nodes, as many as fit without touching. @param {CanvasRenderingContext2D} c @param {Set<number>} pinned */
@@ -509,13 +518,13 @@ export class LinkGraph {
   }
 
   drawOver() {
-    const c = this.begin(2);
+    const c = this.begin(3);
     const { graph, places, color, app } = this;
     const secondary = this.options.secondary;
     const hover = secondary ? this.options.twin?.() ?? -1 : app.hover;
     const clicked = secondary ? -1 : app.clicked;
     const focus = !secondary && (clicked >= 0 || app.trail.length > 0);
-    this.layers[0].classList.toggle("dimmed", focus);
+    this.layers[1].classList.toggle("dimmed", focus);
     if (!graph || !places || !color) { this.tip.hidden = true; return; }
     this.clip(c);
     const pinned = secondary ? [] : app.view.pinned.map((id) => graph.numberOf(id)).filter((n) => n >= 0);
@@ -606,7 +615,7 @@ export class LinkGraph {
     const token = graph.tokens[graph.pos[n]] ?? "";
     const facts = [graph.idOf(n)];
     if (graph.kind[n] < 2) facts.push(`layer ${graph.layer[n]}`);
-    facts.push(`at ${quoted(token)}@${graph.pos[n]}`);
+    facts.push(`at ${visible(token).trim() || "␣"}@${graph.pos[n]}`);
     if (graph.kind[n] === 3 && graph.probability[n] > 0) facts.push(`p = ${probability(graph.probability[n])}`);
     else facts.push(`share ${percent(graph.cut.share[n])}`);
     if (graph.kind[n] === 0 && Number.isFinite(graph.activation[n])) facts.push(`active ${num(graph.activation[n])}`);

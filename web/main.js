@@ -36,9 +36,8 @@ const sliders = /** @type {const} */ ([["node", "Nodes that carry this share of 
 const filterBody = h("div", { class: "popover" });
 const filterButton = h("summary", { title: "Show less" }, "Filter");
 const filterBox = h("details", { class: "filter" }, filterButton, filterBody);
-const kept = h("span", { class: "kept", role: "status" });
 const bar = byId("links-bar");
-fill(bar, h("h2", null, "Links"), ...sliders.map((slider) => slider.element), kept, h("span", { class: "grow" }), filterBox);
+fill(bar, h("h2", null, "Links"), ...sliders.map((slider) => slider.element), h("span", { class: "grow" }), filterBox);
 const search = searchBox(app, bar);
 
 function showSliders() {
@@ -50,7 +49,6 @@ function showSliders() {
     if (document.activeElement !== input) input.value = String(known ? wanted : 1);
     value.textContent = known ? Number(wanted).toFixed(2) : "file";
   }
-  kept.textContent = app.graph && info.n_nodes !== undefined ? `${info.n_nodes} nodes` : "";
 }
 
 function showFilter() {
@@ -168,7 +166,7 @@ let waiting = 0;
 // -- sizes ----------------------------------------------------------------------------------------------------------------
 
 /** @type {Record<string, number>} */
-const sizes = { left: 58, links: 56, node: 52 };
+const sizes = { left: 58, links: 52, node: 52 };
 try {
   const kept = JSON.parse(localStorage.getItem("sizes") ?? "{}");
   for (const key of Object.keys(sizes)) if (Number.isFinite(kept[key])) sizes[key] = clamp(kept[key], 15, 85);

@@ -67,7 +67,7 @@ export class NodePanel {
     const facts = [h("code", null, id)];
     const fact = (/** @type {string} */ name, /** @type {string} */ value, title = "") => facts.push(h("span", title ? { title } : null, `${name} `, h("b", null, value)));
     if (graph.kind[n] < 2) fact("layer", String(graph.layer[n]));
-    fact("at", `${quoted(graph.tokens[graph.pos[n]] ?? "")}@${graph.pos[n]}`);
+    fact("at", `${visible(graph.tokens[graph.pos[n]] ?? "").trim() || "␣"}@${graph.pos[n]}`);
     if (Number.isFinite(graph.activation[n])) fact("activation", num(graph.activation[n]));
     if (graph.kind[n] === 3 && graph.probability[n] > 0) fact("p", probability(graph.probability[n]));
     fact("share", percent(graph.cut.share[n]), "Part of all influence on the targets that passes through this node");
@@ -162,7 +162,7 @@ export class NodePanel {
     return h("div", { class: `link${row.in_cut ? "" : " outside"}${row.n === app.hover ? " hovered" : ""}`, title: `${row.id}  ${name}` },
       h("span", { class: `bar-cell ${negative ? "minus" : "plus"}`, "aria-hidden": "true" }, h("i", { style: { width: `${Math.min(100, 100 * Math.sqrt(row.share))}%` } })),
       h("span", { class: "figure share" }, percent(row.share)), h("span", { class: `figure weight ${negative ? "minus" : "plus"}` }, signed(row.weight)),
-      h("span", { class: `glyph small ${row.kind}`, "aria-label": row.kind, role: "img" }), h("span", { class: `label${graph.label(row.n) ? "" : " unnamed"}` }, pinned ? "● " : "", name), truth,
+      h("span", { class: `glyph small ${row.kind}`, "aria-label": row.kind, role: "img" }), h("span", { class: `label${graph.label(row.n) ? "" : " unnamed"}` }, pinned && h("span", { class: "pin-dot", title: "pinned" }, "●"), name), truth,
       h("span", { class: "figure place" }, row.kind === "feature" || row.kind === "error" ? `${place} · L${graph.layer[row.n]}` : place));
   }
 
@@ -238,7 +238,7 @@ export class NodePanel {
     }))));
     const counts = info.counts;
     if (counts) {
-      parts.push(h("p", { class: "muted" }, `Kept: ${count(counts.features)} features, ${count(counts.errors)} errors, ${count(counts.tokens)} tokens, ${count(counts.targets)} target${counts.targets === 1 ? "" : "s"}; ${count(counts.edges ?? info.n_links)} links` +
+      parts.push(h("p", { class: "muted" }, `Kept: ${many(counts.features, "feature")}, ${many(counts.errors, "error")}, ${many(counts.tokens, "token")}, ${many(counts.targets, "target")}; ${many(counts.edges ?? info.n_links, "link")}` +
         `${graph.header.n_links ? ` of ${count(graph.header.n_nodes)} nodes and ${count(graph.header.n_links)} links` : ""}.` +
         `${info.of_whole ? ` The kept features explain: replacement ${info.of_whole.replacement.toFixed(3)}, completeness ${info.of_whole.completeness.toFixed(3)}.` : ""}`));
     }
@@ -249,7 +249,7 @@ export class NodePanel {
         const n = graph.numberOf(ids[0]);
         const name = n >= 0 && named.is_label ? graph.name(n) : named.name;
         return this.barRow({
-          name: `${visible(name)}`, note: `${named.n_nodes > 1 ? `${named.n_nodes} ${named.kind}s ` : named.kind === "error" ? "error " : ""}${quoted(graph.tokens[named.pos] ?? "")}@${named.pos}`,
+          name: `${visible(name)}`, note: `${named.n_nodes > 1 ? `${named.n_nodes} ${named.kind}s ` : named.kind === "error" ? "error " : ""}at ${visible(graph.tokens[named.pos] ?? "").trim() || "␣"}@${named.pos}`,
           value: named.share, text: percent(named.share), n, sign: named.direct, pin: ids,
         });
       })));
@@ -340,6 +340,9 @@ export class NodePanel {
     }
   }
 }
+
+/** @param {number} n @param {string} what */
+const many = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
 
 /** Predicted against real, one dot a feature. @param {any} mode */
 function scatter(mode) {

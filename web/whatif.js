@@ -118,13 +118,13 @@ export class WhatIf {
 
   /** @param {Item} item */
   row(item) {
-    const name = visible(item.name) || item.key;
-    const select = h("select", { "aria-label": `How to change ${name}` }, [["none", "as it is"], ["ablate", "off"], ["scale", "times"], ["set", "set to"]].map(([value, text]) => h("option", { value }, text)));
-    const slider = h("input", { type: "range", step: "any", "aria-label": `Value for ${name}` });
-    const number = h("input", { type: "number", step: "any", "aria-label": `Exact value for ${name}` });
+    const name = item.name ? visible(item.name) : "";
+    const select = h("select", { "aria-label": `How to change ${name || item.key}` }, [["none", "as it is"], ["ablate", "off"], ["scale", "times"], ["set", "set to"]].map(([value, text]) => h("option", { value }, text)));
+    const slider = h("input", { type: "range", step: "any", "aria-label": `Value for ${name || item.key}` });
+    const number = h("input", { type: "number", step: "any", "aria-label": `Exact value for ${name || item.key}` });
     const row = h("div", { class: "item" }, h("span", { class: `label${item.extra ? " extra" : ""}`, title: `${item.ids.join(", ")}${item.activation ? `: ${num(item.activation)}` : ""}` },
-      item.place.supernode ? h("span", { class: "glyph group", "aria-hidden": "true" }) : h("span", { class: "glyph small feature", "aria-hidden": "true" }), name, " ", h("code", null, item.place.node ?? `${item.ids.length}`)), select, slider, number,
-    button("×", () => this.plan(item, null), { class: "plain", "aria-label": `Leave ${name} as it is`, title: "As it is" }));
+      item.place.supernode ? h("span", { class: "glyph group", "aria-hidden": "true" }) : h("span", { class: "glyph small feature", "aria-hidden": "true" }), name, name && " ", h("code", null, item.place.node ?? `${item.ids.length}`)), select, slider, number,
+    button("×", () => this.plan(item, null), { class: "plain", "aria-label": `Leave ${name || item.key} as it is`, title: "As it is" }));
     const top = Math.max(2 * Math.abs(item.activation), 20);
     const sync = () => {
       const c = this.planned(item);
@@ -224,11 +224,12 @@ export class WhatIf {
     this.progress = h("span", { class: "muted", role: "status" });
     this.syncControls = () => { run.disabled = this.changes.length === 0 || Boolean(this.control); };
     this.syncControls();
-    fill(this.controls, h("div", { class: "row" }, h("label", null, "hold ", mode), constrained && h("span", { class: "range" }, from, "..", to), h("label", null, "continue by ", n), h("label", null, "temp. ", t), h("span", { class: "grow" }), this.progress, stop, run), this.copies());
+    fill(this.controls, h("div", { class: "row" }, h("label", null, "hold ", mode), constrained && h("span", { class: "range" }, from, "..", to), h("label", null, "continue by ", n), h("label", null, "temperature ", t)), this.copies(this.progress, stop, run));
   }
 
-  copies() {
-    return h("div", { class: "row small" }, button("Copy as command line", () => copy(this.command(), "Command line"), { class: "plain" }), button("Copy as JSON", () => copy(JSON.stringify({ interventions: this.expanded() }, null, 1), "Plan"), { class: "plain" }));
+  /** @param {...Node} more */
+  copies(...more) {
+    return h("div", { class: "row small" }, button("Copy as command line", () => copy(this.command(), "Command line"), { class: "plain" }), button("Copy as JSON", () => copy(JSON.stringify({ interventions: this.expanded() }, null, 1), "Plan"), { class: "plain" }), h("span", { class: "grow" }), more);
   }
 
   /** Groups as their features, so that a plan needs no file of groups. @returns {Change[]} */
@@ -379,7 +380,7 @@ export class WhatIf {
     const { app } = this;
     const items = this.list();
     if (!app.canRun || items.length === 0) { fill(this.sweepBox); return; }
-    const which = h("select", { "aria-label": "What to sweep" }, items.map((item) => h("option", { value: item.key }, visible(item.name) || item.key)));
+    const which = h("select", { "aria-label": "What to sweep" }, items.map((item) => h("option", { value: item.key }, item.name ? visible(item.name) : item.key)));
     const from = h("input", { type: "number", step: "any", value: "-1", "aria-label": "from" });
     const to = h("input", { type: "number", step: "any", value: "2", "aria-label": "to" });
     const step = h("input", { type: "number", step: "any", value: "0.25", "aria-label": "step" });
