@@ -142,8 +142,6 @@ export class Api {
   feature(layer, feature, neighbors, signal) { return this.get(`features/${layer}/${feature}${query({ neighbors: neighbors || null })}`, signal); }
   /** @param {number} layer @param {number} feature @param {string} text @param {AbortSignal} [signal] */
   onText(layer, feature, text, signal) { return this.post(`features/${layer}/${feature}/on-text`, { text }, signal); }
-  /** @param {number} layer @param {number} feature @param {string} label */
-  async setLabel(layer, feature, label) { return (await this.send(`features/${layer}/${feature}/label`, { label }, { method: "PUT" })).json(); }
 
   /** @param {string} job */
   cancel(job) { return this.ask(`jobs/${part(job)}`, { method: "DELETE", headers: { "content-type": "application/json" } }); }

@@ -128,7 +128,7 @@ export class Circuit {
     const graph = app.graph;
     const asked = this.asked;
     if (!graph || !asked) return;
-    for (const id of app.view.pinned) { const n = graph.numberOf(id); if (n >= 0) app.graph?.linksOf(n); }
+    for (const id of app.view.pinned) { const n = graph.numberOf(id); if (n >= 0) Promise.resolve(graph.linksOf(n)).then(() => app.tell("trail"), (error) => app.complain(error)); }
     try {
       const laid = await app.api.layout(graph.id, this.wanted ?? {});
       if (asked !== this.asked || graph !== app.graph) return;
@@ -492,14 +492,16 @@ export class Circuit {
   standalone() {
     const b = this.bounds();
     const svg = s("svg", { viewBox: `${r1(b.x)} ${r1(b.y)} ${r1(b.width)} ${r1(b.height)}`, width: String(Math.ceil(b.width)), height: String(Math.ceil(b.height)) });
-    const from = [...this.scene.querySelectorAll("*")];
+    const from = [this.scene, ...this.scene.querySelectorAll("*")];
     const copy = /** @type {SVGGElement} */ (this.scene.cloneNode(true));
     copy.removeAttribute("transform");
-    const to = [...copy.querySelectorAll("*")];
-    const wanted = ["fill", "stroke", "stroke-width", "stroke-opacity", "fill-opacity", "stroke-dasharray", "font-size", "font-weight", "font-style", "font-family", "text-anchor", "dominant-baseline", "opacity"];
+    const to = [copy, ...copy.querySelectorAll("*")];
+    const shape = ["fill", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray"];
+    /** @type {Record<string, string[]>} */
+    const wanted = { path: shape, rect: shape, text: ["fill", "opacity", "font-size", "font-weight", "font-family", "text-anchor", "dominant-baseline"] };
     to.forEach((element, i) => {
       const style = getComputedStyle(from[i]);
-      for (const name of wanted) element.setAttribute(name, style.getPropertyValue(name));
+      for (const name of wanted[element.localName] ?? []) element.setAttribute(name, style.getPropertyValue(name));
       for (const name of ["class", "tabindex", "role", "aria-label", "aria-pressed", "data-key"]) element.removeAttribute(name);
     });
     const background = getComputedStyle(document.documentElement).getPropertyValue("--panel").trim();

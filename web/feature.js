@@ -104,7 +104,6 @@ export class FeaturePanel {
     const activation = graph && n >= 0 ? graph.activation[n] : NaN;
     const head = [h("div", { class: "title" }, h("h2", null, label ? visible(label) : h("span", { class: "muted" }, "unnamed")), h("code", null, key),
       n >= 0 && button("✎", () => app.editLabel(n), { class: "plain", "aria-label": "Edit the label", title: "Edit the label (E)" }),
-      n >= 0 && app.view.labels[key] !== undefined && f.label !== app.view.labels[key] && app.health?.features && button("For all graphs", () => this.saveLabel(f), { title: "Save this label into the folder of features, for every graph", class: "plain" }),
       h("span", { class: "grow" }), n < 0 && this.steps(f))];
     /** @type {(Node|null)[]} */
     const parts = [];
@@ -131,19 +130,6 @@ export class FeaturePanel {
   steps(f) {
     const go = (/** @type {number} */ by) => button(by < 0 ? "←" : "→", () => this.open(`${f.layer}_${Math.max(0, f.index + by)}`), { "aria-label": by < 0 ? "Previous feature" : "Next feature" });
     return h("span", { class: "row" }, go(-1), go(1));
-  }
-
-  /** @param {any} f */
-  async saveLabel(f) {
-    const key = `${f.layer}_${f.index}`;
-    try {
-      await this.app.api.setLabel(f.layer, f.index, this.app.view.labels[key] ?? "");
-      this.known.delete(key);
-      this.shown = "";
-      this.show();
-    } catch (error) {
-      this.app.complain(error, "label not saved");
-    }
   }
 
   /** @param {any} weights */

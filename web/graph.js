@@ -7,7 +7,7 @@
  * @typedef {object} Neighbor
  * @property {number} n @property {string} id @property {string} kind @property {number|null} [layer] @property {number} pos
  * @property {string} label @property {number} weight @property {number} share @property {boolean} in_cut
- * @property {number|null} [activation] @property {number|null} [measured]
+ * @property {number|null} [activation]
  */
 /** @typedef {{total: number, weight: number, links: Neighbor[]}} Side */
 /**

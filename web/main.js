@@ -404,3 +404,6 @@ showSliders();
 showViews();
 showSave();
 start();
+
+// For the console, and for tests that must know where a node is drawn.
+Object.assign(window, { circuitscope: { app, plot, circuit } });

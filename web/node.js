@@ -154,15 +154,10 @@ export class NodePanel {
     const pinned = app.view.pinned.includes(row.id);
     const name = visible(graph.name(row.n) || row.label);
     const place = `${visible(graph.tokens[row.pos] ?? "").trim() || "␣"}@${row.pos}`;
-    let truth = null;
-    if (row.measured !== null && row.measured !== undefined) {
-      const close = Math.abs(row.measured - row.weight) <= 1e-3 * Math.max(1, Math.abs(row.weight));
-      truth = h("span", { class: close ? "good" : "bad", title: `measured in the model: ${signed(row.measured, 4)}` }, close ? "✓" : "✗");
-    }
     return h("div", { class: `link${row.in_cut ? "" : " outside"}${row.n === app.hover ? " hovered" : ""}`, title: `${row.id}  ${name}` },
       h("span", { class: `bar-cell ${negative ? "minus" : "plus"}`, "aria-hidden": "true" }, h("i", { style: { width: `${Math.min(100, 100 * Math.sqrt(row.share))}%` } })),
       h("span", { class: "figure share" }, percent(row.share)), h("span", { class: `figure weight ${negative ? "minus" : "plus"}` }, signed(row.weight)),
-      h("span", { class: `glyph small ${row.kind}`, "aria-label": row.kind, role: "img" }), h("span", { class: `label${graph.label(row.n) ? "" : " unnamed"}` }, pinned && h("span", { class: "pin-dot", title: "pinned" }, "●"), name), truth,
+      h("span", { class: `glyph small ${row.kind}`, "aria-label": row.kind, role: "img" }), h("span", { class: `label${graph.label(row.n) ? "" : " unnamed"}` }, pinned && h("span", { class: "pin-dot", title: "pinned" }, "●"), name),
       h("span", { class: "figure place" }, row.kind === "feature" || row.kind === "error" ? `${place} · L${graph.layer[row.n]}` : place));
   }
 

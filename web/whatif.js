@@ -269,27 +269,25 @@ export class WhatIf {
       else if (name === "started") this.progress.textContent = "running…";
     };
     try {
-      const result = await app.api.run({ kind: "intervene", ...shared, features: app.view.pinned.filter(isFeature), top: 10 }, { signal: control.signal, onevent: say });
-      if (app.graph !== graph) return;
-      this.take(result);
-      if (this.generate > 0) {
-        this.words = { original: "", changed: "" };
-        this.showResult();
-        const generate = { n_tokens: this.generate, ...(this.temperature > 0 ? { temperature: this.temperature } : {}) };
-        const done = await app.api.run({ kind: "generate", ...shared, generate }, {
-          signal: control.signal,
-          onevent: (name, data) => {
-            say(name, data);
-            if (name !== "token" || !this.words) return;
+      const generate = this.generate > 0 ? { n_tokens: this.generate, ...(this.temperature > 0 ? { temperature: this.temperature } : {}) } : null;
+      const result = await app.api.run({ kind: "intervene", ...shared, features: app.view.pinned.filter(isFeature), top: 10, ...(generate ? { generate } : {}) }, {
+        signal: control.signal,
+        onevent: (name, data) => {
+          if (app.graph !== graph) return;
+          say(name, data);
+          if (name === "compared") {
+            this.take(data.comparison ?? data.result ?? data);
+            this.words = { original: "", changed: "" };
+            this.showResult();
+          } else if (name === "token" && this.words) {
             const which = data.which === "changed" ? "changed" : "original";
             this.words[which] = data.text_so_far ?? this.words[which] + data.text;
             this.showWords();
-          },
-        });
-        if (app.graph !== graph) return;
-        if (done?.original !== undefined) this.words = { original: done.original, changed: done.changed };
-        this.showWords();
-      }
+          }
+        },
+      });
+      if (app.graph !== graph) return;
+      this.take(result);
     } catch (error) {
       app.complain(error, "not run");
     } finally {
