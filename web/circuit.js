@@ -266,18 +266,17 @@ export class Circuit {
       const label = `${box.kind === "group" ? `group of ${box.ids.length}` : box.kind} ${visible(box.name || box.lines.join(" "))}${changed ? `, ${changed.text}` : ""}`;
       const g = s("g", {
         class: `box ${box.kind}${isClicked || hasMember ? " clicked" : ""}${chosen ? " chosen" : ""}`, transform: `translate(${r1(box.x)} ${r1(box.y)})`, role: "button",
-        tabindex: box.key === (this.focusKey || this.boxes[0].key) ? "0" : "-1", "aria-pressed": String(chosen), "aria-label": label, "data-key": box.key,
-      });
+        tabindex: box.key === (this.focusKey || this.boxes[0].key) ? "0" : "-1", "aria-pressed": String(chosen), "data-key": box.key,
+      }, s("title", null, label));
       if (box.kind === "group") g.append(s("rect", { class: "shade", x: 3.5, y: -3.5, width: r1(box.width), height: r1(box.height), rx: 5 }));
       g.append(s("rect", { class: "face", width: r1(box.width), height: r1(box.height), rx: box.kind === "token" ? 2 : 5 }));
-      box.lines.forEach((line, i) => g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * (i + 0.5)), class: "name" }, visible(line))));
-      if (box.small) g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * box.lines.length + SMALL / 2), class: "small" }, visible(box.small)));
+      box.lines.forEach((line, i) => g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * (i + 0.5)), class: "name", "aria-hidden": "true" }, visible(line))));
+      if (box.small) g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * box.lines.length + SMALL / 2), class: "small", "aria-hidden": "true" }, visible(box.small)));
       if (changed) {
         const w = 8 + changed.text.length * 5.4;
-        g.append(s("g", { class: `badge ${changed.sign}`, transform: `translate(${r1(box.width - w / 2 + 6)} -3)` },
+        g.append(s("g", { class: `badge ${changed.sign}`, "aria-hidden": "true", transform: `translate(${r1(box.width - w / 2 + 6)} -3)` },
           s("rect", { x: r1(-w / 2), y: -6.5, width: r1(w), height: 13, rx: 6.5 }), s("text", { x: 0, y: 0.5 }, changed.text)));
       }
-      g.append(s("title", null, label));
       return g;
     });
     this.scene.replaceChildren(s("g", { class: "edges" }, edges), s("g", { class: "boxes" }, boxes));
@@ -502,7 +501,7 @@ export class Circuit {
     to.forEach((element, i) => {
       const style = getComputedStyle(from[i]);
       for (const name of wanted[element.localName] ?? []) element.setAttribute(name, style.getPropertyValue(name));
-      for (const name of ["class", "tabindex", "role", "aria-label", "aria-pressed", "data-key"]) element.removeAttribute(name);
+      for (const name of ["class", "tabindex", "role", "aria-label", "aria-pressed", "aria-hidden", "data-key"]) element.removeAttribute(name);
     });
     const background = getComputedStyle(document.documentElement).getPropertyValue("--panel").trim();
     svg.append(s("rect", { x: r1(b.x), y: r1(b.y), width: r1(b.width), height: r1(b.height), fill: background }), copy);

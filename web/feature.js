@@ -20,7 +20,7 @@ export class FeaturePanel {
     this.control = undefined;
     /** @type {Map<string, Promise<any>>} */
     this.known = new Map();
-    this.box = h("div", { class: "feature-page scroll", tabindex: "0", role: "region", "aria-label": "Feature" });
+    this.box = h("div", { class: "feature-page scroll", tabindex: "0" });
     host.append(this.box);
     this.later = debounce(90, () => this.show());
     app.on("graph", () => { this.shown = ""; this.show(); });

@@ -18,7 +18,7 @@ export class NodePanel {
     this.by = "none";
     this.shownNode = -2;
     this.head = h("div", { class: "node-head" });
-    this.tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Links of the node" });
+    this.tabs = h("div", { class: "tabs" });
     this.overview = h("div", { class: "overview scroll", tabindex: "-1" });
     /** @type {VirtualList<Row>} */
     this.list = new VirtualList({
@@ -108,7 +108,7 @@ export class NodePanel {
     const by = h("select", { "aria-label": "Order of the links", value: this.by, onchange: (/** @type {Event} */ e) => { this.by = /** @type {HTMLSelectElement} */ (e.target).value; this.update(); } },
       GROUPINGS.map(([value, text]) => h("option", { value }, text)));
     const focused = this.tabs.contains(document.activeElement) && document.activeElement?.getAttribute("role") === "tab";
-    fill(this.tabs, tab("inputs", `Inputs ${links ? count(links.inputs.total) : ""}`), tab("outputs", `Outputs ${links ? count(links.outputs.total) : ""}`), tab("paths", "Paths"),
+    fill(this.tabs, h("div", { role: "tablist", "aria-label": "Links of the node" }, tab("inputs", `Inputs ${links ? count(links.inputs.total) : ""}`), tab("outputs", `Outputs ${links ? count(links.outputs.total) : ""}`), tab("paths", "Paths")),
       h("span", { class: "grow" }), this.tab !== "paths" && by);
     if (focused) /** @type {HTMLElement|null} */ (this.tabs.querySelector("[aria-selected=true]"))?.focus();
     this.tabs.onkeydown = (event) => {
