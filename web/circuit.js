@@ -1,7 +1,7 @@
 // The circuit: pinned nodes and groups as boxes, laid out by the server as its pictures are, moved by hand from there.
 
 import { button, debounce, download, fill, h, s, toast } from "./dom.js";
-import { change, clamp, percent, signed, visible } from "./scale.js";
+import { change, clamp, num, percent, signed, visible } from "./scale.js";
 import { writeParams } from "./url.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -289,6 +289,8 @@ export class Circuit {
   changeOf(box) {
     const run = this.app.run;
     if (!run) return null;
+    const set = run.plan?.[box.key];
+    if (set) return { text: set.ablate ? "off" : set.set !== undefined ? `= ${num(set.set)}` : `× ${num(set.scale)}`, sign: "set" };
     if (box.kind === "group") {
       const group = run.groups?.[box.name];
       if (!group) return null;
@@ -297,7 +299,7 @@ export class Circuit {
       return { text: `${Math.round(p)} %`, sign: Math.abs(p - 100) < 1 ? "same" : p < 100 ? "less" : "more" };
     }
     const feature = run.features?.[box.key];
-    if (feature) return { text: change(feature.before, feature.after), sign: feature.after === feature.before ? "same" : feature.after < feature.before ? "less" : "more" };
+    if (feature) return { text: change(feature.before, feature.after), sign: Math.abs(feature.after - feature.before) < 0.005 * Math.abs(feature.before) ? "same" : feature.after < feature.before ? "less" : "more" };
     const target = run.targets?.[box.key];
     if (target) return { text: `${target.before.toFixed(2)} → ${target.after.toFixed(2)}`, sign: target.after < target.before ? "less" : "more" };
     return null;

@@ -201,7 +201,7 @@ export class NodePanel {
     };
     const use = (/** @type {HTMLInputElement} */ input, /** @type {string} */ what) => button("pinned", () => { input.value = app.view.pinned.join(","); }, { title: `${what} everything that is pinned`, class: "plain" });
     fill(this.paths, h("form", { class: "path-form", onsubmit: (/** @type {Event} */ e) => { e.preventDefault(); find(); } },
-      h("label", null, "from", from, use(from, "from")), h("label", null, "to", to, use(to, "to")), h("label", null, "best", k), h("button", { type: "submit", class: "primary" }, "Find")), out);
+      h("label", null, "from", from, use(from, "from")), h("label", null, "to", to, use(to, "to")), h("label", { title: "how many" }, k), h("button", { type: "submit", class: "primary" }, "Find")), out);
     find();
   }
 

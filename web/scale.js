@@ -79,8 +79,7 @@ export function probability(p) {
  */
 export function change(before, after) {
   if (before === 0) return after === 0 ? "0 %" : "new";
-  const x = (after - before) / Math.abs(before);
-  const p = Math.round(100 * x);
+  const p = Math.round((100 * (after - before)) / Math.abs(before));
   if (p > 999) return "+999 %…";
   return p > 0 ? `+${p} %` : p < 0 ? `${MINUS}${-p} %` : "±0 %";
 }
@@ -117,7 +116,7 @@ export function visible(text) {
 }
 
 /** A token in quotes, for sentences. @param {string} text */
-export const quoted = (text) => `“${visible(text).replace(/\u00a0/g, " ")}”`;
+export const quoted = (text) => `“${visible(text).replace(/\u00a0/g, " ").trim() || "␣"}”`;
 
 /** @param {string} text @param {number} length */
 export function shorten(text, length) {

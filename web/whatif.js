@@ -29,6 +29,8 @@ export class WhatIf {
     this.names = new Map();
     /** @type {AbortController|null} */
     this.control = null;
+    /** The changes of the last run. @type {Change[]} */
+    this.ran = [];
     this.items = h("div", { class: "items" });
     this.controls = h("div", { class: "controls" });
     this.out = h("div", { class: "outcome" });
@@ -261,7 +263,8 @@ export class WhatIf {
     this.busy(true);
     const isFeature = (/** @type {string} */ id) => graph.kind[graph.numberOf(id)] === 0;
     const groups = app.view.groups.map((g) => ({ name: g.name, members: g.ids.filter(isFeature) })).filter((g) => g.members.length > 0);
-    const shared = { graph: graph.id, changes: this.changes, groups, mode: app.view.mode };
+    this.ran = this.changes;
+    const shared = { graph: graph.id, changes: this.ran, groups, mode: app.view.mode };
     const say = (/** @type {string} */ name, /** @type {any} */ data) => {
       if (!this.progress) return;
       if (name === "queued" && data.ahead > 0) this.progress.textContent = `waiting for ${data.ahead} other${data.ahead > 1 ? "s" : ""}…`;
@@ -311,7 +314,8 @@ export class WhatIf {
     this.result = { ...result, comparison };
     this.words = result.continuation ?? null;
     /** @type {any} */
-    const run = { features: {}, groups: {}, targets: {} };
+    const run = { features: {}, groups: {}, targets: {}, plan: {} };
+    for (const c of this.ran) run.plan[c.node ?? `group:${c.supernode}`] = c;
     for (const f of comparison.features ?? []) run.features[`${f.layer}_${f.feature}_${f.pos ?? f.position}`] = f;
     for (const g of comparison.groups ?? []) run.groups[g.name] = g;
     for (const t of app.graph?.header.targets ?? []) {
@@ -349,7 +353,7 @@ export class WhatIf {
     this.wordsBox = this.words ? wordsBox : null;
     fill(this.out, h("h2", null, "Answer"), h("p", { class: "verdict" }, h("b", null, quoted(t.text)), ` ${probability(t.probability_before)} → `, h("b", null, probability(t.probability_after)), `, rank ${t.rank_before} → ${t.rank_after}, logit ${signed(t.logit_change, 4)}; the distribution moves by ${num(c.kl_divergence)} nats.`),
       this.predicted(t), bars, this.words && wordsBox,
-      features.length > 0 && h("details", { open: true }, h("summary", null, `Pinned features${pre ? " (pre-activations)" : ""}`), h("table", { class: "tokens" }, h("tbody", null, features.map((/** @type {any} */ f) => {
+      features.length > 0 && h("details", { open: true }, h("summary", null, `${this.app.view.pinned.length ? "Pinned features" : "Largest changes"}${pre ? " (pre-activations)" : ""}`), h("table", { class: "tokens" }, h("tbody", null, features.map((/** @type {any} */ f) => {
         const id = `${f.layer}_${f.feature}_${f.pos ?? f.position}`;
         const n = this.app.graph?.numberOf(id) ?? -1;
         return h("tr", null, h("th", { scope: "row" }, visible(n >= 0 ? this.app.graph?.name(n) ?? id : f.label ?? id)), h("td", { class: "figure" }, num(f.before)), h("td", { class: "figure" }, f.after === 0 && !pre ? "off" : num(f.after)), h("td", { class: "figure" }, change(f.before, f.after)));
@@ -435,7 +439,7 @@ function sweepPlot({ name, unit, result }) {
   let free = -Infinity;
   return h("figure", null, s("svg", { viewBox: `0 0 ${W} ${H}`, class: "sweep-plot", role: "img", "aria-label": `Probability of ${String(target)} as ${name} goes from ${num(x0)} to ${num(x1)}` },
     [0, 0.5, 1].map((p) => [s("line", { x1: L, x2: W - R, y1: y(p), y2: y(p), class: "rule" }), s("text", { x: L - 6, y: y(p), class: "tick right" }, String(p))]).flat(),
-    ticks(x0, x1, 6).map((v) => s("text", { x: x(v), y: H - 8, class: "tick" }, num(v))),
+    ticks(x0, x1, 6).map((v) => s("text", { x: x(v), y: H - 8, class: "tick" }, String(v))),
     answers.flatMap((/** @type {any} */ p) => {
       const at = x(p.value);
       const text = visible(p.top_token ?? "").trim();
