@@ -303,12 +303,17 @@ export class NodePanel {
     const out = [];
     const edges = v.edges;
     if (edges) out.push(h("p", null, mark(edges.passed !== false), `Edges: ${count(edges.n_edges)} measured in the model, ${(100 * edges.share_within).toFixed(2)} % within tolerance; largest error ${num(edges.largest_error)}, largest edge ${num(edges.largest_edge)}.`));
-    const faith = v.faithfulness ?? v.ablations;
+    const faith = v.faithfulness;
     const modes = faith?.modes ?? [];
     if (modes.length) {
       out.push(h("p", null, `Features ablated one by one: change of ${quoted(faith.target ?? "the target")} as the graph predicts (across) and as it is (up).`),
         h("div", { class: "scatters" }, modes.map((/** @type {any} */ mode) => scatter(mode))));
     }
+    const c = v.circuit;
+    const at = (/** @type {any[]} */ curve) => curve?.find((p) => p.share >= 0.5);
+    const enough = at(c?.sufficiency), needed = at(c?.necessity);
+    if (enough) out.push(h("p", null, `Sufficient? Without half of what pruning dropped (${count(enough.n_ablated)} features) the answer moves by ${num(enough.kl_divergence)} nats; without as many at random by ${num(enough.kl_divergence_random)}.`));
+    if (needed) out.push(h("p", null, `Necessary? Without half of what it kept (${count(needed.n_ablated)} features) it moves by ${num(needed.kl_divergence)} nats; without as many at random by ${num(needed.kl_divergence_random)}.`));
     return out;
   }
 
@@ -341,7 +346,7 @@ const many = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
 
 /** Predicted against real, one dot a feature. @param {any} mode */
 function scatter(mode) {
-  const points = (mode.single ?? []).map((/** @type {any} */ p) => [p.changes.predicted, p.changes.real]);
+  const points = (mode.single ?? []).map((/** @type {any} */ p) => [p.predicted, p.real]);
   const largest = Math.max(1e-9, ...points.flat().map(Math.abs));
   const canvas = h("canvas", { width: "240", height: "180", role: "img", "aria-label": `${mode.mode}: ${points.length} features, correlation ${mode.pearson === null ? "unknown" : Number(mode.pearson).toFixed(2)}` });
   const c = canvas.getContext("2d");

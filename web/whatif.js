@@ -369,9 +369,9 @@ export class WhatIf {
     const mode = modes.find((/** @type {any} */ m) => m.mode.replace(/\s/g, "_").startsWith(this.app.view.mode === "direct" ? "direct" : this.app.view.mode === "frozen_norms" ? "frozen_attention_and" : this.app.view.mode)) ?? modes[0];
     let sum = 0;
     for (const c of this.expanded()) {
-      const single = mode.single.find((/** @type {any} */ p) => `${p.feature.layer}_${p.feature.feature}_${p.feature.pos}` === c.node);
+      const single = mode.single.find((/** @type {any} */ p) => `${p.layer}_${p.feature}_${p.pos}` === c.node);
       if (!single || c.set !== undefined) return null;
-      sum += single.changes.predicted * (c.ablate ? 1 : 1 - (c.scale ?? 1));
+      sum += single.predicted * (c.ablate ? 1 : 1 - (c.scale ?? 1));
     }
     return h("p", { class: "muted" }, `The graph predicts ${signed(sum)} for the logit of its target, the model does ${signed(target.logit_change)}.`);
   }
