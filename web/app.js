@@ -141,7 +141,7 @@ export class App {
     return JSON.stringify([storyOf(view), view.nodeThreshold, view.edgeThreshold]);
   }
 
-  get dirty() { return Boolean(this.graph) && this.fingerprint(this.view) !== this.saved; }
+  get dirty() { return this.graph !== null && (Boolean(this.graph.header.in_memory) || this.fingerprint(this.view) !== this.saved); }
 
   async save() {
     const graph = this.graph;

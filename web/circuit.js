@@ -1,7 +1,7 @@
 // The circuit: pinned nodes and groups as boxes, laid out by the server as its pictures are, moved by hand from there.
 
 import { button, debounce, download, fill, h, s, toast } from "./dom.js";
-import { change, clamp, num, percent, signed, visible } from "./scale.js";
+import { change, clamp, percent, signed, visible } from "./scale.js";
 import { writeParams } from "./url.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -289,8 +289,8 @@ export class Circuit {
   changeOf(box) {
     const run = this.app.run;
     if (!run) return null;
-    const set = run.plan?.[box.key];
-    if (set) return { text: set.ablate ? "off" : set.set !== undefined ? `= ${num(set.set)}` : `× ${num(set.scale)}`, sign: "set" };
+    const set = box.kind === "group" ? null : run.plan?.[box.key];
+    if (set) return { text: set.ablate ? "off" : set.set !== undefined ? `= ${short(set.set)}` : `× ${short(set.scale)}`, sign: "set" };
     if (box.kind === "group") {
       const group = run.groups?.[box.name];
       if (!group) return null;
@@ -558,5 +558,7 @@ export class Circuit {
 const r1 = (x) => Math.round(x * 10) / 10;
 /** @param {number} x */
 const snap = (x) => Math.round(x / GRID) * GRID;
+/** @param {number} x */
+const short = (x) => String(Number(x.toPrecision(3))).replace("-", "\u2212");
 /** @param {number|null|undefined} x */
 const three = (x) => (x === null || x === undefined ? "–" : x.toFixed(3));

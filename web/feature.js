@@ -57,6 +57,11 @@ export class FeaturePanel {
     this.shown = name;
     if (key === null) { this.showOther(n); return; }
     const [layer, index] = key.split("_").map(Number);
+    const { health } = this.app;
+    if (health && !health.features && !health.model) {
+      this.draw({ layer, index, available: false }, n);
+      return;
+    }
     try {
       const feature = await this.load(layer, index, this.tab === "near");
       if (this.shown === name) this.draw(feature, n);
@@ -199,7 +204,9 @@ function safeLink(url) {
 export function example(e, max) {
   return h("p", { class: "example" }, h("span", { class: "figure value" }, num(e.value)), h("span", { class: "text" }, e.tokens.map((token, i) => {
     const a = e.activations[i] ?? 0;
-    const heat = a > 0 ? clamp(0.12 + 0.88 * (a / max), 0.12, 1) : 0;
+    const raw = a > 0 ? clamp(0.12 + 0.88 * (a / max), 0.12, 1) : 0;
+    // In between neither light nor dark letters could be read.
+    const heat = raw > 0.45 && raw < 0.68 ? (raw < 0.56 ? 0.45 : 0.68) : raw;
     return h("span", {
       class: `tok${i === e.at ? " at" : ""}${heat > 0.6 ? " hot" : ""}`, title: a > 0 ? `${visible(token)}  ${num(a)}` : null, style: heat > 0 ? { "--heat": heat.toFixed(3) } : null,
     }, token.includes("\n") ? visible(token) : visible(token).replace(/\u00a0/g, " "));

@@ -156,6 +156,13 @@ function showBlank() {
   blank.hidden = false;
   if (!app.api.online && !app.health) { fill(blank, h("div", { class: "card" }, h("h2", null, "The server does not answer"), h("p", null, "Start it with ", h("code", null, "circuitscope serve"), "; this page goes on by itself."))); return; }
   const model = app.canRun;
+  // A server that has just started may be tracing its first graph.
+  if (model && app.graphs.length === 0 && !trouble) {
+    waiting = window.setTimeout(() => {
+      if (app.graph || app.loading || document.querySelector("dialog[open]")) return;
+      app.listGraphs().then((graphs) => { if (graphs.length > 0) begin(); }).catch(() => {});
+    }, 700);
+  }
   const prompt = app.health?.demo_prompt;
   fill(blank, h("div", { class: "card" }, h("h2", null, trouble ? trouble.title : "No graph yet"), trouble && h("p", { class: "bad" }, trouble.text),
     h("p", null, model ? "Trace a prompt: which tokens and features made the model say that?" : app.graphs.length ? "Choose one of the graphs of this folder." : "This server has neither graphs nor a model. Give it a folder of graphs, or start it with nothing at all for the built-in model."),

@@ -31,6 +31,8 @@ export class WhatIf {
     this.control = null;
     /** The changes of the last run. @type {Change[]} */
     this.ran = [];
+    /** @type {HTMLButtonElement|null} */
+    this.sweepButton = null;
     this.items = h("div", { class: "items" });
     this.controls = h("div", { class: "controls" });
     this.out = h("div", { class: "outcome" });
@@ -224,7 +226,10 @@ export class WhatIf {
     this.runButton = run;
     this.stopButton = stop;
     this.progress = h("span", { class: "muted", role: "status" });
-    this.syncControls = () => { run.disabled = this.changes.length === 0 || Boolean(this.control); };
+    this.syncControls = () => {
+      run.disabled = this.changes.length === 0 || Boolean(this.control);
+      if (this.sweepButton) this.sweepButton.disabled = Boolean(this.control);
+    };
     this.syncControls();
     fill(this.controls, h("div", { class: "row" }, h("label", null, "hold ", mode), constrained && h("span", { class: "range" }, from, "..", to), h("label", null, "continue by ", n), h("label", null, "temperature ", t)), this.copies(this.progress, stop, run));
   }
@@ -399,7 +404,7 @@ export class WhatIf {
     which.addEventListener("change", reset);
     reset();
     const plot = h("div", { class: "plot-box" });
-    const run = button("Run sweep", async () => {
+    const run = this.sweepButton = button("Run sweep", async () => {
       const item = items.find((i) => i.key === which.value);
       if (!item || !app.graph || this.control) return;
       if (!(Number(step.value) > 0 && Number(to.value) > Number(from.value))) { toast("A sweep goes from a smaller to a larger value, by steps above 0."); return; }

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { DALLAS, OAKLAND, clickNode, closeBrowser, drawn, folder, openPage, options, serve, startServer, trace, until, view, where } from "./harness.mjs";
@@ -12,15 +12,20 @@ test("from_nothing_to_a_story_that_is_still_there_after_a_reload", options, asyn
   const server = await serve(t, folder(t));
   const page = await openPage(t);
   await page.goto(server.url);
-  await page.getByRole("button", { name: /^Trace “The capital/ }).click();
+  await drawn(page);
+  await page.keyboard.press("n");
+  await page.getByRole("textbox", { name: "Prompt" }).fill(DALLAS);
+  await page.locator(".top-tokens .bar-row").first().waitFor();
+  assert.match(await page.locator(".top-tokens .bar-row").first().innerText(), /1\.000\s+Austin/);
   await page.getByRole("button", { name: "Trace", exact: true }).click();
+  await page.getByRole("heading", { name: "New trace" }).waitFor({ state: "detached" });
   await drawn(page);
   assert.equal(await page.evaluate(() => /** @type {any} */ (window).circuitscope.app.graph.header.prompt), DALLAS);
 
   await clickNode(page, TEXAS);
   await page.getByRole("heading", { name: "Texas" }).first().waitFor();
   await until(page, "app.graph.links.size > 0");
-  assert.match(await page.locator(".proof").innerText(), /= 22\.296 ✓/);
+  assert.match(await page.locator(".proof").innerText(), /=\s22\.296\s✓/);
 
   await page.keyboard.press("p");
   await clickNode(page, ASKS, ["Control"]);
@@ -136,7 +141,7 @@ test("texas_off_and_california_on_gives_sacramento", options, async (t) => {
   assert.equal((await view(page)).plan.length, 7, "the plan is in the link");
 });
 
-test("a_group_is_steered_as_one_and_a_run_can_be_cancelled", options, async (t) => {
+test("a_group_is_steered_as_one", options, async (t) => {
   const dir = folder(t);
   trace(dir, DALLAS, "dallas");
   const server = await serve(t, dir);
@@ -385,21 +390,47 @@ test("links_of_other_viewers_show_the_same_here", options, async (t) => {
   assert.equal(got.groups[0].name, "capital");
 });
 
-test("a_trace_can_be_cancelled_and_explains_what_is_asked", options, async (t) => {
+test("a_trace_explains_what_is_asked", options, async (t) => {
   const dir = folder(t);
   const server = await serve(t, dir);
   const page = await openPage(t);
   await page.goto(server.url);
-  await page.getByRole("button", { name: "Another prompt…" }).click();
+  await drawn(page);
+  await page.keyboard.press("n");
   const prompt = page.getByRole("textbox", { name: "Prompt" });
   await prompt.fill(DALLAS);
   await page.locator(".tokens-line .chip").nth(8).waitFor();
   await page.getByRole("combobox", { name: "What to explain" }).selectOption("difference");
   await page.getByRole("textbox", { name: "Token", exact: true }).fill(" Austin");
   await page.getByRole("textbox", { name: "rather than token" }).fill(" Sacramento");
+  await page.getByText("Settings").click();
+  await page.getByRole("textbox", { name: "Name" }).fill("difference");
   await page.getByRole("button", { name: "Trace", exact: true }).click();
-  await drawn(page);
+  await page.getByRole("heading", { name: "New trace" }).waitFor({ state: "detached" });
+  await until(page, "app.graph.header.targets[0].token_id === null || /−|-/.test(app.graph.header.targets[0].text)");
   assert.match(await page.locator(".overview").innerText(), /Austin.*Sacramento/s);
+});
+
+test("a_trace_that_is_cancelled_leaves_nothing", options, async (t) => {
+  const dir = folder(t);
+  trace(dir, DALLAS, "dallas");
+  const server = await serve(t, dir);
+  const page = await openPage(t);
+  await page.goto(`${server.url}/?slug=dallas`);
+  await drawn(page);
+  await page.keyboard.press("n");
+  await page.getByRole("textbox", { name: "Prompt" }).fill(Array.from({ length: 45 }, () => `${DALLAS} Austin.`).join(" "));
+  await page.locator(".tokens-line .chip").nth(300).waitFor();
+  await page.getByText("Settings").click();
+  await page.getByRole("combobox", { name: "Rows" }).selectOption("all");
+  await page.getByRole("button", { name: "Trace", exact: true }).click();
+  await page.getByText(/rows: /).waitFor();
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await page.getByText("cancelled").waitFor();
+  await page.keyboard.press("Escape");
+  const left = readdirSync(dir).filter((name) => !name.startsWith("dallas") && name !== "graph-metadata.json");
+  assert.deepEqual(left, []);
+  assert.equal((await view(page)).slug, "dallas");
 });
 
 test("a_graph_of_219724_links_opens_and_answers", options, async (t) => {
@@ -423,7 +454,7 @@ test("without_a_model_the_page_says_what_it_lacks", options, async (t) => {
   const dir = folder(t);
   trace(dir, DALLAS, "dallas");
   const server = await serve(t, dir, ["--no-model"]);
-  const page = await openPage(t);
+  const page = await openPage(t, { allow: /nothing-here/ });
   await page.goto(`${server.url}/?slug=dallas&tab=whatif`);
   await drawn(page);
   await page.getByText("This server has no model").waitFor();
