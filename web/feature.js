@@ -95,7 +95,7 @@ export class FeaturePanel {
     const text = graph.kind[n] === 1
       ? `What the transcoder of layer ${graph.layer[n]} misses at “${token.trim()}”. Nothing explains it: much influence through errors means that the graph knows little there.`
       : graph.kind[n] === 2 ? `The embedding of “${token.trim()}”: where paths begin.` : "A target: what the graph explains. Its inputs above add up to its logit.";
-    fill(this.box, h("h2", null, visible(graph.name(n))), h("p", { class: "muted" }, text));
+    fill(this.box, h("h2", null, graph.shown(n)), h("p", { class: "muted" }, text));
   }
 
   /** @param {any} f @param {number} n */

@@ -1,6 +1,8 @@
 // A graph as the page holds it: all nodes in columns, the cut that the thresholds keep with its strongest links, and the
 // links of single nodes as they were asked for. Links are never objects here, but for those of one node.
 
+import { visible } from "./scale.js";
+
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./api.js").Thresholds} Thresholds */
 /**
@@ -117,6 +119,16 @@ export class Graph {
       case 2: return label || this.tokens[this.pos[n]] || "";
       default: return label || "target";
     }
+  }
+
+  /** The name as it is shown, without the blank that most tokens begin with. @param {number} n */
+  shown(n) {
+    return visible(this.name(n)).trim() || "␣";
+  }
+
+  /** Where a node stands: `Dallas@7`. @param {number} n */
+  place(n) {
+    return `${visible(this.tokens[this.pos[n]] ?? "").trim() || "␣"}@${this.pos[n]}`;
   }
 
   /** @param {number} n */

@@ -485,7 +485,7 @@ export class LinkGraph {
       const tries = /** @type {[number, number][]} */ ([[x + r, y], [x - r - w, y], [x - w / 2, y - r - 6], [x - w / 2, y + r + 7]]);
       for (const [left, middle] of tries) {
         const rect = /** @type {[number, number, number, number]} */ ([left - 2, middle - 6.5, left + w + 2, middle + 6.5]);
-        if (rect[0] < LEFT - 6 || rect[2] > width - 4 || rect[1] < 2) continue;
+        if (rect[0] < LEFT - 6 || rect[2] > width - 4 || rect[1] < TOP - 5) continue;
         const own = [x - r, y - r, x + r, y + r];
         if (boxes.some((b) => (b[0] !== own[0] + 4 || b[1] !== own[1] + 4) && rect[0] < b[2] && rect[2] > b[0] && rect[1] < b[3] && rect[3] > b[1])) continue;
         boxes.push(rect);
@@ -612,14 +612,13 @@ export class LinkGraph {
   showTip(n) {
     const { graph, tip } = this;
     if (!graph || n < 0 || !this.places || !Number.isFinite(this.places.x[n]) || (!this.box.matches(":hover") && !this.options.secondary && this.app.hover !== n)) { tip.hidden = true; return; }
-    const token = graph.tokens[graph.pos[n]] ?? "";
     const facts = [graph.idOf(n)];
     if (graph.kind[n] < 2) facts.push(`layer ${graph.layer[n]}`);
-    facts.push(`at ${visible(token).trim() || "␣"}@${graph.pos[n]}`);
+    facts.push(`at ${graph.place(n)}`);
     if (graph.kind[n] === 3 && graph.probability[n] > 0) facts.push(`p = ${probability(graph.probability[n])}`);
     else facts.push(`share ${percent(graph.cut.share[n])}`);
     if (graph.kind[n] === 0 && Number.isFinite(graph.activation[n])) facts.push(`active ${num(graph.activation[n])}`);
-    tip.replaceChildren(h("strong", null, visible(graph.name(n))), h("span", null, facts.join(" · ")));
+    tip.replaceChildren(h("strong", null, graph.shown(n)), h("span", null, facts.join(" · ")));
     tip.hidden = false;
     const [x, y] = this.where(n);
     const { width, height } = this.size;

@@ -259,7 +259,7 @@ function say() {
   const n = app.clicked;
   if (!graph || n < 0) { byId("said").textContent = ""; return; }
   const links = graph.links.get(n);
-  byId("said").textContent = `${graph.kindOf(n)} ${visible(graph.name(n))}, ${graph.kind[n] < 2 ? `layer ${graph.layer[n]}, ` : ""}position ${graph.pos[n]}, share ${percent(graph.cut.share[n])}${links ? `, ${links.inputs.total} inputs, ${links.outputs.total} outputs` : ""}${app.view.pinned.includes(graph.idOf(n)) ? ", pinned" : ""}`;
+  byId("said").textContent = `${graph.kindOf(n)} ${graph.shown(n)}, ${graph.kind[n] < 2 ? `layer ${graph.layer[n]}, ` : ""}position ${graph.pos[n]}, share ${percent(graph.cut.share[n])}${links ? `, ${links.inputs.total} inputs, ${links.outputs.total} outputs` : ""}${app.view.pinned.includes(graph.idOf(n)) ? ", pinned" : ""}`;
 }
 
 // -- a server that goes and comes back ------------------------------------------------------------------------------------

@@ -67,14 +67,14 @@ export class NodePanel {
     const facts = [h("code", null, id)];
     const fact = (/** @type {string} */ name, /** @type {string} */ value, title = "") => facts.push(h("span", title ? { title } : null, `${name} `, h("b", null, value)));
     if (graph.kind[n] < 2) fact("layer", String(graph.layer[n]));
-    fact("at", `${visible(graph.tokens[graph.pos[n]] ?? "").trim() || "␣"}@${graph.pos[n]}`);
+    fact("at", graph.place(n));
     if (Number.isFinite(graph.activation[n])) fact("activation", num(graph.activation[n]));
     if (graph.kind[n] === 3 && graph.probability[n] > 0) fact("p", probability(graph.probability[n]));
     fact("share", percent(graph.cut.share[n]), "Part of all influence on the targets that passes through this node");
     if (!graph.cut.has[n]) facts.push(h("span", { class: "warn" }, "outside these thresholds"));
     const links = graph.links.get(n);
     fill(this.head, h("div", { class: "title" }, h("span", { class: `glyph ${kind}`, "aria-hidden": "true" }),
-      h("h2", { title: visible(graph.name(n)) }, visible(graph.name(n))),
+      h("h2", { title: graph.shown(n) }, graph.shown(n)),
       kind === "feature" && button("✎", () => app.editLabel(n), { class: "plain", "aria-label": "Edit the label", title: "Edit the label (E)" }),
       h("span", { class: "grow" }),
       button(pinned ? "Unpin" : "Pin", () => app.togglePin(id), { title: "P", class: pinned ? "pinned" : "", "aria-pressed": String(pinned) }),
@@ -152,8 +152,8 @@ export class NodePanel {
     const graph = /** @type {import("./graph.js").Graph} */ (app.graph);
     const negative = row.weight < 0;
     const pinned = app.view.pinned.includes(row.id);
-    const name = visible(graph.name(row.n) || row.label);
-    const place = `${visible(graph.tokens[row.pos] ?? "").trim() || "␣"}@${row.pos}`;
+    const name = graph.shown(row.n);
+    const place = graph.place(row.n);
     return h("div", { class: `link${row.in_cut ? "" : " outside"}${row.n === app.hover ? " hovered" : ""}`, title: `${row.id}  ${name}` },
       h("span", { class: `bar-cell ${negative ? "minus" : "plus"}`, "aria-hidden": "true" }, h("i", { style: { width: `${Math.min(100, 100 * Math.sqrt(row.share))}%` } })),
       h("span", { class: "figure share" }, percent(row.share)), h("span", { class: `figure weight ${negative ? "minus" : "plus"}` }, signed(row.weight)),
@@ -210,7 +210,7 @@ export class NodePanel {
     const { app } = this;
     const graph = /** @type {import("./graph.js").Graph} */ (app.graph);
     const negative = path.is_negative ?? (path.effect ?? 0) < 0;
-    const steps = path.nodes.map((n) => h("span", { class: `step ${graph.kindOf(n)}` }, visible(graph.name(n)).trim() || "␣"));
+    const steps = path.nodes.map((n) => h("span", { class: `step ${graph.kindOf(n)}` }, graph.shown(n)));
     const show = () => app.setTrail([path.nodes]);
     return h("div", { class: "path", role: "listitem" },
       h("button", { type: "button", class: "steps", onclick: show, onpointerenter: show, title: "Show in the graph" },

@@ -2,6 +2,7 @@
 //
 //     tests/web/run gallery
 
+import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -29,6 +30,8 @@ try {
     await act(page);
     await page.waitForTimeout(500);
     await page.screenshot({ path: join(out, `page-${name}.png`) });
+    // A palette of 256 colours is enough, where the tool for it is installed.
+    try { execFileSync("pngquant", ["--force", "--skip-if-larger", "--ext", ".png", join(out, `page-${name}.png`)]); } catch { /* as it is */ }
     console.log(`page-${name}.png`);
     await context.close();
   };
