@@ -9,7 +9,7 @@ import { asView, readParams, readUrl, writeUrl } from "./url.js";
 
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./store.js").View} View */
-/** @typedef {"graph"|"cut"|"view"|"hover"|"links"|"run"|"health"|"online"|"trail"|"scores"|"loading"|"graphs"|"selection"|"other"} Topic */
+/** @typedef {"graph"|"cut"|"view"|"hover"|"links"|"run"|"health"|"online"|"trail"|"scores"|"loading"|"graphs"|"selection"|"other"|"compared"} Topic */
 
 const MAX_QUERY = 4000;
 
@@ -37,6 +37,8 @@ export class App {
     this.selection = new Set();
     /** Nodes clicked while G is held. @type {Set<string>|null} */
     this.gathering = null;
+    /** What the boxes of the circuit hold: the layout puts unnamed nodes of one place into one box. @type {Map<string, string[]>} */
+    this.boxed = new Map();
     /** The last steering: changes by node id, in per cent and the like. @type {any} */
     this.run = null;
     /** Scores of the pinned part. @type {any} */
@@ -396,7 +398,7 @@ export class App {
   members(keys) {
     const ids = new Set();
     for (const key of keys) {
-      if (!key.startsWith("group:")) ids.add(key);
+      if (!key.startsWith("group:")) for (const id of this.boxed.get(key) ?? [key]) ids.add(id);
       else for (const id of this.view.groups.find((group) => `group:${group.name}` === key)?.ids ?? []) ids.add(id);
     }
     return /** @type {string[]} */ ([...ids]);

@@ -156,6 +156,7 @@ export class Circuit {
       };
     });
     this.edges = laid.edges;
+    app.boxed = new Map(this.boxes.filter((b) => !b.key.startsWith("group:")).map((b) => [b.key, b.ids]));
     if (!this.zoomed) this.fit(true);
     this.draw();
   }
@@ -353,6 +354,7 @@ export class Circuit {
     const [key] = this.app.selection;
     if (!key) return;
     if (key.startsWith("group:")) this.app.rename(key.slice(6));
+    else if ((this.app.boxed.get(key)?.length ?? 1) > 1) toast("This box holds several nodes: group them (G) to give them one name.");
     else this.app.editLabel(this.app.graph?.numberOf(key) ?? -1);
   }
 

@@ -63,6 +63,7 @@ export class Compare {
     }
     this.show();
     this.drawing.update();
+    app.tell("compared");
   }
 
   show() {

@@ -170,7 +170,7 @@ const when = (seconds) => (seconds > 0 ? new Date(seconds * 1000).toLocaleString
 export function autoGroupsDialog(app, groups) {
   const graph = app.graph;
   if (!graph) return;
-  const boxes = groups.slice(0, 40).map((group) => ({ group, check: h("input", { type: "checkbox", checked: group.share > 0.05 }) }));
+  const boxes = [...groups].sort((a, b) => b.share - a.share).slice(0, 40).map((group, i) => ({ group, check: h("input", { type: "checkbox", checked: i < 6 }) }));
   const box = dialog("Groups that the edges suggest", [h("p", { class: "muted" }, "Features with similar inputs and outputs at one place. Those you take are pinned and grouped; undo takes them back."), h("div", { class: "targets" }, boxes.map(({ group, check }) => h("label", { class: "bar-row" }, check,
     h("span", { class: "bar-cell", "aria-hidden": "true" }, h("i", { style: { width: `${Math.min(100, 100 * group.share)}%` } })), h("span", { class: "figure" }, percent(group.share)), h("span", { class: "label" }, visible(group.name)), h("span", { class: "muted note" }, `${group.members.length} nodes`))))],
   [button("Cancel", () => box.close()), button("Take them", () => {

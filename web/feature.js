@@ -104,7 +104,9 @@ export class FeaturePanel {
     const graph = app.graph;
     const key = `${f.layer}_${f.index}`;
     const label = (graph && n >= 0 ? graph.label(n) : app.view.labels[key]) || f.label || "";
-    const tab = (/** @type {string} */ name, /** @type {string} */ text) => h("button", { type: "button", role: "tab", "aria-selected": String(this.tab === name), onclick: () => { this.tab = name; this.shown = ""; this.show(); } }, text);
+    const offered = TABS.filter(([name]) => (name !== "here" || (graph && n >= 0)) && (f.available || name === "here" || name === "try" || name === "near"));
+    const current = offered.some(([name]) => name === this.tab) ? this.tab : offered[0][0];
+    const tab = (/** @type {string} */ name, /** @type {string} */ text) => h("button", { type: "button", role: "tab", "aria-selected": String(current === name), onclick: () => { this.tab = name; this.shown = ""; this.show(); } }, text);
     const score = f.label_score;
     const activation = graph && n >= 0 ? graph.activation[n] : NaN;
     const head = [h("div", { class: "title" }, h("h2", null, label ? visible(label) : h("span", { class: "muted" }, "unnamed")), h("code", null, key),
@@ -124,10 +126,10 @@ export class FeaturePanel {
     } else {
       parts.push(h("p", { class: "muted" }, app.health?.features ? "Nothing was collected for this feature." : "What features are active on was not collected: run “circuitscope features collect” and start the server with --features."), this.logits(f.weights));
     }
-    const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Examples" }, TABS.filter(([name]) => (name !== "here" || (graph && n >= 0)) && (f.available || name === "here" || name === "try" || name === "near")).map(([name, text]) => tab(name, text)));
+    const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Examples" }, offered.map(([name, text]) => tab(name, text)));
     const body = h("div", { class: "examples" });
     fill(this.box, head, parts, tabs, body);
-    this.fillTab(body, f, n);
+    this.fillTab(current, body, f, n);
     if (f.source) this.box.append(h("p", { class: "muted small source" }, f.source));
   }
 
@@ -144,15 +146,15 @@ export class FeaturePanel {
     return h("div", { class: "logits" }, column("pushes up", weights.top, "plus"), column("pushes down", weights.bottom, "minus"));
   }
 
-  /** @param {HTMLElement} body @param {any} f @param {number} n */
-  async fillTab(body, f, n) {
+  /** @param {string} name @param {HTMLElement} body @param {any} f @param {number} n */
+  async fillTab(name, body, f, n) {
     const { app } = this;
     const graph = app.graph;
     const max = f.max || 1;
-    if (this.tab === "top" || this.tab === "weak") {
-      const list = (f.examples ?? []).filter((/** @type {any} */ e) => (this.tab === "top") === Boolean(e.is_top));
+    if (name === "top" || name === "weak") {
+      const list = (f.examples ?? []).filter((/** @type {any} */ e) => (name === "top") === Boolean(e.is_top));
       fill(body, list.length === 0 ? h("p", { class: "muted" }, f.available ? "No examples: it was active too rarely on this text." : "") : list.slice(0, 40).map((/** @type {any} */ e) => example(e, max)));
-    } else if (this.tab === "here" && graph) {
+    } else if (name === "here" && graph) {
       if (!app.canRun) {
         const acts = graph.tokens.map(() => 0);
         for (const m of graph.cut.nodes) if (graph.featureKey(m) === `${f.layer}_${f.index}`) acts[graph.pos[m]] = graph.activation[m];
@@ -160,14 +162,14 @@ export class FeaturePanel {
         return;
       }
       await this.onText(body, f, graph.header.prompt, n >= 0 ? graph.pos[n] : -1);
-    } else if (this.tab === "try") {
+    } else if (name === "try") {
       if (!app.canRun) { fill(body, h("p", { class: "muted" }, "Own text needs the model: start the server with --model and --transcoders.")); return; }
       const out = h("div", { "aria-live": "polite" });
       const input = h("textarea", { rows: "2", "aria-label": "Text to run the feature on", placeholder: "Any text: where is the feature active in it?", maxlength: "4000" }, this.tried);
       input.addEventListener("input", debounce(350, () => { this.tried = input.value; if (input.value.trim()) this.onText(out, f, input.value, -1); }));
       fill(body, input, out);
       if (this.tried) this.onText(out, f, this.tried, -1);
-    } else if (this.tab === "near") {
+    } else if (name === "near") {
       const rows = (/** @type {string} */ title, /** @type {any[]|undefined} */ list) => h("div", null, h("h3", null, title), !list?.length ? h("p", { class: "muted" }, f.weights ? "none" : "needs the model") : list.slice(0, 10).map((x) => {
         const at = graph ? [...graph.cut.nodes].find((m) => graph.featureKey(m) === x.feature) ?? -1 : -1;
         return h("div", { class: "bar-row" }, h("button", { type: "button", class: "pick", title: at >= 0 ? "Choose it in the graph" : "Show this feature", onclick: () => { if (at >= 0) app.choose(graph?.idOf(at) ?? null); else { app.choose(null); this.open(x.feature); } } },

@@ -131,7 +131,7 @@ export class LinkGraph {
       event.preventDefault();
       const { x, y } = this.local(event);
       const pixels = event.deltaY * (event.deltaMode === 1 ? 16 : 1);
-      this.zoomBy(Math.exp(-clamp(pixels, -240, 240) / 320), x, y);
+      this.zoomBy(Math.exp(-clamp(pixels, -240, 240) / 500), x, y);
     }, { passive: false });
     box.addEventListener("dblclick", (event) => { if (this.at(event) < 0) this.resetZoom(); });
   }
@@ -310,7 +310,7 @@ export class LinkGraph {
     }
     // Many strong links make each fainter, so that a dense graph does not become a blot.
     const ink = buckets.reduce((sum, bucket, key) => sum + bucket.length * (Math.floor(key / 2) + 0.5) / STEPS, 0);
-    const crowd = clamp(140 / ink, 0.14, 1);
+    const crowd = clamp(240 / ink, 0.2, 1);
     buckets.forEach((bucket, key) => {
       if (bucket.length === 0) return;
       const strength = (Math.floor(key / 2) + 0.5) / STEPS;
@@ -439,15 +439,17 @@ export class LinkGraph {
         c.lineTo(Math.round(x0) + 0.5, bottom + 22);
         c.stroke();
       }
-      const room = x1 - x0 - 6;
+      // The name of a column stays in sight as long as a part of the column is.
+      const left = Math.max(x0, LEFT - 4), right = Math.min(x1, width - RIGHT + 4);
+      const room = right - left - 6;
       if (room < 8) continue;
       c.fillStyle = color.ink;
       c.textAlign = "center";
-      this.text(c, visible(graph.tokens[p]).trim() || "␣", (x0 + x1) / 2, bottom + 13, room);
+      this.text(c, visible(graph.tokens[p]).trim() || "␣", (left + right) / 2, bottom + 13, room);
       if (room > 14) {
         c.fillStyle = color.faint;
         c.font = `9px ${color.font}`;
-        c.fillText(String(p), (x0 + x1) / 2, bottom + 26);
+        c.fillText(String(p), (left + right) / 2, bottom + 26);
         c.font = `11px ${color.font}`;
       }
     }
@@ -466,7 +468,7 @@ export class LinkGraph {
     /** @type {[number, number, number, number][]} */
     const boxes = [];
     for (const n of this.shown) {
-      if (graph.cut.share[n] < 0.1 && graph.kind[n] !== 3) continue;
+      if (this.shown.length > 800 && graph.cut.share[n] < 0.1 && graph.kind[n] !== 3) continue;
       const [x, y] = this.where(n);
       const r = this.radius(n);
       boxes.push([x - r, y - r, x + r, y + r]);

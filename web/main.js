@@ -234,6 +234,7 @@ app.on("loading", () => showBlank());
 app.on("graphs", () => { if (!app.graph) showBlank(); });
 app.on("health", () => { if (!app.graph) showBlank(); });
 app.on("cut", () => { plot.update(); showSliders(); showTop(); });
+app.on("compared", () => plot.drawAll());
 app.on("other", () => { showViews(); plot.update(); });
 app.on("view", (now, before) => {
   if (now.pinned !== before.pinned || now.hidden !== before.hidden || now.filter !== before.filter || now.labels !== before.labels) plot.update();

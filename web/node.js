@@ -228,7 +228,7 @@ export class NodePanel {
     const info = graph.cut.info;
     const targets = [...graph.header.targets].sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
     const parts = [];
-    parts.push(h("h2", null, "What does the model say?"), h("div", { class: "targets" }, targets.slice(0, 10).map((target) => this.barRow({
+    parts.push(h("h2", null, "What does the model say?"), h("div", { class: "targets" }, targets.slice(0, 6).map((target) => this.barRow({
       name: visible(target.text), value: target.probability ?? 0, text: target.probability === null ? "" : probability(target.probability), n: target.n,
     }))));
     const counts = info.counts;
