@@ -7,8 +7,11 @@ import { makeGroup } from "./store.js";
 
 /** @typedef {import("./app.js").App} App */
 
-/** @param {App} app @param {string} [prompt] @param {[string, string]|null} [difference] */
-export function traceDialog(app, prompt = "", difference = null) {
+/**
+ * @param {App} app @param {string} [prompt]
+ * @param {{difference?: [string, string], feature?: string}} [explain] what is to be explained, if not the likeliest tokens
+ */
+export function traceDialog(app, prompt = "", { difference, feature: asked } = {}) {
   if (!app.canRun) {
     dialog("New trace", h("p", null, "This server has no model, so it shows graphs but traces none. Start it with --model and --transcoders, or with nothing at all for the built-in model."), [], "small");
     return;
@@ -23,9 +26,10 @@ export function traceDialog(app, prompt = "", difference = null) {
   const kind = h("select", { "aria-label": "What to explain" }, [["likely", "the likeliest tokens"], ["tokens", "tokens chosen below"], ["difference", "one token rather than another"], ["feature", "a feature"]].map(([value, text]) => h("option", { value }, text)));
   const plus = h("input", { type: "text", "aria-label": "Token", placeholder: " Austin", value: difference?.[0] ?? "" });
   const minus = h("input", { type: "text", "aria-label": "rather than token", placeholder: " Sacramento", value: difference?.[1] ?? "" });
-  const feature = h("input", { type: "text", "aria-label": "Feature: layer_index_position", placeholder: "0_39_7", value: app.graph && app.clicked >= 0 && app.graph.kind[app.clicked] === 0 ? app.view.clicked ?? "" : "" });
+  const feature = h("input", { type: "text", "aria-label": "Feature: layer_index_position", placeholder: "0_39_7", value: asked ?? (app.graph && app.clicked >= 0 && app.graph.kind[app.clicked] === 0 ? app.view.clicked ?? "" : "") });
   const extra = h("span", { class: "row" });
   if (difference) kind.value = "difference";
+  if (asked) kind.value = "feature";
   const rows = h("select", { "aria-label": "Rows" }, [["auto", "as many as fit"], ["all", "all features"], ["500", "500 best"], ["1500", "1,500 best"], ["4000", "4,000 best"]].map(([value, text]) => h("option", { value }, text)));
   const node = h("input", { type: "number", min: "0.1", max: "1", step: "0.05", value: "0.8", "aria-label": "Node threshold" });
   const edge = h("input", { type: "number", min: "0.1", max: "1", step: "0.01", value: "0.98", "aria-label": "Edge threshold" });

@@ -1,5 +1,6 @@
 // One feature: what it is called, how often and how strongly it is active, what it pushes, and where in the text.
 
+import { traceDialog } from "./dialogs.js";
 import { button, debounce, fill, h, s } from "./dom.js";
 import { clamp, count, num, percent, signed, visible } from "./scale.js";
 
@@ -153,7 +154,7 @@ export class FeaturePanel {
     const max = f.max || 1;
     if (name === "top" || name === "weak") {
       const list = (f.examples ?? []).filter((/** @type {any} */ e) => (name === "top") === Boolean(e.is_top));
-      fill(body, list.length === 0 ? h("p", { class: "muted" }, f.available ? "No examples: it was active too rarely on this text." : "") : list.slice(0, 40).map((/** @type {any} */ e) => example(e, max)));
+      fill(body, list.length === 0 ? h("p", { class: "muted" }, f.available ? "No examples: it was active too rarely on this text." : "") : list.slice(0, 40).map((/** @type {any} */ e) => example(e, max, app.canRun ? (text) => traceDialog(app, text) : null)));
     } else if (name === "here" && graph) {
       if (!app.canRun) {
         const acts = graph.tokens.map(() => 0);
@@ -202,9 +203,14 @@ function safeLink(url) {
   return typeof url === "string" && /^https:\/\//.test(url) ? url : null;
 }
 
-/** Tokens in their colours. @param {{tokens: string[], activations: number[], at: number, value: number}} e @param {number} max */
-export function example(e, max) {
-  return h("p", { class: "example" }, h("span", { class: "figure value" }, num(e.value)), h("span", { class: "text" }, e.tokens.map((token, i) => {
+/**
+ * Tokens in their colours.
+ * @param {{tokens: string[], activations: number[], at: number, value: number}} e @param {number} max
+ * @param {((text: string) => void)|null} [trace] offers a trace of the text up to its token
+ */
+export function example(e, max, trace = null) {
+  const text = e.tokens.slice(0, e.at + 1).filter((token, i) => i > 0 || !/^<.*>$/.test(token)).join("").trim();
+  return h("div", { class: "example" }, h("span", { class: "figure value" }, num(e.value)), h("span", { class: "text" }, e.tokens.map((token, i) => {
     const a = e.activations[i] ?? 0;
     const raw = a > 0 ? clamp(0.12 + 0.88 * (a / max), 0.12, 1) : 0;
     // In between neither light nor dark letters could be read.
@@ -212,7 +218,7 @@ export function example(e, max) {
     return h("span", {
       class: `tok${i === e.at ? " at" : ""}${heat > 0.6 ? " hot" : ""}`, title: a > 0 ? `${visible(token)}  ${num(a)}` : null, style: heat > 0 ? { "--heat": heat.toFixed(3) } : null,
     }, token.includes("\n") ? visible(token) : visible(token).replace(/\u00a0/g, " "));
-  })));
+  })), trace && h("span", { class: "grow" }), trace && button("Trace", () => trace(text), { class: "quiet", title: "Trace this text up to the marked token" }));
 }
 
 /** @param {any} f @param {number} activation */

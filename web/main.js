@@ -312,7 +312,7 @@ async function begin() {
   await app.open(slug, link);
   if (app.extra.logitDiff && app.canRun && app.graph) {
     const [a, b] = app.extra.logitDiff;
-    toast(`This link compares ${quoted(a)} with ${quoted(b)}.`, { action: ["Trace the difference", () => traceDialog(app, app.graph?.header.prompt, [a, b])] });
+    toast(`This link compares ${quoted(a)} with ${quoted(b)}.`, { action: ["Trace the difference", () => traceDialog(app, app.graph?.header.prompt, { difference: [a, b] })] });
   }
 }
 

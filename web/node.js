@@ -1,6 +1,7 @@
 // The chosen node: what it is, its proof, its inputs and outputs, paths. With nothing chosen: the story of the graph.
 
 import { button, fill, h } from "./dom.js";
+import { traceDialog } from "./dialogs.js";
 import { VirtualList } from "./list.js";
 import { count, num, percent, probability, quoted, signed, visible } from "./scale.js";
 
@@ -77,6 +78,7 @@ export class NodePanel {
       h("h2", { title: graph.shown(n) }, graph.shown(n)),
       kind === "feature" && button("✎", () => app.editLabel(n), { class: "plain", "aria-label": "Edit the label", title: "Edit the label (E)" }),
       h("span", { class: "grow" }),
+      kind === "feature" && app.canRun && button("Explain", () => traceDialog(app, graph.header.prompt, { feature: id }), { title: "Trace what makes this feature active" }),
       button(pinned ? "Unpin" : "Pin", () => app.togglePin(id), { title: "P", class: pinned ? "pinned" : "", "aria-pressed": String(pinned) }),
       button("Hide", () => app.hide(id), { title: "H" }),
       button("×", () => app.choose(null), { class: "plain", "aria-label": "Back to the overview", title: "Back to the overview (Escape)" })),
@@ -254,6 +256,12 @@ export class NodePanel {
     const paths = (summary.paths ?? []).map((/** @type {any} */ p) => ({ ...p, nodes: p.nodes.map((/** @type {any} */ node) => graph.numberOf(node.id)) })).filter((/** @type {any} */ p) => p.nodes.every((/** @type {number} */ n) => n >= 0));
     if (paths.length) parts.push(h("h2", null, "Strongest paths"), h("div", { class: "path-list", role: "list" }, paths.map((/** @type {any} */ p) => this.pathRow(p))));
     parts.push(...this.truth());
+    if (app.health?.can_save || app.view.note) {
+      parts.push(h("h2", null, "Note"), h("textarea", {
+        rows: "3", "aria-label": "Note", maxlength: "20000", placeholder: "What have you found? Saved with the graph.", value: app.view.note,
+        oninput: (/** @type {Event} */ e) => app.store.set({ note: /** @type {HTMLTextAreaElement} */ (e.target).value }, "note"),
+      }));
+    }
     fill(this.overview, parts);
   }
 

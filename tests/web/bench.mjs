@@ -70,9 +70,9 @@ try {
     });
     const cdp = await context.newCDPSession(page);
     await cdp.send("HeapProfiler.collectGarbage");
-    const { usedSize } = await cdp.send("Runtime.getHeapUsage");
+    const { usedSize, embedderHeapUsedSize = 0, backingStorageSize = 0 } = await cdp.send("Runtime.getHeapUsage");
     const two = (list) => `${ms(median(list))} / ${ms(worst(list))}`.padEnd(17);
-    console.log(`${slug.padEnd(12)} ${ms(first).padEnd(11)} ${ms(next).padEnd(10)} ${two(figures.hover)}${two(figures.click)}${two(figures.pin)}${two(figures.slider)}${(usedSize / 1e6).toFixed(1)} MB   (server up in ${ms(up)})`);
+    console.log(`${slug.padEnd(12)} ${ms(first).padEnd(11)} ${ms(next).padEnd(10)} ${two(figures.hover)}${two(figures.click)}${two(figures.pin)}${two(figures.slider)}${((usedSize + embedderHeapUsedSize + backingStorageSize) / 1e6).toFixed(1)} MB   (server up in ${ms(up)})`);
     await context.close();
     await server.stop();
   }
