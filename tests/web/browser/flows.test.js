@@ -17,7 +17,7 @@ test("from_nothing_to_a_story_that_is_still_there_after_a_reload", options, asyn
   await page.getByRole("textbox", { name: "Prompt" }).fill(DALLAS);
   await page.locator(".top-tokens .bar-row").first().waitFor();
   assert.match(await page.locator(".top-tokens .bar-row").first().innerText(), /1\.000\s+Austin/);
-  await page.getByRole("button", { name: "Trace", exact: true }).click();
+  await page.locator("dialog footer").getByRole("button", { name: "Trace", exact: true }).click();
   await page.getByRole("heading", { name: "New trace" }).waitFor({ state: "detached" });
   await drawn(page);
   assert.equal(await page.evaluate(() => /** @type {any} */ (window).circuitscope.app.graph.header.prompt), DALLAS);
@@ -405,7 +405,7 @@ test("a_trace_explains_what_is_asked", options, async (t) => {
   await page.getByRole("textbox", { name: "rather than token" }).fill(" Sacramento");
   await page.getByText("Settings").click();
   await page.getByRole("textbox", { name: "Name" }).fill("difference");
-  await page.getByRole("button", { name: "Trace", exact: true }).click();
+  await page.locator("dialog footer").getByRole("button", { name: "Trace", exact: true }).click();
   await page.getByRole("heading", { name: "New trace" }).waitFor({ state: "detached" });
   await until(page, "app.graph.header.targets[0].token_id === null || /−|-/.test(app.graph.header.targets[0].text)");
   assert.match(await page.locator(".overview").innerText(), /Austin.*Sacramento/s);
@@ -423,7 +423,7 @@ test("a_trace_that_is_cancelled_leaves_nothing", options, async (t) => {
   await page.locator(".tokens-line .chip").nth(300).waitFor();
   await page.getByText("Settings").click();
   await page.getByRole("combobox", { name: "Rows" }).selectOption("all");
-  await page.getByRole("button", { name: "Trace", exact: true }).click();
+  await page.locator("dialog footer").getByRole("button", { name: "Trace", exact: true }).click();
   await page.getByText(/rows: /).waitFor();
   await page.getByRole("button", { name: "Cancel" }).click();
   await page.getByText("cancelled").waitFor();
