@@ -89,29 +89,40 @@ fn copied(relative: &str, folder: &Path) {
     }
 }
 
+/// A target's name, and what makes it.
+type Named = (&'static str, fn() -> Target);
+
+const TARGETS: [Named; 15] = [
+    ("safetensors", safetensors),
+    ("npz", npz),
+    ("gguf", gguf),
+    ("config", config),
+    ("tokenizer", tokenizer),
+    ("yaml", yaml),
+    ("shards", shards),
+    ("raw", raw),
+    ("json", json_graph),
+    ("groups", groups),
+    ("plan", plan),
+    ("spec", spec),
+    ("labels", labels),
+    ("prompt", prompt),
+    ("hub", hub),
+];
+
+/// The names of all targets.
+pub fn names() -> Vec<&'static str> {
+    TARGETS.iter().map(|(name, _)| *name).collect()
+}
+
 /// The target of a name.
 ///
 /// # Panics
 /// There is none.
 pub fn named(name: &str) -> Target {
-    match name {
-        "safetensors" => safetensors(),
-        "npz" => npz(),
-        "gguf" => gguf(),
-        "config" => config(),
-        "tokenizer" => tokenizer(),
-        "yaml" => yaml(),
-        "shards" => shards(),
-        "raw" => raw(),
-        "json" => json_graph(),
-        "groups" => groups(),
-        "plan" => plan(),
-        "spec" => spec(),
-        "labels" => labels(),
-        "prompt" => prompt(),
-        "hub" => hub(),
-        _ => panic!("no target `{name}`"),
-    }
+    let found = TARGETS.iter().find(|(known, _)| *known == name);
+    let (_, make) = found.unwrap_or_else(|| panic!("no target `{name}`; there are {}", names().join(", ")));
+    make()
 }
 
 fn safetensors() -> Target {

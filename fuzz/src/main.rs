@@ -1,7 +1,9 @@
 //! Coverage-guided fuzzing of every reader of foreign files, with libFuzzer. `fuzz/run` builds and runs it.
 //!
 //! A finding is a panic, an input that takes longer than libFuzzer's `-timeout`, or much more memory than the input is
-//! large. Each binary in `fuzz_targets/` is one target of [`targets`].
+//! large. One program has all [`targets`]; the environment variable `FUZZ_TARGET` says which.
+
+#![no_main]
 
 mod hub;
 mod memory;
@@ -21,6 +23,9 @@ use targets::{Reading, Target};
 const MAX_BYTES: usize = 64 << 20;
 const MAX_BYTES_PER_BYTE: usize = 64;
 
+/// The reader to fuzz.
+const TARGET_NAME: &str = "FUZZ_TARGET";
+
 /// Where `fuzz/run` asks for the valid files of a target: they are written there and the program ends.
 const SEEDS_FOLDER: &str = "FUZZ_SEEDS_FOLDER";
 
@@ -28,27 +33,24 @@ thread_local! {
     static TARGET: OnceCell<Target> = const { OnceCell::new() };
 }
 
-/// A binary of libFuzzer for the target of this name.
-#[macro_export]
-macro_rules! target {
-    ($name:literal) => {
-        libfuzzer_sys::fuzz_target!(init: $crate::start($name), |input: &[u8]| -> libfuzzer_sys::Corpus {
-            $crate::read(input)
-        });
-        libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-            $crate::change(data, size, max_size, seed)
-        });
-    };
-}
+libfuzzer_sys::fuzz_target!(init: start(), |input: &[u8]| -> libfuzzer_sys::Corpus { read(input) });
+libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    change(data, size, max_size, seed)
+});
 
-/// Makes the target, and with `FUZZ_SEEDS_FOLDER` writes its valid files.
+/// Makes the target that `FUZZ_TARGET` names, and with `FUZZ_SEEDS_FOLDER` writes its valid files. Without a name it
+/// prints all names.
 ///
 /// # Panics
 /// There is no such target, or a valid file is not read.
-pub fn start(name: &str) {
+fn start() {
+    let Ok(name) = std::env::var(TARGET_NAME) else {
+        println!("{}", targets::names().join("\n"));
+        std::process::exit(0);
+    };
     // libFuzzer's own hook ends the process, also where a panic of foreign code is caught and becomes an error.
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}\n{}", std::backtrace::Backtrace::force_capture())));
-    let target = targets::named(name);
+    let target = targets::named(&name);
     if let Some(folder) = std::env::var_os(SEEDS_FOLDER) {
         let folder = Path::new(&folder);
         std::fs::create_dir_all(folder).expect("the folder of seeds can be made");
@@ -62,7 +64,7 @@ pub fn start(name: &str) {
 }
 
 /// Reads an input. Ends the process, for libFuzzer to keep the input, where that is a finding.
-pub fn read(input: &[u8]) -> Corpus {
+fn read(input: &[u8]) -> Corpus {
     TARGET.with(|cell| {
         let target = cell.get().expect("`start` made it");
         let before = memory::start();
@@ -81,7 +83,7 @@ pub fn read(input: &[u8]) -> Corpus {
 }
 
 /// Changes an input: half of the time by its form, half of the time as libFuzzer does.
-pub fn change(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
+fn change(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
     if seed % 2 == 0 {
         return fuzzer_mutate(data, size, max_size);
     }
