@@ -5,6 +5,7 @@
 
 #![no_main]
 
+mod feature_targets;
 mod hub;
 mod memory;
 mod mutate;
@@ -19,8 +20,7 @@ use libfuzzer_sys::{Corpus, fuzzer_mutate};
 use mutate::Random;
 use targets::{Reading, Target};
 
-/// Memory that one input may take, and on top for each of its bytes.
-const MAX_BYTES: usize = 64 << 20;
+/// Memory that one input may take for each of its bytes, on top of [`Target::max_bytes`].
 const MAX_BYTES_PER_BYTE: usize = 64;
 
 /// The reader to fuzz.
@@ -70,7 +70,7 @@ fn read(input: &[u8]) -> Corpus {
         let before = memory::start();
         let result = catch_unwind(AssertUnwindSafe(|| (target.read)(input)));
         let grew = memory::grown_since(before);
-        if grew > MAX_BYTES + MAX_BYTES_PER_BYTE * input.len() {
+        if grew > target.max_bytes + MAX_BYTES_PER_BYTE * input.len() {
             eprintln!("{} MB of memory for {} bytes of input", grew >> 20, input.len());
             std::process::abort();
         }

@@ -36,6 +36,8 @@ use crate::{Error, Result, text};
 use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use config::{Config, NamedSetup};
+pub use direction::{NamedDirection, directions};
 pub use features::FeaturesArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;

@@ -258,14 +258,14 @@ impl<'a> Run<'a> {
             let mut pieces = Pieces::open(input, &self.options.format)?;
             for _ in 0..self.progress.n_pieces {
                 job.check()?;
-                if pieces.next()?.is_none() {
+                if pieces.next_piece()?.is_none() {
                     let problem = "it is shorter than it was when the interrupted run read it".to_owned();
                     return Err(Error::Text { file: input.name(), problem });
                 }
             }
             loop {
                 job.check()?;
-                let piece = pieces.next()?;
+                let piece = pieces.next_piece()?;
                 if let Some(piece) = &piece {
                     self.progress.sequencer.push(piece, tokenizer)?;
                     self.progress.n_pieces += 1;

@@ -150,14 +150,15 @@ impl Default for TextFormat {
 
 /// A piece of a document, tokenised on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub struct Piece {
+    /// Of a line or more, or a part of one that is very long.
     pub text: String,
     /// Whether the document ends with it.
     pub ends_document: bool,
 }
 
 /// The pieces of one file, in order.
-pub(super) struct Pieces<'a> {
+pub struct Pieces<'a> {
     reader: Box<dyn BufRead>,
     shown: String,
     format: &'a TextFormat,
@@ -177,7 +178,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Text`] for compression that this build cannot read.
-    pub(super) fn open(input: &Input, format: &'a TextFormat) -> Result<Self> {
+    pub fn open(input: &Input, format: &'a TextFormat) -> Result<Self> {
         let shown = input.shown();
         let io = |doing| {
             let path = PathBuf::from(&shown);
@@ -209,7 +210,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Text`] for what is no text, no JSON or has no such field.
-    pub(super) fn next(&mut self) -> Result<Option<Piece>> {
+    pub fn next_piece(&mut self) -> Result<Option<Piece>> {
         loop {
             if self.rest.len() >= 2 * PIECE_BYTES {
                 let after = self.rest.split_off(cut(&self.rest));
@@ -426,7 +427,7 @@ mod tests {
     fn pieces(path: &Path, format: &TextFormat) -> Result<Vec<(String, bool)>> {
         let mut pieces = Pieces::open(&Input::File(path.to_owned()), format)?;
         let mut all = Vec::new();
-        while let Some(piece) = pieces.next()? {
+        while let Some(piece) = pieces.next_piece()? {
             all.push((piece.text, piece.ends_document));
         }
         Ok(all)

@@ -25,7 +25,7 @@ mod tokens;
 mod virtual_weights;
 
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
-pub use corpus::{Input, Split, TextFormat, inputs};
+pub use corpus::{Input, Piece, Pieces, Split, TextFormat, inputs};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
 pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
