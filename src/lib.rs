@@ -114,6 +114,7 @@ pub mod export;
 pub mod features;
 pub mod graph;
 mod input;
+pub mod heads;
 pub mod intervene;
 pub mod job;
 pub mod labels;

@@ -25,6 +25,14 @@ pub struct Batch {
     pub values: Vec<f32>,
 }
 
+impl Batch {
+    /// What is pulled back.
+    pub fn to_targets(&self) -> TargetBatch {
+        let positions = self.plan.members.iter().map(|&(_, pos)| pos).collect();
+        TargetBatch { site: self.plan.site, positions, gradients: self.gradients.clone() }
+    }
+}
+
 /// Gets the rows of every batch that are in a device's memory, and the numbers of its members.
 pub type KeepOnDevice<'a> = &'a mut dyn FnMut(&Tensor, &[usize]) -> Result<()>;
 
@@ -202,9 +210,7 @@ fn pull_back(
     rows: &mut BatchRows,
     count: &RowCount,
 ) -> Result<()> {
-    let Batch { plan, gradients, .. } = batch;
-    let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
-    let batch = TargetBatch { site: plan.site, positions, gradients };
+    let batch = batch.to_targets();
     count.job.check()?;
     linear.pull_back(&batch, &mut |sources, grad, ragged| {
         count.job.check()?;

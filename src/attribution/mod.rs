@@ -13,6 +13,7 @@ mod targets;
 
 pub use row_choice::{RowChoice, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
+pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;

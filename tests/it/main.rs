@@ -15,6 +15,7 @@ mod feature_labels;
 mod features;
 mod finite;
 mod graph;
+mod heads;
 mod hostile;
 mod hostile_text;
 mod hub;

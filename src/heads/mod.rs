@@ -1,0 +1,12 @@
+//! `heads`: through which attention heads an effect goes ([`head_flows`]) and what each head gives to a target
+//! ([`bills`]). The pattern is frozen, so attention is linear and every split here is exact.
+//!
+//! Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", have head loadings for one layer
+//! between two features; flows are the same at every layer of an edge.
+
+mod bills;
+mod flows;
+mod values;
+
+pub use bills::{Bill, bills};
+pub use flows::{FlowOptions, head_flows};
