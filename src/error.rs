@@ -254,6 +254,21 @@ pub enum Error {
     #[error("position {pos} does not exist: the prompt has {n_pos} positions, 0..={}", n_pos - 1)]
     NoSuchPosition { pos: usize, n_pos: usize },
 
+    /// A head that a layer does not have.
+    #[error("head {layer}.{head} does not exist: each layer has {n_heads} heads, 0..={}", n_heads - 1)]
+    NoSuchHead { layer: usize, head: usize, n_heads: usize },
+
+    /// A key that a query may not see.
+    #[error("score {score}: position {query} cannot look at {key}, {}", match window {
+        Some(window) if key <= query => format!("which is not among the last {window} that the layer's window shows"),
+        _ => "which comes after it".into(),
+    })]
+    KeyNotSeen { score: String, query: usize, key: usize, window: Option<usize> },
+
+    /// A key that gets all attention.
+    #[error("score {score}: the key has no rivals, it gets all of the attention")]
+    NoRivals { score: String },
+
     /// A feature that the transcoders do not have.
     #[error("feature {layer}_{feature} does not exist: layer {layer} has {n_features} features, 0..={}", n_features.saturating_sub(1))]
     NoSuchFeature { layer: usize, feature: usize, n_layers: usize, n_features: usize },
@@ -460,6 +475,7 @@ impl Error {
             | Error::NoSuchPosition { .. }
             | Error::NoSuchFeature { .. }
             | Error::NoSuchLayer { .. }
+            | Error::NoSuchHead { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
             Error::PromptLengths { .. }
@@ -490,6 +506,8 @@ impl Error {
             | Error::HookShape { .. }
             | Error::NotKept { .. }
             | Error::Collect { .. }
+            | Error::KeyNotSeen { .. }
+            | Error::NoRivals { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }

@@ -17,7 +17,7 @@ use crate::replacement::{LinearModel, Origin, Sources, TargetBatch, TargetSite};
 #[derive(Debug)]
 pub struct Batch {
     pub plan: BatchPlan,
-    /// `[n_members, d_model]`
+    /// As [`TargetBatch`] has them.
     gradients: Tensor,
     /// The part of each value that is constant at the target itself: the bias effect begins with it. `[n_members]`
     constants: Vec<f32>,
@@ -71,9 +71,12 @@ pub fn target_batches(linear: &LinearModel, targets: &[Target], limits: BatchLim
     let directions = targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_)));
     plans.extend(cut(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect(), limits));
     for (i, target) in targets.iter().enumerate() {
-        if let TargetKind::Feature { layer, .. } = target.kind {
-            plans.extend(cut(TargetSite::InputHook { layer }, vec![(i, target.pos)], limits));
-        }
+        let site = match target.kind {
+            TargetKind::Feature { layer, .. } => TargetSite::InputHook { layer },
+            TargetKind::AttentionInput { layer, .. } => TargetSite::AttentionInput { layer },
+            TargetKind::Direction(_) => continue,
+        };
+        plans.extend(cut(site, vec![(i, target.pos)], limits));
     }
     let batch = |plan: BatchPlan| -> Result<Batch> {
         let (mut gradients, mut constants, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -83,7 +86,12 @@ pub fn target_batches(linear: &LinearModel, targets: &[Target], limits: BatchLim
             constants.push(constant);
             values.push(value);
         }
-        Ok(Batch { plan, gradients: Tensor::stack(&gradients, 0)?, constants, values })
+        let gradients = match plan.site {
+            // One target a batch, with a gradient at each of its positions.
+            TargetSite::AttentionInput { .. } => gradients.remove(0),
+            TargetSite::InputHook { .. } | TargetSite::FinalNorm => Tensor::stack(&gradients, 0)?,
+        };
+        Ok(Batch { plan, gradients, constants, values })
     };
     plans.into_iter().map(batch).collect()
 }
@@ -102,6 +110,7 @@ fn at_site(linear: &LinearModel, target: &Target, pos: usize) -> Result<(Tensor,
             let bias = linear.input_bias(*layer).map_or(Ok(0.0), |bias| dot(encoder_vec, bias))?;
             Ok((encoder_vec.clone(), bias + b_enc, value))
         }
+        TargetKind::AttentionInput { gradients, constant, value, .. } => Ok((gradients.clone(), *constant, *value)),
     }
 }
 

@@ -9,11 +9,13 @@ mod plan;
 mod row_choice;
 mod rows;
 mod sampled;
+mod score_targets;
 mod targets;
 
+pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
 pub use row_choice::{RowChoice, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
-pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
+pub use score_targets::{Score, Versus, score_sides};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use candle_core::Tensor;
 
 use super::AttributionOptions;
+use super::score_targets::{Score, Versus, score_targets};
 use crate::error::{Error, Result};
 use crate::graph::AttributionGraph;
 use crate::replacement::{LinearModel, Replacement};
@@ -26,6 +27,13 @@ pub enum TargetRequest {
         feature: usize,
         /// Position in the prompt.
         pos: usize,
+    },
+    /// An attention score: its query side and its key side, two targets.
+    Score {
+        /// The score.
+        score: Score,
+        /// What it is compared with.
+        versus: Versus,
     },
     /// Any direction that the unembedding's input can have, used as it is. `[d_model]`
     Direction {
@@ -111,6 +119,17 @@ pub enum TargetKind {
         /// The feature's bias, part of the bias effect.
         b_enc: f32,
     },
+    /// On what the attention of a layer reads: the residual stream before it, at every position up to the target's.
+    AttentionInput {
+        /// The layer of the attention.
+        layer: usize,
+        /// `[pos + 1, d_model]`
+        gradients: Tensor,
+        /// What biases give, part of the bias effect.
+        constant: f32,
+        /// The value of the target.
+        value: f32,
+    },
 }
 
 /// One target node.
@@ -142,7 +161,8 @@ pub struct Chosen {
 /// A token's direction is `W_U[v] − mean(W_U)`, its weight its raw probability. Other targets have weight 1.
 ///
 /// # Errors
-/// [`Error::NoSuchPosition`], [`Error::NoSuchFeature`], [`Error::TokenOutOfRange`], a direction of a wrong length.
+/// [`Error::NoSuchPosition`], [`Error::NoSuchFeature`], [`Error::TokenOutOfRange`], a direction of a wrong length; of a
+/// score also [`Error::NoSuchLayer`], [`Error::NoSuchHead`], [`Error::KeyNotSeen`], [`Error::NoRivals`].
 pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: &AttributionOptions) -> Result<Chosen> {
     let (n_pos, d_model) = linear.final_normed.dims2()?;
     let check_pos = |pos: usize| if pos < n_pos { Ok(pos) } else { Err(Error::NoSuchPosition { pos, n_pos }) };
@@ -195,6 +215,9 @@ pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: 
                     weight: 1.0,
                     kind: TargetKind::Feature { layer: *layer, feature: *feature, encoder_vec, b_enc },
                 });
+            }
+            TargetRequest::Score { score, versus } => {
+                targets.extend(score_targets(replacement, linear, *score, *versus)?);
             }
             TargetRequest::Direction { vec, label } => {
                 if vec.len() != d_model || vec.iter().any(|v| !v.is_finite()) {

@@ -27,26 +27,22 @@ pub struct Bill {
 ///
 /// # Errors
 /// Those of [`crate::model::Model::forward`] and of the tensor operations; [`crate::Error::Cancelled`].
-pub fn bills(
-    replacement: &Replacement,
-    linear: &LinearModel,
-    targets: &[Target],
-    job: &Job,
-) -> Result<Vec<Vec<Bill>>> {
+pub fn bills(replacement: &Replacement, linear: &LinearModel, targets: &[Target], job: &Job) -> Result<Vec<Vec<Bill>>> {
     let written = written(replacement, linear, job)?;
     let n_heads = replacement.model.config.n_heads;
     let limits = batch_limits(linear.final_normed.device(), 1);
     let batches = target_batches(linear, targets, limits)?;
     let of_batch = |batch: crate::attribution::Batch| -> Result<Vec<(usize, Vec<Bill>)>> {
-        let mut all: Vec<(usize, Vec<Bill>)> = batch.plan.members.iter().map(|&(number, _)| (number, Vec::new())).collect();
+        let mut all: Vec<(usize, Vec<Bill>)> =
+            batch.plan.members.iter().map(|&(number, _)| (number, Vec::new())).collect();
         linear.pull_back_seeing_heads(&batch.to_targets(), &mut |_, _, _| Ok(()), &mut |at| {
             job.check()?;
             let grad: Vec<Vec<f32>> = at.grad_z.to_device(&Device::Cpu)?.to_vec2()?;
             let rows: Vec<(usize, usize)> = match at.queries {
                 Queries::Own => at.ragged.positions().iter().copied().enumerate().collect(),
-                Queries::All => {
-                    (0..at.ragged.n_segments()).flat_map(|pos| (0..at.ragged.count(pos)).map(move |t| (t, pos))).collect()
-                }
+                Queries::All => (0..at.ragged.n_segments())
+                    .flat_map(|pos| (0..at.ragged.count(pos)).map(move |t| (t, pos)))
+                    .collect(),
             };
             let d_head = written[at.layer][0].len() / n_heads;
             let mut sums = vec![0f64; all.len() * n_heads];
@@ -67,7 +63,8 @@ pub fn bills(
         })?;
         Ok(all)
     };
-    let done: Vec<Vec<(usize, Vec<Bill>)>> = batches.into_par_iter().with_max_len(1).map(of_batch).collect::<Result<_>>()?;
+    let done: Vec<Vec<(usize, Vec<Bill>)>> =
+        batches.into_par_iter().with_max_len(1).map(of_batch).collect::<Result<_>>()?;
     let mut all = vec![Vec::new(); targets.len()];
     for (number, mut bills) in done.into_iter().flatten() {
         bills.sort_by_key(|bill| bill.head);

@@ -198,7 +198,8 @@ impl Strongest {
             self.named.push(flow);
             return;
         }
-        let smallest = (0..self.named.len()).min_by(|&a, &b| self.named[a].flow.abs().total_cmp(&self.named[b].flow.abs()));
+        let smallest =
+            (0..self.named.len()).min_by(|&a, &b| self.named[a].flow.abs().total_cmp(&self.named[b].flow.abs()));
         match smallest {
             Some(at) if self.named[at].flow.abs() < flow.flow.abs() => {
                 self.rest += self.named[at].flow;

@@ -8,7 +8,7 @@ use super::run::{LinearWeights, Run};
 use super::sources::{Origin, Sources, SourcesBuilder};
 use crate::error::{Error, ErrorContext, Result};
 use crate::job::Job;
-use crate::model::{Activations, HookPoint, Norm, NormKind, split_heads};
+use crate::model::{Activations, HookPoint, NormKind, split_heads};
 use crate::ops::NormFactors;
 use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
 
@@ -228,15 +228,6 @@ impl Replacement {
         Ok(NormFactors::new(gain, &scale.recip()?, self.model.config.norm == NormKind::Layer)?)
     }
 
-    /// `w · diag(gain) · centring`, as the transpose of the norm needs it. `[n, d_model]` to the same
-    fn fold(&self, w: &Tensor, norm: &Norm) -> Result<Tensor> {
-        let scaled = w.broadcast_mul(&norm.gain)?;
-        match norm.kind {
-            NormKind::Rms => Ok(scaled),
-            NormKind::Layer => Ok(scaled.broadcast_sub(&scaled.mean_keepdim(1)?)?),
-        }
-    }
-
     fn freeze(&self, layer: usize, weights: LinearWeights, pattern: Tensor, kept: &Activations) -> Result<FrozenLayer> {
         let (mlp_norm, mlp_scale) = (&weights.mlp_norm, kept.need(HookPoint::Ln2Scale(layer))?);
         let (input_norm, input_bias) = match self.transcoders.input_hook {
@@ -259,11 +250,11 @@ impl Replacement {
             let scale = kept.need(HookPoint::Ln1PostScale(layer))?;
             pattern = pattern.broadcast_mul(&scale.recip()?.squeeze(0)?)?;
             // Post-norms are RMSNorms in every family that has them, so gain and centring need no order here.
-            w_o = self.fold(&w_o.t()?, norm)?.t()?.contiguous()?;
+            w_o = norm.fold(&w_o.t()?)?.t()?.contiguous()?;
         }
         Ok(FrozenLayer {
             pattern,
-            w_v: self.fold(&weights.vo.v.weight, &weights.attn_norm)?,
+            w_v: weights.attn_norm.fold(&weights.vo.v.weight)?,
             w_o,
             input_norm,
             input_bias,

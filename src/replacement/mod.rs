@@ -11,8 +11,8 @@ mod push_up;
 mod run;
 mod sources;
 
-pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
 pub use hops::Place;
+pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
 pub use pull_back::{AtHeads, TargetBatch, TargetSite};
 pub use push_forward::{ChangeSite, PushedForward};
 pub use push_up::PushUp;

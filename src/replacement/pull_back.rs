@@ -165,7 +165,12 @@ impl LinearModel {
 
 impl FrozenLayer {
     /// From the input hook to `resid_mid`, added to a residual gradient. `[n_rows, d_model]` to the same
-    pub(super) fn pull_back_input(&self, at_hook: Tensor, residual: Option<&Tensor>, ragged: &RaggedBatch) -> Result<Tensor> {
+    pub(super) fn pull_back_input(
+        &self,
+        at_hook: Tensor,
+        residual: Option<&Tensor>,
+        ragged: &RaggedBatch,
+    ) -> Result<Tensor> {
         match (&self.input_norm, residual) {
             (Some(factors), residual) => Ok(norm_pullback(&at_hook, residual, factors, ragged)?),
             (None, Some(residual)) => Ok((at_hook + residual)?),

@@ -48,7 +48,8 @@ impl<'a> PushUp<'a> {
     /// # Errors
     /// Those of the tensor operations.
     pub fn new(linear: &'a LinearModel) -> Result<Self> {
-        let transposed = linear.layers.iter().map(|layer| Ok([layer.w_v.t()?.contiguous()?, layer.w_o.t()?.contiguous()?]));
+        let transposed =
+            linear.layers.iter().map(|layer| Ok([layer.w_v.t()?.contiguous()?, layer.w_o.t()?.contiguous()?]));
         let transposed = transposed.collect::<Result<Vec<_>>>()?;
         let (n_heads, d_head) = match linear.layers.first() {
             Some(layer) => (layer.pattern.dim(0)?, layer.w_v.dim(0)? / linear.n_kv_heads),
@@ -142,10 +143,10 @@ impl<'a> PushUp<'a> {
     fn added(&self, place: &Sources, pos: usize, slots: &HashMap<Origin, usize>, n_there: usize) -> Result<Tensor> {
         let (start, end) = (place.vecs.starts[pos], place.vecs.starts[pos + 1]);
         let d_model = self.linear.final_normed.dim(1)?;
-        let mut added = Tensor::zeros((n_there, d_model), self.linear.final_normed.dtype(), self.linear.final_normed.device())?;
-        let found: Vec<(u32, u32)> = (start..end)
-            .filter_map(|at| slots.get(&place.origins[at]).map(|&slot| (at as u32, slot as u32)))
-            .collect();
+        let mut added =
+            Tensor::zeros((n_there, d_model), self.linear.final_normed.dtype(), self.linear.final_normed.device())?;
+        let found: Vec<(u32, u32)> =
+            (start..end).filter_map(|at| slots.get(&place.origins[at]).map(|&slot| (at as u32, slot as u32))).collect();
         if !found.is_empty() {
             let (from, to): (Vec<u32>, Vec<u32>) = found.into_iter().unzip();
             let index = |list: Vec<u32>| {
