@@ -58,6 +58,10 @@ pub enum Error {
     #[error("`{name}` of the graph holds a value at {index} that is not finite")]
     GraphNotFinite { name: &'static str, index: usize },
 
+    /// A target whose direction a graph's file does not tell.
+    #[error("the graph does not tell what its target {label:?} reads: trace it again")]
+    UnknownTarget { label: String },
+
     /// A number of a graph is negative that must not be.
     #[error("`{name}` of the graph holds a negative value at {index}")]
     GraphNegative { name: &'static str, index: usize },
@@ -513,6 +517,7 @@ impl Error {
             | Error::GraphIndex { .. }
             | Error::GraphOrder { .. }
             | Error::GraphNotFinite { .. }
+            | Error::UnknownTarget { .. }
             | Error::GraphNegative { .. }
             | Error::CircuitDuplicate { .. }
             | Error::CircuitCycle { .. }

@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use super::targets::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::model::{Activations, HookPoint, Hooks, Layer, ScoreSide, ScoreSides};
+use crate::model::{Activations, HookPoint, Hooks, Layer, ScoreSides};
 use crate::replacement::{LinearModel, Replacement};
 
 /// A score that a user asks about: head, query and key position. As text `18.6@18:7`: layer 18, head 6, from 18 to 7.
@@ -44,6 +44,28 @@ pub enum Versus {
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}@{}:{}", self.layer, self.head, self.query, self.key)
+    }
+}
+
+/// What follows the score in labels and settings: nothing, ` versus 5`, ` versus its rivals`.
+impl fmt::Display for Versus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Versus::Nothing => Ok(()),
+            Versus::Key(key) => write!(f, " versus {key}"),
+            Versus::Rivals => f.write_str(" versus its rivals"),
+        }
+    }
+}
+
+impl Versus {
+    /// Reads what [`Display`](fmt::Display) writes, with or without the space before it; `None` for any other text.
+    pub fn parse(text: &str) -> Option<Versus> {
+        match text.trim_start() {
+            "" => Some(Versus::Nothing),
+            "versus its rivals" => Some(Versus::Rivals),
+            text => text.strip_prefix("versus ")?.parse().ok().map(Versus::Key),
+        }
     }
 }
 
@@ -108,64 +130,106 @@ pub fn score_sides(
     weights.score_sides(config, layer, head, &resid_pre)
 }
 
+/// A score with all norms held, and the sum of scores that a target is made of.
+#[derive(Clone, Debug)]
+pub struct FrozenScore {
+    /// Which score.
+    pub score: Score,
+    /// What it is compared with.
+    pub versus: Versus,
+    /// Queries and keys of the head.
+    pub sides: ScoreSides,
+    /// The score of every key before softcap and softmax, where the query sees it. `[n_pos]`
+    pub scores: Vec<Option<f64>>,
+    /// Weight of every key's score in the value. `[n_pos]`
+    pub weights: Vec<f64>,
+    /// What no source has a part in: a sink's share among the rivals.
+    pub constant: f64,
+    /// `Σ weights · scores + constant`
+    pub value: f64,
+}
+
+impl FrozenScore {
+    /// Runs the prompt up to the score's layer.
+    ///
+    /// # Errors
+    /// Those of [`score_sides`]; [`Error::NoSuchPosition`], [`Error::KeyNotSeen`] for a key that the query may not see,
+    /// [`Error::NoRivals`].
+    pub fn new(replacement: &Replacement, tokens: &[u32], score: Score, versus: Versus, job: &Job) -> Result<Self> {
+        let n_pos = tokens.len();
+        let Score { layer, head, query, key } = score;
+        for pos in [query, key] {
+            if pos >= n_pos {
+                return Err(Error::NoSuchPosition { pos, n_pos });
+            }
+        }
+        let sides = score_sides(replacement, tokens, layer, head, job)?;
+        let scores = sides.scores(query)?;
+        let seen = |key: usize| match scores.get(key).copied().flatten() {
+            Some(score) => Ok(score),
+            None if key >= n_pos => Err(Error::NoSuchPosition { pos: key, n_pos }),
+            None => Err(Error::KeyNotSeen { score: score.to_string(), query, key, window: sides.window }),
+        };
+        seen(key)?;
+        let (mut weights, mut constant) = (vec![0f64; n_pos], 0f64);
+        match versus {
+            Versus::Nothing => weights[key] = 1.0,
+            Versus::Key(other) => {
+                seen(other)?;
+                weights[key] += 1.0;
+                weights[other] -= 1.0;
+            }
+            Versus::Rivals => {
+                let pattern = sides.pattern(&scores);
+                let others = 1.0 - pattern[key];
+                for (pos, score) in scores.iter().enumerate() {
+                    let Some(score) = score else { continue };
+                    let share = if pos == key { 1.0 } else { -pattern[pos] / others };
+                    weights[pos] = share * sides.capped(*score).1;
+                }
+                if !weights.iter().all(|weight| weight.is_finite()) {
+                    return Err(Error::NoRivals { score: score.to_string() });
+                }
+                // A sink takes its share, and no source has a part in it.
+                if let Some(sink) = sides.sink {
+                    let of_keys: f64 = pattern.iter().enumerate().filter(|(k, _)| *k != key).map(|(_, p)| p).sum();
+                    constant = -f64::from(sink) * (others - of_keys).max(0.0) / others;
+                }
+            }
+        }
+        let value = constant + (0..n_pos).map(|k| weights[k] * scores[k].unwrap_or(0.0)).sum::<f64>();
+        Ok(FrozenScore { score, versus, sides, scores, weights, constant, value })
+    }
+
+    /// What the keys are, each by its weight, with the factor on products: the value is its product with the query, and
+    /// [`FrozenScore::constant`]. `[d_head]`
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn weighted_key(&self) -> Result<Tensor> {
+        let weights: Vec<f32> = self.weights.iter().map(|weight| (weight * self.sides.scale) as f32).collect();
+        let weights = Tensor::from_vec(weights, (1, self.weights.len()), self.sides.key.vecs.device())?;
+        Ok(weights.matmul(&self.sides.key.vecs)?.squeeze(0)?)
+    }
+
+    /// The positions whose keys have a weight, with it.
+    pub fn keys(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        self.weights.iter().copied().enumerate().filter(|(_, weight)| *weight != 0.0)
+    }
+}
+
 /// The query side and the key side of a score, as targets.
 ///
 /// # Errors
-/// Those of [`score_sides`]; [`Error::NoSuchPosition`], [`Error::KeyNotSeen`] for a key that the query may not see.
+/// Those of [`FrozenScore::new`].
 pub(super) fn score_targets(
     replacement: &Replacement,
     linear: &LinearModel,
     score: Score,
     versus: Versus,
 ) -> Result<[Target; 2]> {
-    let n_pos = linear.tokens.len();
-    let Score { layer, head, query, key } = score;
-    for pos in [query, key] {
-        if pos >= n_pos {
-            return Err(Error::NoSuchPosition { pos, n_pos });
-        }
-    }
-    let sides = score_sides(replacement, &linear.tokens, layer, head, &Job::default())?;
-    let scores = sides.scores(query)?;
-    let seen = |key: usize| match scores.get(key).copied().flatten() {
-        Some(score) => Ok(score),
-        None if key >= n_pos => Err(Error::NoSuchPosition { pos: key, n_pos }),
-        None => Err(Error::KeyNotSeen { score: score.to_string(), query, key, window: sides.window }),
-    };
-    seen(key)?;
-    // The target is a weighted sum of scores.
-    let (mut weights, mut constant) = (vec![0f64; n_pos], 0f64);
-    let versus_text = match versus {
-        Versus::Nothing => {
-            weights[key] = 1.0;
-            String::new()
-        }
-        Versus::Key(other) => {
-            seen(other)?;
-            weights[key] += 1.0;
-            weights[other] -= 1.0;
-            format!(" versus {other}")
-        }
-        Versus::Rivals => {
-            let pattern = sides.pattern(&scores);
-            let others = 1.0 - pattern[key];
-            for (pos, score) in scores.iter().enumerate() {
-                let Some(score) = score else { continue };
-                let share = if pos == key { 1.0 } else { -pattern[pos] / others };
-                weights[pos] = share * sides.capped(*score).1;
-            }
-            if !weights.iter().all(|weight| weight.is_finite()) {
-                return Err(Error::NoRivals { score: score.to_string() });
-            }
-            // A sink takes its share, and no source has a part in it.
-            if let Some(sink) = sides.sink {
-                let share = others - pattern.iter().enumerate().filter(|(k, _)| *k != key).map(|(_, p)| p).sum::<f64>();
-                constant = -f64::from(sink) * share.max(0.0) / others;
-            }
-            " versus its rivals".into()
-        }
-    };
-    let value: f64 = constant + (0..n_pos).map(|k| weights[k] * scores[k].unwrap_or(0.0)).sum::<f64>();
+    let frozen = FrozenScore::new(replacement, &linear.tokens, score, versus, &Job::default())?;
+    let (sides, layer, query) = (&frozen.sides, score.layer, score.query);
     let target = |side: &str, pos: usize, gradients: Vec<(usize, Tensor)>, constant: f64| -> Result<Target> {
         let d_model = linear.final_normed.dim(1)?;
         let zero = Tensor::zeros(d_model, linear.final_normed.dtype(), linear.final_normed.device())?;
@@ -174,7 +238,7 @@ pub(super) fn score_targets(
             rows[pos] = gradient;
         }
         Ok(Target {
-            label: format!("attention {score}{versus_text}, {side}"),
+            label: format!("attention {score}{versus}, {side}"),
             token_id: None,
             pos,
             weight: 1.0,
@@ -182,26 +246,22 @@ pub(super) fn score_targets(
                 layer,
                 gradients: Tensor::stack(&rows, 0)?,
                 constant: constant as f32,
-                value: value as f32,
+                value: frozen.value as f32,
             },
         })
     };
     // Query side: one position, all keys in one weight.
-    let key_weights: Vec<f32> = weights.iter().map(|weight| (weight * sides.scale) as f32).collect();
-    let key_weights = Tensor::from_vec(key_weights, (1, n_pos), sides.key.vecs.device())?;
-    let on_query = key_weights.matmul(&sides.key.vecs)?.squeeze(0)?;
-    let (gradient, own) = sides.query.pull_back(query, &on_query)?;
-    let query_side = target("query side", query, vec![(query, gradient)], constant + f64::from(own))?;
+    let (gradient, own) = sides.query.pull_back(query, &frozen.weighted_key()?)?;
+    let query_side = target("query side", query, vec![(query, gradient)], frozen.constant + f64::from(own))?;
     // Key side: every key with a weight.
     let on_key = (sides.query.vecs.get(query)? * sides.scale)?;
-    let key_side: &ScoreSide = &sides.key;
-    let (mut gradients, mut own_constants) = (Vec::new(), constant);
-    for (pos, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-        let (gradient, own) = key_side.pull_back(pos, &(&on_key * weight)?)?;
+    let (mut gradients, mut own_constants) = (Vec::new(), frozen.constant);
+    for (pos, weight) in frozen.keys() {
+        let (gradient, own) = sides.key.pull_back(pos, &(&on_key * weight)?)?;
         gradients.push((pos, gradient));
         own_constants += f64::from(own);
     }
-    let last = gradients.last().map_or(key, |(pos, _)| *pos);
+    let last = gradients.last().map_or(score.key, |(pos, _)| *pos);
     let key_side = target("key side", last, gradients, own_constants)?;
     Ok([query_side, key_side])
 }

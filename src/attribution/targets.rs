@@ -52,6 +52,7 @@ impl std::fmt::Display for TargetRequest {
             TargetRequest::Token(token) => write!(f, "token {token}"),
             TargetRequest::TokenDiff(first, second) => write!(f, "difference {first} {second}"),
             TargetRequest::Feature { layer, feature, pos } => write!(f, "feature {layer}_{feature}_{pos}"),
+            TargetRequest::Score { score, versus } => write!(f, "attention {score}{versus}"),
             TargetRequest::Direction { vec, label } => {
                 write!(f, "direction {}", vec.len())?;
                 vec.iter().try_for_each(|value| write!(f, " {value}"))?;
@@ -76,6 +77,10 @@ impl TargetRequest {
                 let mut parts = rest.split('_').map(|part| part.parse().ok());
                 let [layer, feature, pos] = [parts.next()??, parts.next()??, parts.next()??];
                 parts.next().is_none().then_some(TargetRequest::Feature { layer, feature, pos })
+            }
+            "attention" => {
+                let (score, versus) = rest.split_once(' ').unwrap_or((rest, ""));
+                Some(TargetRequest::Score { score: score.parse().ok()?, versus: Versus::parse(versus)? })
             }
             "direction" => {
                 let (n_values, mut rest) = rest.split_once(' ')?;
@@ -300,10 +305,24 @@ mod tests {
             TargetRequest::TokenDiff(7, 0),
             TargetRequest::Feature { layer: 3, feature: 955, pos: 8 },
             TargetRequest::Direction { vec: vec![0.1, -3e-9, 1.0], label: "1 2 and more".into() },
+            TargetRequest::Score { score: "18.6@18:7".parse().unwrap(), versus: Versus::Nothing },
+            TargetRequest::Score { score: "0.0@1:0".parse().unwrap(), versus: Versus::Key(5) },
+            TargetRequest::Score { score: "0.0@1:0".parse().unwrap(), versus: Versus::Rivals },
         ] {
             assert_eq!(TargetRequest::parse(&request.to_string()), Some(request));
         }
-        for text in ["", "tokens 7", "token x", "difference 1", "feature 1_2", "feature 1_2_3_4", "direction 3 1 2 a"] {
+        for text in [
+            "attention 18.6",
+            "attention 18.6@1:0 against 3",
+            "attention 1.2@3:1 versus x",
+            "",
+            "tokens 7",
+            "token x",
+            "difference 1",
+            "feature 1_2",
+            "feature 1_2_3_4",
+            "direction 3 1 2 a",
+        ] {
             assert_eq!(TargetRequest::parse(text), None, "{text}");
         }
     }

@@ -157,7 +157,7 @@ fn no_such_node(node: NodeId) -> Error {
 }
 
 /// The number of an active feature.
-fn feature(linear: &LinearModel, node: NodeId) -> Result<usize> {
+pub(super) fn feature(linear: &LinearModel, node: NodeId) -> Result<usize> {
     let NodeId::Feature { layer, pos, feature } = node else { return Err(no_such_node(node)) };
     let id = FeatureId { layer, pos, feature };
     let all = &linear.features.all;
@@ -169,7 +169,7 @@ fn feature(linear: &LinearModel, node: NodeId) -> Result<usize> {
     all.binary_search_by_key(&id, key).map_err(|_| no_such_node(node))
 }
 
-fn origin(linear: &LinearModel, node: NodeId) -> Result<Origin> {
+pub(super) fn origin(linear: &LinearModel, node: NodeId) -> Result<Origin> {
     let n_pos = linear.tokens.len();
     match node {
         NodeId::Feature { .. } => Ok(Origin::Feature(feature(linear, node)?)),

@@ -5,8 +5,15 @@
 //! between two features; flows are the same at every layer of an edge.
 
 mod bills;
+mod eigenvalues;
 mod flows;
+mod head_scores;
+mod moves;
+mod pairs;
 mod values;
 
 pub use bills::{Bill, bills};
-pub use flows::{FlowOptions, head_flows};
+pub use flows::{FlowOptions, HEADS_PHASE, head_flows};
+pub use head_scores::{HEAD_SCORES, HeadScore, HeadScoreOptions, head_scores};
+pub use moves::{EdgeInFull, Move, edge_in_full};
+pub use pairs::{Pair, PairTable, ScorePairs};

@@ -46,9 +46,20 @@ pub struct Outcome {
 #[derive(Debug)]
 pub(super) struct ChangedRun {
     pub pass: Pass,
-    /// At the input hooks of the layers from `first_layer` on, if asked for.
+    /// What was asked for, of the layers from `first_layer` on.
     pub activations: Activations,
     pub first_layer: usize,
+}
+
+/// What a changed run keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Only where it ends.
+    Nothing,
+    /// The tensors at the input hooks.
+    Inputs,
+    /// The residual stream before a layer.
+    Stream(usize),
 }
 
 impl<'a> Original<'a> {
@@ -110,7 +121,7 @@ impl<'a> Original<'a> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
-        let ChangedRun { pass, activations, first_layer } = self.changed_run(alternatives, mode, true, job)?;
+        let ChangedRun { pass, activations, first_layer } = self.changed_run(alternatives, mode, Keep::Inputs, job)?;
         let logits = last_logits(self.replacement, &pass)?;
         let pre_activations = self.pre_activations(&activations, first_layer, alternatives.len())?;
         let ends = last_rows(&pass.final_normed)?.into_iter().zip(logits);
@@ -179,7 +190,7 @@ impl<'a> Original<'a> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
-        last_logits(self.replacement, &self.changed_run(alternatives, mode, false, job)?.pass)
+        last_logits(self.replacement, &self.changed_run(alternatives, mode, Keep::Nothing, job)?.pass)
     }
 
     /// As [`Original::changed_logits`], with what the final norm gives at the last position. `[n_alternatives]`
@@ -189,7 +200,7 @@ impl<'a> Original<'a> {
         mode: &Mode,
         job: &Job,
     ) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
-        let pass = self.changed_run(alternatives, mode, false, job)?.pass;
+        let pass = self.changed_run(alternatives, mode, Keep::Nothing, job)?.pass;
         Ok(last_logits(self.replacement, &pass)?.into_iter().zip(last_rows(&pass.final_normed)?).collect())
     }
 
@@ -198,7 +209,7 @@ impl<'a> Original<'a> {
         &self,
         alternatives: &[Vec<Intervention>],
         mode: &Mode,
-        keep_inputs: bool,
+        keep: Keep,
         job: &Job,
     ) -> Result<ChangedRun> {
         mode.check(self.replacement.model.config.n_layers)?;
@@ -212,8 +223,11 @@ impl<'a> Original<'a> {
         };
         let resid_pre = repeat(resid_pre, resolved.n_alternatives)?;
         let mut edit = self.edit(&resolved, mode);
-        let kept = if keep_inputs { first_layer..n_layers } else { 0..0 };
-        let mut activations = Activations::at(kept.map(|layer| self.replacement.input_point(layer)));
+        let mut activations = match keep {
+            Keep::Nothing => Activations::default(),
+            Keep::Inputs => Activations::at((first_layer..n_layers).map(|layer| self.replacement.input_point(layer))),
+            Keep::Stream(layer) => Activations::at([HookPoint::ResidPre(layer)]),
+        };
         let hooks = &mut (&mut edit, (self.hold(mode), &mut activations));
         let options = ForwardOptions::of(job);
         let pass = self.replacement.model.forward_from(first_layer, resid_pre, hooks, options)?;

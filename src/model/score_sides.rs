@@ -51,17 +51,27 @@ impl ScoreSide {
     /// # Errors
     /// Those of the tensor operations.
     pub fn pull_back(&self, pos: usize, weight: &Tensor) -> Result<(Tensor, f32)> {
-        let mut weight = weight.reshape((1, ()))?;
+        let (gradient, constant) = self.pull_back_rows(pos, &weight.reshape((1, ()))?)?;
+        Ok((gradient.squeeze(0)?, constant.squeeze(0)?.to_scalar::<f32>()?))
+    }
+
+    /// As [`ScoreSide::pull_back`], of several weights: the gradients, and what constants give to each. `[n, d_head]` to
+    /// `[n, d_model]` and `[n]`
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn pull_back_rows(&self, pos: usize, weights: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut weights = weights.clone();
         if let Some((cos, sin)) = &self.rotation {
             // The transpose of a rotation turns the other way.
-            weight = rotate(&weight, &cos.narrow(0, pos, 1)?, &sin.narrow(0, pos, 1)?.neg()?)?;
+            weights = rotate(&weights, &cos.narrow(0, pos, 1)?, &sin.narrow(0, pos, 1)?.neg()?)?;
         }
         if let Some(scale) = &self.head_scale {
-            weight = (weight * scale.narrow(0, pos, 1)?)?;
+            weights = weights.broadcast_mul(&scale.narrow(0, pos, 1)?)?;
         }
-        let constant = (&weight * &self.bias)?.sum_all()?.to_scalar::<f32>()?;
-        let gradient = weight.matmul(&self.w)?.broadcast_mul(&self.in_scale.narrow(0, pos, 1)?)?;
-        Ok((gradient.squeeze(0)?, constant))
+        let constants = weights.broadcast_mul(&self.bias)?.sum(1)?;
+        let gradients = weights.matmul(&self.w)?.broadcast_mul(&self.in_scale.narrow(0, pos, 1)?)?;
+        Ok((gradients, constants))
     }
 }
 

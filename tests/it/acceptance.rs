@@ -34,7 +34,7 @@ fn assert_edges_equal_effects(case: &Case, is_tried: impl Fn(NodeId) -> bool) ->
         .targets
         .iter()
         .map(|target| match &target.kind {
-            TargetKind::Direction(direction) => Readout { pos: target.pos, direction: direction.clone() },
+            TargetKind::Direction(direction) => Readout::FinalNorm { pos: target.pos, direction: direction.clone() },
             TargetKind::Feature { .. } | TargetKind::AttentionInput { .. } => {
                 unreachable!("the cases have logit targets")
             }
