@@ -58,6 +58,14 @@ pub enum Error {
     #[error("`{name}` of the graph holds a value at {index} that is not finite")]
     GraphNotFinite { name: &'static str, index: usize },
 
+    /// Two nodes of a graph with no edge between them.
+    #[error("no edge leads from {source_id} to {target_id}")]
+    NoEdge { source_id: String, target_id: String },
+
+    /// Names that stand for several edges.
+    #[error("{n_edges} edges lead from {source_id} to {target_id}: name one node of each")]
+    SeveralEdges { source_id: String, target_id: String, n_edges: usize },
+
     /// A target whose direction a graph's file does not tell.
     #[error("the graph does not tell what its target {label:?} reads: trace it again")]
     UnknownTarget { label: String },
@@ -480,6 +488,7 @@ impl Error {
             | Error::NoSuchFeature { .. }
             | Error::NoSuchLayer { .. }
             | Error::NoSuchHead { .. }
+            | Error::NoEdge { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
             Error::PromptLengths { .. }
@@ -510,6 +519,7 @@ impl Error {
             | Error::HookShape { .. }
             | Error::NotKept { .. }
             | Error::Collect { .. }
+            | Error::SeveralEdges { .. }
             | Error::KeyNotSeen { .. }
             | Error::NoRivals { .. }
             | Error::Setting { .. } => ErrorKind::Request,

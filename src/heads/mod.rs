@@ -10,10 +10,12 @@ mod flows;
 mod head_scores;
 mod moves;
 mod pairs;
+mod patterns;
 mod values;
 
-pub use bills::{Bill, bills};
+pub use bills::{Bill, HeadRow, bills, head_rows};
 pub use flows::{FlowOptions, HEADS_PHASE, head_flows};
 pub use head_scores::{HEAD_SCORES, HeadScore, HeadScoreOptions, head_scores};
 pub use moves::{EdgeInFull, Move, edge_in_full};
 pub use pairs::{Pair, PairTable, ScorePairs};
+pub use patterns::{HeadPattern, check_head, head_patterns};

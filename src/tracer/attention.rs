@@ -3,19 +3,22 @@
 use super::Tracer;
 use crate::attribution::{FrozenScore, Score, Target, Versus, targets_of};
 use crate::error::{Error, Result};
-use crate::graph::{AttributionGraph, HeadFlows, NodeId};
-use crate::heads::{Bill, FlowOptions, ScorePairs, bills, head_flows};
+use crate::graph::{AttributionGraph, Head, HeadFlows, NodeId};
+use crate::heads::{
+    EdgeInFull, FlowOptions, HeadPattern, HeadRow, HeadScore, HeadScoreOptions, ScorePairs, edge_in_full, head_flows,
+    head_patterns, head_rows, head_scores,
+};
 use crate::intervene::linearized_as_traced;
 use crate::job::Job;
 use crate::replacement::LinearModel;
 
 /// What every head gives to one target of a graph.
 #[derive(Clone, Debug)]
-pub struct TargetBills {
+pub struct TargetHeads {
     /// The graph's name for the target.
     pub label: String,
-    /// By layer and head.
-    pub bills: Vec<Bill>,
+    /// By head and position.
+    pub row: HeadRow,
 }
 
 /// A score, and the pairs of sources that it is made of.
@@ -45,16 +48,63 @@ impl Tracer {
         flows_of(&linear, &targets, edges, options, job)
     }
 
-    /// What every head gives to the targets of a graph.
+    /// One edge of a graph in full: target and source as ids.
     ///
     /// # Errors
     /// As [`Tracer::edge_heads`].
-    pub fn bills(&self, graph: &AttributionGraph, job: &Job) -> Result<Vec<TargetBills>> {
+    pub fn edge_in_full(
+        &self,
+        graph: &AttributionGraph,
+        edge: (NodeId, NodeId),
+        max_hops: usize,
+        job: &Job,
+    ) -> Result<EdgeInFull> {
         let (_, linear) = linearized_as_traced(&self.replacement, graph, job)?;
         let targets = self.known_targets(&linear, graph)?;
-        let found = bills(&self.replacement, &linear, &targets, job)?;
+        edge_in_full(&linear, &targets, edge, max_hops, job)
+    }
+
+    /// What every head gives to the targets of a graph; with `other`, a prompt of the same length, what it would give
+    /// more if it wrote what it writes there ([`head_rows`]).
+    ///
+    /// # Errors
+    /// As [`Tracer::edge_heads`]; [`Error::PromptLengths`].
+    pub fn head_rows(
+        &self,
+        graph: &AttributionGraph,
+        other: Option<super::Prompt>,
+        job: &Job,
+    ) -> Result<Vec<TargetHeads>> {
+        let other = other.map(|other| self.tokenize(other)).transpose()?;
+        let (_, linear) = linearized_as_traced(&self.replacement, graph, job)?;
+        let targets = self.known_targets(&linear, graph)?;
+        let tokens = other.as_ref().map(|prompt| prompt.tokens.as_slice());
+        let found = head_rows(&self.replacement, &linear, &targets, tokens, job)?;
         let labels = targets.iter().map(|target| target.label.clone());
-        Ok(labels.zip(found).map(|(label, bills)| TargetBills { label, bills }).collect())
+        Ok(labels.zip(found).map(|(label, row)| TargetHeads { label, row }).collect())
+    }
+
+    /// What every head of the model does on random tokens.
+    ///
+    /// # Errors
+    /// As [`head_scores`].
+    pub fn head_scores(&self, options: &HeadScoreOptions, job: &Job) -> Result<Vec<HeadScore>> {
+        head_scores(&self.replacement.model, &self.replacement.tokenizer, options, job)
+    }
+
+    /// Where heads look in a prompt.
+    ///
+    /// # Errors
+    /// As [`head_patterns`], and of a prompt that does not fit the model.
+    pub fn head_patterns(
+        &self,
+        prompt: impl Into<super::Prompt>,
+        heads: &[Head],
+        job: &Job,
+    ) -> Result<(super::TokenizedPrompt, Vec<HeadPattern>)> {
+        let prompt = self.tokenize(prompt)?;
+        let found = head_patterns(&self.replacement.model, &prompt.tokens, heads, job)?;
+        Ok((prompt, found))
     }
 
     /// The pairs of sources behind a score.

@@ -11,7 +11,7 @@ mod intervention;
 mod setup;
 mod traced_graph;
 
-pub use attention::{ExplainedScore, TargetBills};
+pub use attention::{ExplainedScore, TargetHeads};
 pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use setup::{DeviceChoice, Setup};

@@ -20,13 +20,11 @@ pub(super) fn check(in_graph: &HeadFlows, again: &AttributionGraph) -> Vec<PartC
     for (at, edge) in in_graph.edges().iter().enumerate() {
         let name = || format!("[{at}] ({} to {})", edge.source, edge.target);
         let Some(here) = again.heads().and_then(|heads| heads.find(edge.target, edge.source)) else { continue };
-        // An edge of the graph that is zero is none.
-        edges.check.n_values += 1;
-        if edge.effect == 0.0 {
-            edges.differs(name(), "an edge".into(), "zero".into());
-        }
         let size = f64::from(size(here));
         let tolerance = |value: f32| RTOL * f64::from(value.abs()) + FLOW_TOL * size;
+        // Whether it is this edge that the parts are of: they add up to it.
+        let parts: f32 = if edge.hops.is_empty() { edge.effect } else { edge.hops.iter().sum() };
+        edges.add(parts, edge.effect, tolerance(edge.effect), name);
         let mut left = here.rest + here.strongest.iter().map(|flow| flow.flow).sum::<f32>();
         let mut smallest = f32::INFINITY;
         for flow in &edge.strongest {
