@@ -56,7 +56,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             }
         }),
         Error::PromptLengths { .. } => Some(
-            "features are exchanged position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
+            "exchanges go position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
              of any length"
                 .into(),
         ),

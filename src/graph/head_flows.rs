@@ -6,6 +6,9 @@ use std::str::FromStr;
 use super::NodeId;
 use crate::{Error, Result};
 
+/// Smaller parts of an edge would be shown as 0 %.
+const SHOWN_PART: f32 = 0.005;
+
 /// A head, by its layer and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Head {
@@ -110,11 +113,11 @@ impl EdgeHeads {
             format!("{sign}{:.0} %", 100.0 * part.abs() / size)
         };
         let mut parts = Vec::new();
-        if size > 0.0 {
-            parts.extend(self.strongest.first().map(|flow| format!("{} {}", flow.head, percent(flow.flow))));
-            if self.direct() != 0.0 {
-                parts.push(format!("direct {}", percent(self.direct())));
-            }
+        let is_shown = |part: f32| part.abs() >= SHOWN_PART * size && part != 0.0;
+        let top = self.strongest.first().filter(|flow| is_shown(flow.flow));
+        parts.extend(top.map(|flow| format!("{} {}", flow.head, percent(flow.flow))));
+        if is_shown(self.direct()) {
+            parts.push(format!("direct {}", percent(self.direct())));
         }
         parts.join(", ")
     }

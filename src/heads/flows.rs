@@ -187,25 +187,32 @@ struct Strongest {
     named: Vec<HeadFlow>,
     n_named: usize,
     rest: f32,
+    /// Once all places are taken: which of the named flows is the smallest, and its size. Almost every other flow is
+    /// smaller.
+    smallest: Option<(usize, f32)>,
 }
 
 impl Strongest {
+    fn new(n_named: usize) -> Self {
+        Self { named: Vec::new(), n_named, rest: 0.0, smallest: (n_named == 0).then_some((0, f32::INFINITY)) }
+    }
+
     fn add(&mut self, flow: HeadFlow) {
-        if flow.flow == 0.0 {
-            return;
-        }
-        if self.named.len() < self.n_named {
-            self.named.push(flow);
-            return;
-        }
-        let smallest =
-            (0..self.named.len()).min_by(|&a, &b| self.named[a].flow.abs().total_cmp(&self.named[b].flow.abs()));
-        match smallest {
-            Some(at) if self.named[at].flow.abs() < flow.flow.abs() => {
+        match self.smallest {
+            Some((_, size)) if flow.flow.abs() <= size => {
+                self.rest += flow.flow;
+                return;
+            }
+            Some((at, _)) => {
                 self.rest += self.named[at].flow;
                 self.named[at] = flow;
             }
-            _ => self.rest += flow.flow,
+            None if flow.flow == 0.0 => return,
+            None => self.named.push(flow),
+        }
+        if self.named.len() == self.n_named {
+            let sizes = self.named.iter().map(|flow| flow.flow.abs()).enumerate();
+            self.smallest = sizes.min_by(|a, b| a.1.total_cmp(&b.1));
         }
     }
 
@@ -238,7 +245,7 @@ impl Part<'_> {
         for (target, (number, _)) in batch.plan.members.iter().enumerate() {
             for ends in edges.get(number).into_iter().flatten().filter(|ends| self.range.contains(&ends.group)) {
                 by_group[ends.group - self.range.start].push((target, ends.slot, all.len()));
-                all.push((ends.edge, Strongest { named: Vec::new(), n_named: self.n_named, rest: 0.0 }));
+                all.push((ends.edge, Strongest::new(self.n_named)));
             }
         }
         self.linear.pull_back_seeing_heads(&batch.to_targets(), &mut |_, _, _| Ok(()), &mut |at| {

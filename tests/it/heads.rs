@@ -2,9 +2,12 @@
 //! flows.
 
 use candle_core::Tensor;
-use circuitscope::attribution::{Attribution, AttributionOptions, Score, TargetKind, TargetRequest, Versus, attribute};
-use circuitscope::graph::{AttributionGraph, EdgeHeads, Head, NodeId};
-use circuitscope::heads::{FlowOptions, bills, head_flows};
+use circuitscope::attribution::{
+    Attribution, AttributionOptions, FrozenScore, Score, TargetKind, TargetRequest, Versus, attribute,
+};
+use circuitscope::graph::{AttributionGraph, EdgeHeads, Head, HeadFlow, HeadFlows, NodeId};
+use circuitscope::heads::{FlowOptions, ScorePairs, bills, edge_in_full, head_flows, head_patterns, head_rows};
+use circuitscope::intervene::{HeadChange, HeadIntervention, Mode, Original, Positions};
 use circuitscope::job::Job;
 use circuitscope::model::{ForwardOptions, HookPoint, Hooks, Layer};
 use circuitscope::ops::SourceVecs;
@@ -616,4 +619,263 @@ fn edges_that_are_not_there_are_refused() {
     assert!(refused(last, NodeId::Token { pos: 99 }).contains("token@99"));
     assert!(refused(last, NodeId::Feature { layer: 0, pos: 0, feature: 0 }).contains("0_0_0"));
     assert!(refused(last, last).contains("target#0"));
+}
+
+/// What a head moves between positions adds up to its flow, and where it is the only head there is one move: the closed
+/// form of one hop, `P[c, p] · ⟨W_Oᵀ u, W_V v⟩`.
+#[test]
+fn moves_add_up_to_flows_and_one_head_alone_is_one_hop() {
+    for (seed, traced) in traced().iter().enumerate() {
+        let edges = traced.edges(&mut Random::new(seed as u64));
+        let mut tried = 0;
+        for &(target, source) in traced.ids(&edges).iter().step_by(17).take(4) {
+            let targets = &traced.found.targets;
+            let full =
+                |linear: &LinearModel| edge_in_full(linear, targets, (target, source), 6, &Job::default()).unwrap();
+            let whole = full(&traced.linear);
+            for flow in &whole.heads.strongest {
+                let moves = whole.moves.iter().filter(|at| at.head == flow.head).map(|at| at.flow);
+                let (sum, sizes) = moves.fold((0f32, 0f32), |(sum, sizes), flow| (sum + flow, sizes + flow.abs()));
+                let name = format!("{}: {target} from {source} by {}", traced.name, flow.head);
+                assert!((sum - flow.flow).abs() <= RTOL * (sizes + size(&whole.heads)), "{name}: {sum} {}", flow.flow);
+            }
+            // One head at a time: together all one-hop parts.
+            let mut one_hop = 0f32;
+            for layer in 0..traced.n_layers() {
+                for head in 0..traced.n_heads() {
+                    let mut linear = traced.linear.clone();
+                    for other in 0..traced.n_layers() {
+                        let mut factors = vec![0.0; traced.n_heads()];
+                        factors[head] = if other == layer { 1.0 } else { 0.0 };
+                        linear.scale_heads(other, &factors).unwrap();
+                    }
+                    let alone = full(&linear);
+                    // A skip connection or a cross-layer feature changes nothing about positions.
+                    let places: Vec<(usize, usize)> = alone.moves.iter().map(|at| (at.from, at.to)).collect();
+                    assert!(places.len() <= 1, "{}: {layer}.{head} moves {places:?}", traced.name);
+                    one_hop += alone.moves.iter().map(|at| at.flow).sum::<f32>();
+                    tried += alone.moves.len();
+                }
+            }
+            let by_channels = whole.heads.hops[1];
+            assert!(
+                (one_hop - by_channels).abs() <= RTOL * size(&whole.heads),
+                "{}: {one_hop} {by_channels}",
+                traced.name
+            );
+        }
+        assert!(tried > 4, "{}: {tried} moves", traced.name);
+    }
+}
+
+/// Pairs add up to the score of the model; of either side they are the row of that side; sizes and the largest are those
+/// of the whole matrix.
+#[test]
+fn pairs_of_sources_add_up_to_the_score_and_to_the_rows_of_its_sides() {
+    for traced in traced() {
+        let query = traced.linear.tokens.len() - 1;
+        for (score, versus) in [
+            (Score { layer: 3, head: 1, query, key: query - 1 }, Versus::Nothing),
+            (Score { layer: 2, head: 0, query, key: query - 2 }, Versus::Key(query)),
+            (Score { layer: 3, head: 2, query, key: query }, Versus::Rivals),
+        ] {
+            let name = format!("{}: {score}{versus}", traced.name);
+            let frozen =
+                FrozenScore::new(&traced.replacement, &traced.linear.tokens, score, versus, &Job::default()).unwrap();
+            let pairs = ScorePairs::new(&traced.linear, &frozen, &Job::default()).unwrap();
+            let n = pairs.sources.len();
+            let each: Vec<usize> = (0..n).collect();
+            let table = pairs.by_group(&each, n).unwrap();
+            let sizes: f64 = table.amounts.iter().map(|amount| amount.abs()).sum();
+            let tolerance = 1e-5 * sizes + 1e-4;
+            let value = pairs.value().unwrap();
+            assert!((value - frozen.value).abs() <= tolerance, "{name}: {value} {}", frozen.value);
+            let sum_of_sizes = pairs.sum_of_sizes().unwrap();
+            assert!((sum_of_sizes - sizes).abs() <= 1e-4 * sizes, "{name}: {sum_of_sizes} {sizes}");
+            let targets = vec![TargetRequest::Score { score, versus }];
+            let options = AttributionOptions { targets, ..traced.case.options() };
+            let found = attribute(&traced.replacement, &traced.linear, traced.case.prompt(), &options, &Job::default())
+                .unwrap();
+            let (graph, layout) = (&found.graph, found.graph.layout());
+            for (number, source) in pairs.sources.iter().enumerate() {
+                for (side, marginal) in [table.of_query(number), table.of_key(number)].into_iter().enumerate() {
+                    let row = layout.n_features() + side;
+                    let effect = match source {
+                        Some(node) => f64::from(graph.row(row)[layout.index(*node).unwrap()]),
+                        None => f64::from(graph.bias_effect[row]) - frozen.constant,
+                    };
+                    assert!(
+                        (marginal - effect).abs() <= tolerance,
+                        "{name}: {source:?} side {side}: {marginal} {effect}"
+                    );
+                }
+            }
+            let strongest = pairs.strongest(5, |_, _| true).unwrap();
+            let mut all: Vec<f64> = table.amounts.iter().map(|amount| amount.abs()).collect();
+            all.sort_by(|a, b| b.total_cmp(a));
+            for (pair, &size) in strongest.iter().zip(&all) {
+                let amount = table.amount(pair.query, pair.key);
+                assert!((f64::from(pair.amount) - amount).abs() <= 1e-4 * (amount.abs() + 1e-3), "{name}");
+                assert!((amount.abs() - size).abs() <= 1e-4 * (size + 1e-3), "{name}: {amount} {size}");
+            }
+        }
+    }
+}
+
+/// With everything held, a head that writes nothing takes its bill from every target, and one that writes what it writes
+/// elsewhere changes them by its row.
+#[test]
+fn changed_heads_change_held_targets_by_their_bills() {
+    for traced in traced() {
+        let prompt = traced.linear.tokens.clone();
+        let mut original = Original::run(&traced.replacement, &prompt, &Job::default()).unwrap();
+        let targets = &traced.found.targets;
+        let before = traced.replacement.model.forward(&[prompt.clone()], &mut (), ForwardOptions::default()).unwrap();
+        // Another prompt of the same length.
+        let mut other = prompt.clone();
+        let middle = other.len() / 2;
+        other.swap(middle, middle - 1);
+        let other_text = traced.replacement.tokenizer.decode(&other);
+        let other_again = traced.replacement.tokenizer.encode_prompt(&other_text).unwrap_or_default();
+        let rows = head_rows(&traced.replacement, &traced.linear, targets, None, &Job::default()).unwrap();
+        let patched = head_rows(&traced.replacement, &traced.linear, targets, Some(&other), &Job::default()).unwrap();
+        let mut compared = 0;
+        for (layer, head) in [(0, 1), (2, 0), (3, 3)] {
+            let at = Head { layer, head };
+            let mut changes = vec![(HeadChange::Zero, &rows, -1.0f32)];
+            if other_again == other {
+                changes.push((HeadChange::Like(other_text.clone()), &patched, 1.0));
+            }
+            for (change, rows, sign) in changes {
+                let name = format!("{}: {at} {change:?}", traced.name);
+                let change = HeadIntervention { head: at, positions: Positions::From(0), change };
+                original.change_heads(&[change], &Job::default()).unwrap();
+                let after = original.intervene(&[Vec::new()], &Mode::Direct, &Job::default()).unwrap().remove(0);
+                let end = before.final_normed.squeeze(0).unwrap();
+                for (target, row) in targets.iter().zip(rows) {
+                    let TargetKind::Direction(direction) = &target.kind else { continue };
+                    if target.pos + 1 != prompt.len() {
+                        continue;
+                    }
+                    let direction: Vec<f32> = direction.to_vec1().unwrap();
+                    let end: Vec<f32> = end.get(target.pos).unwrap().to_vec1().unwrap();
+                    let dot = |x: &[f32]| -> f64 { x.iter().zip(&direction).map(|(a, b)| f64::from(a * b)).sum() };
+                    let changed = dot(&after.final_normed) - dot(&end);
+                    let number = row.heads.iter().position(|&there| there == at).unwrap();
+                    let bill = f64::from(sign * row.bills()[number].amount);
+                    let size = dot(&end).abs() + bill.abs() + 1.0;
+                    assert!((changed - bill).abs() <= 3e-4 * size, "{name}: {changed}, bill {bill}");
+                    compared += usize::from(bill.abs() > 1e-3);
+                }
+            }
+        }
+        assert!(compared > 0, "{}: nothing was changed", traced.name);
+    }
+}
+
+/// Replaces what one head reads, and nothing else.
+struct Without {
+    layer: usize,
+    head: usize,
+    from: usize,
+}
+
+impl Hooks for Without {
+    fn wants(&self, point: HookPoint) -> bool {
+        point == HookPoint::AttnZ(self.layer)
+    }
+
+    fn see(&mut self, _: HookPoint, z: &Tensor) -> circuitscope::Result<Option<Tensor>> {
+        let (batch, n_pos, n_heads, d_head) = z.dims4().unwrap();
+        let kept: Vec<f32> = (0..batch * n_pos * n_heads)
+            .map(|at| f32::from(at % n_heads != self.head || at / n_heads % n_pos < self.from))
+            .collect();
+        let kept = Tensor::from_vec(kept, (batch, n_pos, n_heads, 1), z.device()).unwrap();
+        Ok(Some(z.broadcast_mul(&kept).unwrap().reshape((batch, n_pos, n_heads, d_head)).unwrap()))
+    }
+}
+
+/// The free model without a head is the model whose head reads nothing; heads of a plan's alternatives are each their own.
+#[test]
+fn a_head_that_is_switched_off_is_gone_from_the_free_model() {
+    for traced in traced() {
+        let prompt = traced.linear.tokens.clone();
+        let model = &traced.replacement.model;
+        let mut original = Original::run(&traced.replacement, &prompt, &Job::default()).unwrap();
+        for (layer, head, from) in [(0, 2, 0), (1, 1, 3), (3, 0, prompt.len() - 1)] {
+            let mut without = Without { layer, head, from };
+            let pass = model.forward(&[prompt.clone()], &mut without, ForwardOptions::default()).unwrap();
+            let expected: Vec<f32> = model.last_logits(&pass).unwrap().get(0).unwrap().to_vec1().unwrap();
+            let change = HeadIntervention {
+                head: Head { layer: layer as u32, head: head as u32 },
+                positions: Positions::From(from),
+                change: HeadChange::Zero,
+            };
+            original.change_heads(std::slice::from_ref(&change), &Job::default()).unwrap();
+            let found = original.intervene(&[Vec::new()], &Mode::Free, &Job::default()).unwrap().remove(0);
+            let largest = expected.iter().fold(1f32, |m, l| m.max(l.abs()));
+            for (found, expected) in found.logits.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-4 * largest, "{}: {change}: {found} {expected}", traced.name);
+            }
+        }
+    }
+}
+
+/// Rows add up to 1 or less, nobody looks ahead, and it is what the model computes.
+#[test]
+fn patterns_are_those_of_the_model() {
+    for traced in traced() {
+        let heads = [Head { layer: 0, head: 1 }, Head { layer: 3, head: 2 }];
+        let model = &traced.replacement.model;
+        let found = head_patterns(model, &traced.linear.tokens, &heads, &Job::default()).unwrap();
+        let kept = kept(&traced);
+        for (pattern, head) in found.iter().zip(heads) {
+            let sides = kept.weights[head.layer as usize]
+                .score_sides(
+                    &model.config,
+                    head.layer as usize,
+                    head.head as usize,
+                    &kept.resid_pre[head.layer as usize],
+                )
+                .unwrap();
+            for (query, attention) in pattern.attention.iter().enumerate() {
+                let expected = sides.pattern(&sides.scores(query).unwrap());
+                for (key, (&p, expected)) in attention.iter().zip(expected).enumerate() {
+                    assert!((f64::from(p) - expected).abs() < 1e-4, "{}: {head} {query} {key}", traced.name);
+                    assert!(key <= query || p == 0.0);
+                }
+            }
+        }
+        let refused = |layer, head| {
+            let tokens = &traced.linear.tokens;
+            head_patterns(model, tokens, &[Head { layer, head }], &Job::default()).unwrap_err().to_string()
+        };
+        assert!(refused(99, 0).contains("layer 99") && refused(0, 99).contains("head 0.99 does not exist"));
+    }
+}
+
+#[test]
+fn heads_of_edges_that_do_not_belong_together_are_refused() {
+    let edge = |source, flow| EdgeHeads {
+        target: NodeId::Target { index: 0 },
+        source: NodeId::Token { pos: source },
+        effect: 1.0,
+        strongest: vec![HeadFlow { head: Head { layer: 0, head: 0 }, flow }],
+        rest: 0.0,
+        hops: vec![1.0, 0.0],
+    };
+    let heads = HeadFlows::new(vec![edge(2, 1.0), edge(1, -0.5)], 8, 2).unwrap();
+    assert_eq!(
+        heads.find(NodeId::Target { index: 0 }, NodeId::Token { pos: 1 }).unwrap().label(),
+        "0.0 -50 %, direct 100 %"
+    );
+    assert!(heads.find(NodeId::Target { index: 1 }, NodeId::Token { pos: 1 }).is_none());
+    assert!(HeadFlows::new(vec![edge(1, 1.0), edge(1, 1.0)], 8, 2).unwrap_err().to_string().contains("twice"));
+    assert!(HeadFlows::new(vec![edge(1, 1.0)], 8, 3).unwrap_err().to_string().contains("head_hops"));
+    assert!(HeadFlows::new(vec![edge(1, 1.0)], 0, 2).unwrap_err().to_string().contains("head_flows"));
+    assert!(HeadFlows::new(vec![edge(1, f32::NAN)], 8, 2).is_err());
+    let traced = traced().remove(0);
+    let mut graph = traced.found.graph;
+    let elsewhere = HeadFlows::new(vec![edge(99, 1.0)], 8, 2).unwrap();
+    assert!(graph.set_heads(elsewhere).unwrap_err().to_string().contains("token@99"));
 }

@@ -135,6 +135,9 @@ struct AmountJson {
 #[derive(Debug, Serialize)]
 struct TargetJson {
     target: String,
+    /// As text shows it: a token in quotes.
+    #[serde(skip)]
+    name: String,
     heads: Vec<AmountJson>,
 }
 
@@ -197,7 +200,12 @@ impl Report {
                 amount,
                 by_position: (0..target.row.n_pos).map(|pos| target.row.amount(at, pos)).collect(),
             });
-            TargetJson { target: target.label.clone(), heads: heads.collect() }
+            let is_token = circuit.targets().iter().any(|&index| {
+                let node = circuit.node(index);
+                node.text == target.label && node.token_id.is_some_and(|id| id >= 0)
+            });
+            let name = if is_token { quoted(&target.label) } else { terminal(&target.label) };
+            TargetJson { target: target.label.clone(), name, heads: heads.collect() }
         };
         Report {
             prompt: circuit.meta.prompt.clone(),
@@ -248,7 +256,7 @@ fn text(report: &Report, circuit: &Circuit) -> String {
         write_table(&mut text, &[Align::Left, Align::Right, Align::Right, Align::Right, Align::Left], header, rows);
     }
     for target in &report.bills {
-        let label = terminal(&target.target);
+        let label = &target.name;
         let _ = match report.from {
             Some(_) => writeln!(text, "\nwhat {label} would gain if one head wrote what it writes there"),
             None => writeln!(text, "\nwhat heads give to {label} (what passes two heads is in both lines)"),
@@ -377,6 +385,8 @@ fn edge_text(report: &EdgeReport, found: &EdgeInFull, circuit: &Circuit) -> Stri
             .moves
             .iter()
             .take(MAX_MOVES)
+            // The others would be shown as zero.
+            .filter(|moved| moved.flow.abs() >= 0.000_5)
             .map(|moved| format!("{} > {} {:+.3}", at(moved.from), at(moved.to), moved.flow))
             .collect();
         vec![

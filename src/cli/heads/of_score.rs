@@ -22,6 +22,9 @@ const MAX_KEYS: usize = 4;
 /// Larger tables than this do not fit a terminal: their positions are listed by their sums.
 const MAX_COLUMNS: usize = 8;
 
+/// The group of the constants.
+const BIASES: usize = 3;
+
 /// Groups of features by label, besides the fixed ones.
 const MAX_LABELS: usize = 6;
 
@@ -228,13 +231,15 @@ impl Tables {
             .map(|(source, of_label)| match source {
                 Some(NodeId::Token { .. }) => 0,
                 Some(NodeId::Error { .. }) => 1,
-                None => 3,
+                None => BIASES,
                 _ => strongest.iter().position(|(_, at)| at == of_label).map_or(2, |place| 4 + place),
             })
             .collect();
         let by_group = pairs.by_group(&group_of, groups.len())?;
+        // Biases have but one pair with each other.
         let cells = (0..groups.len()).flat_map(|q| (0..groups.len()).map(move |k| (q, k)));
         let largest = cells
+            .filter(|&cell| cell != (BIASES, BIASES))
             .max_by(|a, b| by_group.amount(a.0, a.1).abs().total_cmp(&by_group.amount(b.0, b.1).abs()))
             .unwrap_or((0, 0));
         let name = |at: usize| pairs.sources[at].map_or_else(|| "biases".to_owned(), |node| node.to_string());
