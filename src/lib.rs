@@ -113,6 +113,7 @@ pub mod error;
 pub mod export;
 pub mod features;
 pub mod graph;
+pub mod heads;
 mod input;
 pub mod intervene;
 pub mod job;

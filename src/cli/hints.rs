@@ -46,7 +46,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
                 .into(),
         ),
         Error::NothingToChange => {
-            Some("use --set, --scale, --ablate, --top-features, --like, --like-prompt, --plan or --sweep".into())
+            Some("use --set, --scale, --ablate, --ablate-head, --patch-head, --top-features, --like, --like-prompt, --plan or --sweep".into())
         }
         Error::UnknownSupernode { nearest, known, .. } => Some(match (nearest, known.is_empty()) {
             (Some(nearest), _) => format!("the nearest is `{nearest}`"),
@@ -56,7 +56,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             }
         }),
         Error::PromptLengths { .. } => Some(
-            "features are exchanged position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
+            "exchanges go position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
              of any length"
                 .into(),
         ),

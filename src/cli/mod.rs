@@ -7,6 +7,7 @@ mod effects_text;
 mod features;
 mod file_kind;
 mod graph_args;
+mod heads;
 mod hints;
 mod inspect;
 mod intervene;
@@ -39,6 +40,7 @@ pub use compare::{CommonArgs, DiffArgs};
 pub use config::{Config, NamedSetup};
 pub use direction::{NamedDirection, directions};
 pub use features::FeaturesArgs;
+pub use heads::HeadsArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use manual::{CompletionsArgs, ManArgs};
@@ -79,6 +81,8 @@ enum Command {
     Common(CommonArgs),
     /// Change features while the model runs, and compare what it predicts
     Intervene(Box<InterveneArgs>),
+    /// Attention explained: through which heads edges go, why a head looked there, and what heads do on random tokens
+    Heads(Box<HeadsArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
     /// What features are active on: collect it from a text, show, search and merge it
@@ -129,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
         Command::Features(args) => features::run(&args),
+        Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),

@@ -5,6 +5,7 @@
 //! `replace_file`: whole or not at all.
 
 mod columns;
+mod link_heads;
 mod link_seed;
 mod listing;
 mod load;

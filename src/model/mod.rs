@@ -16,6 +16,7 @@ mod linear;
 mod mlp;
 mod norm;
 mod rope;
+mod score_sides;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -35,6 +36,7 @@ pub use linear::Linear;
 pub use mlp::{Experts, Mlp};
 pub use norm::Norm;
 pub use rope::Rope;
+pub use score_sides::{ScoreSide, ScoreSides};
 
 use crate::error::{Error, ErrorContext, Result};
 use crate::weights::Checkpoint;

@@ -15,6 +15,7 @@ pub mod edge_rows;
 pub mod encode_active;
 pub mod frozen_attention;
 pub mod gpu;
+mod head_products;
 mod indices;
 pub mod influence;
 mod matmul;
@@ -31,6 +32,7 @@ pub use device::{
 pub use edge_rows::{SourceVecs, edge_rows};
 pub use encode_active::{Activity, SparseActivations, encode_active, keep_largest};
 pub use frozen_attention::{frozen_attention, frozen_attention_own};
+pub use head_products::{HeadSizes, head_products};
 pub use indices::Indices;
 pub use matmul::{add_product, matmul};
 pub use norm_pullback::{NormFactors, norm_pullback};

@@ -2,16 +2,20 @@
 //! that makes it linear ([`Run`]), and the linear model of one prompt ([`LinearModel`], with its VJP and JVP).
 //! Ameisen et al. 2025, "Building an Attribution Graph".
 
+mod hops;
 mod linear_model;
 mod memory;
 mod pull_back;
 mod push_forward;
+mod push_up;
 mod run;
 mod sources;
 
+pub use hops::Place;
 pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
-pub use pull_back::{TargetBatch, TargetSite};
+pub use pull_back::{AtHeads, TargetBatch, TargetSite};
 pub use push_forward::{ChangeSite, PushedForward};
+pub use push_up::PushUp;
 pub use run::{LinearWeights, Run};
 pub use sources::{Origin, Sources};
 

@@ -461,10 +461,11 @@ fn definitions_that_sources_cite_exist() {
 fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     let folder = tempfile::tempdir().unwrap();
     let (mut written, mut keys) = (BTreeSet::new(), BTreeSet::new());
-    // A capped graph and a sampled one have all that a graph can have.
+    // A capped graph and a sampled one with heads have all that a graph can have.
     for rows in [["--max-features", "50"], ["--rows", "50"]] {
         let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
-        let args: Vec<String> = args.into_iter().chain(["--no-json", "--force"]).map(str::to_owned).collect();
+        let args: Vec<String> =
+            args.into_iter().chain(["--no-json", "--force", "--heads"]).map(str::to_owned).collect();
         let (is_success, output) = run(folder.path(), &args);
         assert!(is_success, "{output}");
         let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();

@@ -15,6 +15,8 @@ mod feature_labels;
 mod features;
 mod finite;
 mod graph;
+mod head_commands;
+mod heads;
 mod hostile;
 mod hostile_text;
 mod hub;
