@@ -187,7 +187,7 @@ impl FrozenScore {
                     let share = if pos == key { 1.0 } else { -pattern[pos] / others };
                     weights[pos] = share * sides.capped(*score).1;
                 }
-                if !weights.iter().all(|weight| weight.is_finite()) {
+                if others <= 0.0 || !weights.iter().all(|weight| weight.is_finite()) {
                     return Err(Error::NoRivals { score: score.to_string() });
                 }
                 // A sink takes its share, and no source has a part in it.

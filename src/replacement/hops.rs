@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 use super::linear_model::LinearModel;
 use super::pull_back::{TargetBatch, TargetSite};
 use crate::error::Result;
-use crate::ops::{RaggedBatch, frozen_attention, matmul, norm_pullback};
+use crate::ops::{RaggedBatch, add_product, frozen_attention, matmul, norm_pullback};
 
 /// A place where sources are added to the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +56,8 @@ impl LinearModel {
                 self.layers.len()
             }
             TargetSite::AttentionInput { layer } => {
-                grads[0] = Some(batch.gradients.clone());
+                // A copy: it is changed in place further down, and this one is the caller's.
+                grads[0] = Some(batch.gradients.copy()?);
                 layer
             }
             TargetSite::InputHook { layer } => {
@@ -86,26 +87,29 @@ impl LinearModel {
         Ok(())
     }
 
-    /// Through the attention of a layer: from `resid_mid` to `resid_pre`.
+    /// Through the attention of a layer: from `resid_mid` to `resid_pre`. Sums are made in place, as everything in the row
+    /// phase: the gradients are nobody else's.
     fn hop(&self, layer: usize, grads: &mut [Option<Tensor>], ragged: &RaggedBatch) -> Result<()> {
         let frozen = &self.layers[layer];
         let last = grads.len() - 1;
-        let add = |sum: &Option<Tensor>, other: &Tensor| -> Result<Tensor> {
-            Ok(match sum {
-                Some(sum) => (sum + other)?,
-                None => other.clone(),
-            })
-        };
         // From many hops to few, so that each reads what was there above this layer.
-        for hops in (1..=last).rev() {
-            let from = match (&grads[hops - 1], &grads[hops]) {
-                (fewer, Some(same)) if hops == last => Some(add(fewer, same)?),
-                (fewer, _) => fewer.clone(),
+        for hops in (last.min(1)..=last).rev() {
+            let fewer = match hops.checked_sub(1).and_then(|fewer| grads[fewer].as_ref()) {
+                Some(fewer) => Some(matmul(fewer, &frozen.w_o)?),
+                None => None,
             };
-            let Some(from) = from else { continue };
-            let z = matmul(&from, &frozen.w_o)?;
+            // The last one keeps what has more hops still.
+            let z = match (fewer, grads[hops].as_ref().filter(|_| hops == last)) {
+                (Some(fewer), Some(same)) => Some(add_product(fewer, same, &frozen.w_o, None, ragged)?.0),
+                (None, Some(same)) => Some(matmul(same, &frozen.w_o)?),
+                (fewer, None) => fewer,
+            };
+            let Some(z) = z else { continue };
             let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, ragged)?;
-            grads[hops] = Some(add(&grads[hops], &matmul(&v, &frozen.w_v)?)?);
+            grads[hops] = Some(match grads[hops].take() {
+                Some(sum) => add_product(sum, &v, &frozen.w_v, None, ragged)?.0,
+                None => matmul(&v, &frozen.w_v)?,
+            });
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::linear_model::LinearModel;
 use super::sources::{Origin, Sources};
 use crate::error::Result;
-use crate::ops::HeadSizes;
+use crate::ops::{HeadSizes, RaggedBatch, add_product, matmul};
 
 /// The frozen model as it is applied forwards: as [`LinearModel::push_forward`], arranged for many sources at once.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct PushUp<'a> {
 
 /// Called before each layer's attention with the values that its heads read of the sources so far: of the first
 /// `n_sources` origins, `[n_pos - pos, n_sources, n_kv_heads · d_head]`, and with what they give to the residual stream
-/// there, `[n_pos - pos, n_sources, d_model]`.
+/// there, `[n_pos - pos, n_sources, d_model]`, which is changed in place afterwards: who keeps it needs a copy.
 pub type SeeValues<'a> = &'a mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>;
 
 /// The layer from whose attention on a source is there.
@@ -100,34 +100,39 @@ impl<'a> PushUp<'a> {
                 0 => &linear.embed_sources,
                 above => &linear.mlp_sources[above - 1],
             };
-            let added = self.added(sources, pos, &slots, n_there[layer])?;
-            let added = match layer.checked_sub(1).and_then(|below| linear.layers[below].output_norm.as_ref()) {
-                // The vectors are all at the first position.
-                Some(factors) => factors.push_forward_from(&added, pos)?,
-                None => added,
-            };
             resid = grown(resid, n_there[layer])?;
-            let first = (resid.narrow(0, 0, 1)? + added)?;
-            resid = if n > 1 { Tensor::cat(&[first, resid.narrow(0, 1, n - 1)?], 0)? } else { first };
+            if let Some(added) = self.added(sources, pos, &slots, n_there[layer])? {
+                let added = match layer.checked_sub(1).and_then(|below| linear.layers[below].output_norm.as_ref()) {
+                    // The vectors are all at the first position.
+                    Some(factors) => factors.push_forward_from(&added, pos)?,
+                    None => added,
+                };
+                let first = (resid.narrow(0, 0, 1)? + added)?;
+                resid = if n > 1 { Tensor::cat(&[first, resid.narrow(0, 1, n - 1)?], 0)? } else { first };
+            }
             if n_there[layer] == 0 {
                 continue;
             }
             let [w_v, w_o] = &self.transposed[layer];
-            let rows = (n * n_there[layer], d_model);
-            let values = resid.reshape(rows)?.matmul(w_v)?;
-            let values = values.reshape((n, n_there[layer], linear.n_kv_heads * self.d_head))?;
+            let n_rows = n * n_there[layer];
+            let shape = resid.shape().clone();
+            let rows = resid.reshape((n_rows, d_model))?;
+            let values = matmul(&rows, w_v)?.reshape((n, n_there[layer], linear.n_kv_heads * self.d_head))?;
             see(layer, &values, &resid)?;
-            let written = self.read(layer, pos, &values)?.matmul(w_o)?.reshape((n, n_there[layer], d_model))?;
-            let resid_mid = (&resid + written)?;
+            // As many rows, one a target: sums have no other layout.
+            let ragged = RaggedBatch::new(vec![0; n_rows]);
+            let resid_mid = add_product(rows, &self.read(layer, pos, &values)?, w_o, None, &ragged)?.0;
             let frozen = &linear.layers[layer];
             resid = match &frozen.w_skip {
-                None => resid_mid,
+                None => resid_mid.reshape(&shape)?,
                 Some(w_skip) => {
+                    let resid_mid = resid_mid.reshape(&shape)?;
                     let input = match &frozen.input_norm {
                         Some(factors) => factors.push_forward_from(&resid_mid, pos)?,
                         None => resid_mid.clone(),
                     };
-                    let skip = input.reshape(rows)?.matmul(&w_skip.t()?)?.reshape(input.shape())?;
+                    let skip = matmul(&input.reshape((n_rows, d_model))?.contiguous()?, &w_skip.t()?.contiguous()?)?;
+                    let skip = skip.reshape(&shape)?;
                     let skip = match &frozen.output_norm {
                         Some(factors) => factors.push_forward_from(&skip, pos)?,
                         None => skip,
@@ -139,23 +144,29 @@ impl<'a> PushUp<'a> {
         Ok(())
     }
 
-    /// The vectors that a place adds to the first `n_there` sources. `[1, n_there, d_model]`
-    fn added(&self, place: &Sources, pos: usize, slots: &HashMap<Origin, usize>, n_there: usize) -> Result<Tensor> {
+    /// The vectors that a place adds to the first `n_there` sources, if it adds any. `[1, n_there, d_model]`
+    fn added(
+        &self,
+        place: &Sources,
+        pos: usize,
+        slots: &HashMap<Origin, usize>,
+        n_there: usize,
+    ) -> Result<Option<Tensor>> {
         let (start, end) = (place.vecs.starts[pos], place.vecs.starts[pos + 1]);
-        let d_model = self.linear.final_normed.dim(1)?;
-        let mut added =
-            Tensor::zeros((n_there, d_model), self.linear.final_normed.dtype(), self.linear.final_normed.device())?;
         let found: Vec<(u32, u32)> =
             (start..end).filter_map(|at| slots.get(&place.origins[at]).map(|&slot| (at as u32, slot as u32))).collect();
-        if !found.is_empty() {
-            let (from, to): (Vec<u32>, Vec<u32>) = found.into_iter().unzip();
-            let index = |list: Vec<u32>| {
-                let n = list.len();
-                Tensor::from_vec(list, n, self.linear.final_normed.device())
-            };
-            added = added.index_add(&index(to)?, &place.vecs.vecs.index_select(&index(from)?, 0)?, 0)?;
+        if found.is_empty() {
+            return Ok(None);
         }
-        Ok(added.unsqueeze(0)?)
+        let like = &self.linear.final_normed;
+        let zeros = Tensor::zeros((n_there, like.dim(1)?), like.dtype(), like.device())?;
+        let (from, to): (Vec<u32>, Vec<u32>) = found.into_iter().unzip();
+        let index = |list: Vec<u32>| {
+            let n = list.len();
+            Tensor::from_vec(list, n, like.device())
+        };
+        let added = zeros.index_add(&index(to)?, &place.vecs.vecs.index_select(&index(from)?, 0)?, 0)?;
+        Ok(Some(added.unsqueeze(0)?))
     }
 
     /// What the heads of a layer read: `pattern · values`. `[n, n_sources, n_kv_heads · d_head]` to
@@ -164,12 +175,14 @@ impl<'a> PushUp<'a> {
         let (n, n_sources, _) = values.dims3()?;
         let (n_kv, d_head) = (self.linear.n_kv_heads, self.d_head);
         // Heads first and positions next, so that each head is one product over positions.
-        let values = values.reshape((n, n_sources, n_kv, d_head))?.permute((2, 0, 1, 3))?;
-        let shared = (n_kv, self.n_heads / n_kv, n, n_sources, d_head);
-        let values = values.unsqueeze(1)?.expand(shared)?.reshape((self.n_heads, n, n_sources * d_head))?;
+        let values = values.reshape((n, n_sources, n_kv, d_head))?.permute((2, 0, 1, 3))?.contiguous()?;
+        let values = values.reshape((n_kv, n, n_sources * d_head))?;
         let pattern = self.linear.layers[layer].pattern.narrow(1, pos, n)?.narrow(2, pos, n)?.contiguous()?;
-        let read = pattern.matmul(&values)?.reshape((self.n_heads, n, n_sources, d_head))?;
-        Ok(read.permute((1, 2, 0, 3))?.reshape((n * n_sources, self.n_heads * d_head))?)
+        let group = self.n_heads / n_kv;
+        let read = (0..self.n_heads).map(|head| Ok(matmul(&pattern.get(head)?, &values.get(head / group)?)?));
+        let read =
+            Tensor::stack(&read.collect::<Result<Vec<_>>>()?, 0)?.reshape((self.n_heads, n, n_sources, d_head))?;
+        Ok(read.permute((1, 2, 0, 3))?.reshape((n * n_sources, self.n_heads * d_head))?.contiguous()?)
     }
 }
 

@@ -10,11 +10,12 @@ use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 6] = [
+const PAGES: [(&str, usize, usize); 7] = [
     ("README.md", 9, 13),
     ("docs/guide.md", 28, 84),
     ("docs/interventions.md", 10, 51),
     ("docs/tutorial.md", 20, 100),
+    ("docs/attention.md", 12, 90),
     ("docs/features.md", 3, 25),
     ("docs/setups.md", 3, 8),
 ];

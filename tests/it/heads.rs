@@ -491,7 +491,7 @@ fn effects_on_a_score_are_what_sources_give_to_queries_and_keys() {
             push.sort(&mut origins);
             let mut resid = None;
             push.push(pos, &origins, layer + 1, &mut |at, _, x| {
-                resid = (at == layer).then(|| x.clone());
+                resid = (at == layer).then(|| x.copy().unwrap());
                 Ok(())
             })
             .unwrap();
