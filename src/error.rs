@@ -359,6 +359,10 @@ pub enum Error {
     #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
     UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
 
+    /// A name that several supernodes of a graph have.
+    #[error("`{graph}` has several supernodes named `{name}`: {}", members.join(" and "))]
+    AmbiguousSupernode { name: String, graph: String, members: Vec<String> },
+
     /// A feature of a graph that does not say how active it is.
     #[error("`{file}` does not say how active `{node}` is")]
     NoActivation { node: String, file: String },
@@ -478,6 +482,7 @@ impl Error {
             | Error::UnknownSource { .. }
             | Error::UnknownSetup { .. }
             | Error::UnknownSupernode { .. }
+            | Error::AmbiguousSupernode { .. }
             | Error::NoActivation { .. }
             | Error::NoCounterpart { .. }
             | Error::NotCached { .. }

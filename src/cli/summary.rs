@@ -89,6 +89,9 @@ fn write_strongest(text: &mut String, summary: &Summary) {
     write_table(text, &aligns, header, rows);
 }
 
+/// Of fewer rows, how far they scatter says little about how far off the estimate is.
+const FEW_ROWS: usize = 50;
+
 fn write_head(text: &mut String, summary: &Summary) {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12}{value}");
@@ -127,9 +130,10 @@ fn write_head(text: &mut String, summary: &Summary) {
         line(
             "influence",
             format!(
-                "of the whole graph, estimated from {} (θ {:.2e})",
+                "of the whole graph, estimated from {} (θ {:.2e}){}",
                 plural(sampling.n_visited, "row"),
-                sampling.theta
+                sampling.theta,
+                if sampling.theta > 0.0 && sampling.n_visited < FEW_ROWS { ": too few for ± to be trusted" } else { "" }
             ),
         );
     }

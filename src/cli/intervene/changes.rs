@@ -351,5 +351,5 @@ fn differing(there: &[String], at: Option<&str>, named: &str, context: &Context)
 }
 
 fn read_plan(path: Option<&Path>, context: &Context) -> Result<Plan> {
-    path.map_or_else(|| Ok(Plan::default()), |path| Plan::read(path, &supernodes(context.graph)))
+    path.map_or_else(|| Ok(Plan::default()), |path| Plan::read(path, &supernodes(context.graph)?))
 }

@@ -50,7 +50,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FILE or SUM", allow_hyphen_values = true, help_heading = "What to explain")]
     target_direction: Vec<String>,
     /// Position of logit targets [default: the last]
-    #[arg(long, value_name = "P", help_heading = "What to explain")]
+    #[arg(long, value_name = "P", value_parser = parse_position, allow_negative_numbers = true, help_heading = "What to explain")]
     position: Option<usize>,
     /// At most this many of the likeliest tokens are explained
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().max_logits, help_heading = "What to explain")]
@@ -157,4 +157,12 @@ impl TraceArgs {
         options.check()?;
         Ok(options)
     }
+}
+
+fn parse_position(text: &str) -> std::result::Result<usize, String> {
+    let expected = match text.starts_with('-') {
+        true => "positions are counted from 0, and none from the end; the last is explained where none is given",
+        false => "expected the number of a position, from 0",
+    };
+    text.parse().map_err(|_| expected.to_owned())
 }
