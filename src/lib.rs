@@ -109,6 +109,7 @@ pub mod circuits;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+pub mod corpus;
 pub mod error;
 pub mod export;
 pub mod features;

@@ -56,7 +56,7 @@ pub enum Input {
 
 impl Input {
     /// The name without folders.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Input::File(path) => {
                 path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
@@ -66,7 +66,7 @@ impl Input {
     }
 
     /// Its size on disk; 0 where that cannot be told.
-    pub(super) fn size_bytes(&self) -> u64 {
+    pub(crate) fn size_bytes(&self) -> u64 {
         match self {
             Input::File(path) => std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
             Input::Stdin => 0,
@@ -150,14 +150,15 @@ impl Default for TextFormat {
 
 /// A piece of a document, tokenised on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub struct Piece {
+    /// Its text.
     pub text: String,
     /// Whether the document ends with it.
     pub ends_document: bool,
 }
 
 /// The pieces of one file, in order.
-pub(super) struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     reader: Box<dyn BufRead>,
     shown: String,
     format: &'a TextFormat,
@@ -177,7 +178,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Text`] for compression that this build cannot read.
-    pub(super) fn open(input: &Input, format: &'a TextFormat) -> Result<Self> {
+    pub(crate) fn open(input: &Input, format: &'a TextFormat) -> Result<Self> {
         let shown = input.shown();
         let io = |doing| {
             let path = PathBuf::from(&shown);
@@ -209,7 +210,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Text`] for what is no text, no JSON or has no such field.
-    pub(super) fn next(&mut self) -> Result<Option<Piece>> {
+    pub(crate) fn next(&mut self) -> Result<Option<Piece>> {
         loop {
             if self.rest.len() >= 2 * PIECE_BYTES {
                 let after = self.rest.split_off(cut(&self.rest));
