@@ -129,6 +129,7 @@ pub mod replacement;
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;
 pub mod tracer;
+pub mod train;
 pub mod transcoder;
 pub mod weights;
 
