@@ -21,6 +21,8 @@ mod run;
 mod schedule;
 mod select;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use log::{LOG_FILE, LogLine, SetLog};
 pub use options::{Activation, FolderFormat, Precision, SetSize, TrainOptions};

@@ -1,7 +1,8 @@
 //! What changes while training goes on, as functions of how much of it is done.
 
-/// Steps of warm-up, and the share of the run over which the step size falls again.
+/// Steps of warm-up, in short runs this share of them, and the share over which the step size falls again.
 const WARM_UP_STEPS: f64 = 200.0;
+const WARM_UP_SHARE: f64 = 0.05;
 const DECAY_SHARE: f64 = 0.2;
 /// The step size at the end, of its full size.
 const LAST_STEP_SIZE: f64 = 0.02;
@@ -13,7 +14,7 @@ const ANNEALED_SHARE: f64 = 1.0 / 3.0;
 
 /// The factor of the step size at step `step` (from 1 on), with a share `done` of the run behind it.
 pub(super) fn step_size(step: u32, done: f64) -> f64 {
-    let warm = (f64::from(step) / WARM_UP_STEPS).min(1.0);
+    let warm = (f64::from(step) / WARM_UP_STEPS).max(done / WARM_UP_SHARE).min(1.0);
     let left = ((1.0 - done) / DECAY_SHARE).clamp(LAST_STEP_SIZE, 1.0);
     warm * left
 }
@@ -41,6 +42,7 @@ mod tests {
     #[test]
     fn the_step_size_rises_stays_and_falls() {
         assert!((step_size(20, 0.0) - 0.1).abs() < 1e-9);
+        assert!((step_size(3, 0.025) - 0.5).abs() < 1e-9, "a short run warms up in a twentieth of its steps");
         assert!((step_size(1000, 0.5) - 1.0).abs() < 1e-9);
         assert!((step_size(1000, 0.9) - 0.5).abs() < 1e-9);
         assert!((step_size(1000, 1.0) - 0.02).abs() < 1e-9);
