@@ -92,6 +92,9 @@ pub struct TrainArgs {
     /// Memory for activations, such as 500MB or 8GB
     #[arg(long, value_name = "SIZE", value_parser = memory_size, default_value = "4GB")]
     memory: u64,
+    /// Products in f32 also where the processor has faster ones in 16 bits
+    #[arg(long)]
+    exact: bool,
     /// Seed of what is random
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -142,6 +145,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         context: args.context,
         lr: args.lr,
         memory: args.memory,
+        exact: args.exact,
         seed: args.seed,
         dead_window: TrainOptions::default().dead_window,
         keep_every_secs: args.keep_every,

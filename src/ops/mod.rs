@@ -9,6 +9,7 @@
 //! on the CPU.
 
 mod batch_rows;
+mod bf16_product;
 mod cuda;
 mod device;
 pub mod edge_rows;
@@ -24,6 +25,7 @@ mod rows_on_device;
 mod swept_on_device;
 
 pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
+pub use bf16_product::PackedWeight;
 pub use device::{
     DeviceLimits, built_with_cuda, chunk_values, device_limits, device_name, gradient_rows, is_out_of_memory,
     open_cuda, row_values,

@@ -59,6 +59,8 @@ pub(super) struct Layer {
     /// `[n_features]`
     pub least_kept: Vec<f32>,
     pub n_least_kept: Vec<u32>,
+    /// Whether the encoder's product is in bf16, where the processor has such.
+    pub rounds: bool,
     /// Weight of the lengths of activations in the loss, where features are chosen by it (ReLU).
     pub sparsity: f32,
 }
@@ -93,6 +95,7 @@ impl Layer {
             mean_floor: 0.0,
             least_kept: vec![0.0; n_features],
             n_least_kept: vec![0; n_features],
+            rounds: false,
             sparsity: 0.0,
         }
     }

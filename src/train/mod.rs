@@ -16,6 +16,7 @@ mod layer;
 mod log;
 mod measure;
 mod options;
+mod rehearsal;
 mod rows;
 mod run;
 mod schedule;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use log::{LOG_FILE, LogLine, SetLog};
 pub use options::{Activation, FolderFormat, Precision, SetSize, TrainOptions};
+pub use rehearsal::Rehearsal;
 pub use run::{
     ACTIVATIONS_PHASE, COUNTING_PHASE, InTheWay, Subject, TrainProgress, Trained, TrainedSet, options_of, train,
 };

@@ -113,6 +113,8 @@ pub struct TrainOptions {
     pub lr: Option<f64>,
     /// Bytes for activations in memory.
     pub memory: u64,
+    /// Products in f32 also where the processor has faster ones in bf16.
+    pub exact: bool,
     /// Seed of what is random.
     pub seed: u64,
     /// Tokens without an activation after which a feature is asked to explain errors.
@@ -143,6 +145,7 @@ impl Default for TrainOptions {
             context: 128,
             lr: None,
             memory: 4 << 30,
+            exact: false,
             seed: 0,
             dead_window: 75_000,
             keep_every_secs: 300.0,

@@ -228,8 +228,10 @@ impl<'a> Run<'a> {
                 || format!("train {} features a layer", options.sets.iter().map(|s| s.n_features).sum::<usize>()),
                 |_| "fewer features, or less --memory for activations, would fit".to_owned(),
             )?;
-        let new_layer =
-            |layer: usize, size: &SetSize| Layer::new(d_model, size.n_features, n_written(layer), options.skip);
+        let new_layer = |layer: usize, size: &SetSize| Layer {
+            rounds: !options.exact,
+            ..Layer::new(d_model, size.n_features, n_written(layer), options.skip)
+        };
         let sets =
             options.sets.iter().map(|size| (0..n_layers).map(|layer| new_layer(layer, size)).collect()).collect();
         let files = inputs.iter().map(|input| (input.name(), input.size_bytes())).collect();
@@ -253,7 +255,10 @@ impl<'a> Run<'a> {
         // Read before hours of work: without it nothing could be finished.
         let mut held_out = Activations::new(n_layers, d_model);
         let mut text = stream(Part::HeldOut, 2 * HELD_OUT_TOKENS as u64);
-        subject.model.keep_layers()?;
+        match options.exact {
+            true => subject.model.keep_layers()?,
+            false => subject.model.keep_rounded_layers()?,
+        }
         let excluded = |tokens: &[u32]| n_excluded(&[subject.source], tokens);
         while let Some(unit) = text.next_unit(job)? {
             held_out.add(subject.model, points, &unit, &excluded, job)?;

@@ -1,7 +1,7 @@
 //! Which features are active on which tokens of a batch: the encoder's product, and what is kept of it.
 
 use super::layer::Layer;
-use crate::ops::product_with_transpose;
+use crate::ops::{PackedWeight, product_with_transpose};
 
 /// Tokens whose pre-activations are in memory at once.
 const TILE_TOKENS: usize = 128;
@@ -90,12 +90,16 @@ pub(super) fn choose(layer: &Layer, x: &[f32], choice: Choice) -> (Active, f32) 
 /// Pairs above zero with an effect above `floor`, token by token, ascending by feature.
 fn above(layer: &Layer, x: &[f32], floor: f32) -> Vec<Candidate> {
     let (d_model, n_features) = (layer.d_model, layer.n_features);
+    let packed = if layer.rounds { PackedWeight::new(&layer.w_enc, n_features, d_model) } else { None };
     let mut found = Vec::new();
     let mut products = vec![0f32; TILE_TOKENS * n_features];
     for (tile, x) in x.chunks(TILE_TOKENS * d_model).enumerate() {
         let n_tokens = x.len() / d_model;
         let products = &mut products[..n_tokens * n_features];
-        product_with_transpose(products, x, &layer.w_enc, (n_tokens, d_model, n_features));
+        match &packed {
+            Some(packed) => packed.product(products, x),
+            None => product_with_transpose(products, x, &layer.w_enc, (n_tokens, d_model, n_features)),
+        }
         pulp::Arch::new().dispatch(|| {
             for (row, products) in products.chunks(n_features).enumerate() {
                 scan(&mut found, (tile * TILE_TOKENS + row) as u32, products, layer, floor);
