@@ -412,6 +412,10 @@ pub enum Error {
     #[error("cannot collect features into `{folder}`: {problem}")]
     Collect { folder: String, problem: String },
 
+    /// Training that cannot be done as it was asked for.
+    #[error("cannot train: {problem}")]
+    Train { problem: String },
+
     /// A setting outside its range; `name` is the field that holds it.
     #[error("`{name}` is {value}, expected {range}")]
     Setting { name: &'static str, value: f64, range: &'static str },
@@ -527,6 +531,7 @@ impl Error {
             | Error::SeveralEdges { .. }
             | Error::KeyNotSeen { .. }
             | Error::NoRivals { .. }
+            | Error::Train { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }

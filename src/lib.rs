@@ -109,6 +109,7 @@ pub mod circuits;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+pub mod corpus;
 pub mod error;
 pub mod export;
 pub mod features;
@@ -129,6 +130,7 @@ pub mod replacement;
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;
 pub mod tracer;
+pub mod train;
 pub mod transcoder;
 pub mod weights;
 

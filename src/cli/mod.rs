@@ -24,6 +24,7 @@ mod signals;
 mod summary;
 mod terminal;
 mod trace;
+mod train;
 mod verify;
 
 use std::io::Write;
@@ -48,6 +49,7 @@ pub use prune::PruneArgs;
 pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
+pub use train::TrainArgs;
 pub use verify::VerifyArgs;
 
 /// Exit code of a command whose answer is no.
@@ -87,6 +89,8 @@ enum Command {
     Verify(VerifyArgs),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// Make transcoders for a model from plain text
+    Train(Box<TrainArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
     Setups(SetupsArgs),
     /// Print a script that completes commands and options in a shell
@@ -138,6 +142,10 @@ pub fn main() -> ExitCode {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),
             Err(error) => Err(error),
+        },
+        Command::Train(args) => match train::run(&args) {
+            Err(Error::Cancelled) => return ExitCode::from(signals::EXIT_INTERRUPTED),
+            ended => ended,
         },
         Command::Setups(args) => setups::run(&args),
         Command::Completions(args) => manual::run_completions(&args),

@@ -9,6 +9,7 @@
 //! on the CPU.
 
 mod batch_rows;
+mod bf16_product;
 mod cuda;
 mod device;
 pub mod edge_rows;
@@ -25,6 +26,7 @@ mod rows_on_device;
 mod swept_on_device;
 
 pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
+pub use bf16_product::PackedWeight;
 pub use device::{
     DeviceLimits, built_with_cuda, chunk_values, device_limits, device_name, gradient_rows, is_out_of_memory,
     open_cuda, row_values,
@@ -35,6 +37,7 @@ pub use frozen_attention::{frozen_attention, frozen_attention_own};
 pub use head_products::{HeadSizes, head_products};
 pub use indices::Indices;
 pub use matmul::{add_product, matmul};
+pub(crate) use matmul::{product_with_transpose, transpose_product};
 pub use norm_pullback::{NormFactors, norm_pullback};
 pub use ragged_batch::RaggedBatch;
 pub use rows_on_device::{RowShape, RowsOnDevice};

@@ -14,7 +14,7 @@ mod traced_graph;
 pub use attention::{ExplainedScore, TargetHeads};
 pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
-pub use setup::{DeviceChoice, Setup};
+pub use setup::{BaseModel, DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
 use crate::attribution::{Attribution, AttributionOptions, Target, TargetKind, attribute, retrace, targets_of};

@@ -43,6 +43,7 @@ mod streams;
 mod summaries;
 mod supernodes;
 mod support;
+mod train;
 mod transpose;
 mod unsafe_code;
 mod verify_contents;

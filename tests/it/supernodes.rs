@@ -357,7 +357,9 @@ fn a_name_that_two_supernodes_have_is_refused_with_both() {
     let mut graph: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     graph["qParams"]["supernodes"] = json!([["twice", "0_656_2"], ["twice", "0_90_2"], ["Once", "3_955_8"]]);
     std::fs::write(&path, graph.to_string()).unwrap();
-    let with = |args: &[&str]| [&["intervene", PROMPT, "--graph", "graphs/dallas.json"], args].concat();
+    fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
+        [&["intervene", PROMPT, "--graph", "graphs/dallas.json"], args].concat()
+    }
     let both = ["`twice`", "0_656_2", "0_90_2", "graphs/dallas.json"];
     for args in [&["--ablate", "twice"][..], &["--set", "TWICE=3"], &["--scale", "twice@2=2"]] {
         refused_with(folder, &with(args), &both);
