@@ -463,7 +463,8 @@ export class LinkGraph {
     const { width, height } = this.size;
     c.textBaseline = "middle";
     const weight = (/** @type {number} */ n) => (graph.kind[n] === 3 ? 3 : pinned.has(n) ? 2 : 0) + graph.cut.share[n];
-    const wanted = this.shown.filter((n) => graph.kind[n] === 3 || (graph.kind[n] === 0 && (pinned.has(n) || graph.cut.share[n] > 0.04 / this.zoom.k)))
+    const best = Math.max(...graph.header.targets.map((/** @type {any} */ t) => t.probability ?? 1));
+    const wanted = this.shown.filter((n) => (graph.kind[n] === 3 && !(graph.probability[n] < Math.min(0.05, best))) || (graph.kind[n] === 0 && (pinned.has(n) || graph.cut.share[n] > 0.04 / this.zoom.k)))
       .sort((a, b) => weight(b) - weight(a)).slice(0, 80);
     /** @type {[number, number, number, number][]} */
     const boxes = [];
