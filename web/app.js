@@ -261,7 +261,7 @@ export class App {
       const offline = error instanceof ApiError && error.status === 0;
       this.trouble = offline ? null : {
         title: error instanceof ApiError && error.status === 404 ? `There is no graph ${quoted(id)} here` : "This graph cannot be opened",
-        text: message + (error instanceof ApiError && error.hint ? ` – ${error.hint}` : ""),
+        text: error instanceof ApiError && error.status === 404 ? "" : message + (error instanceof ApiError && error.hint ? ` – ${error.hint}` : ""),
       };
       this.tell("graph");
       this.store.reset(emptyView());

@@ -101,6 +101,8 @@ export function dialog(title, body, footer = [], name = "") {
   box.addEventListener("pointerdown", (event) => { if (event.target === box) box.close(); });
   document.body.append(box);
   box.showModal();
+  // Not the cross: what a person most likely wants.
+  /** @type {HTMLElement|null} */ (box.querySelector("footer .primary:not(:disabled)"))?.focus();
   return box;
 }
 let dialogs = 0;

@@ -535,7 +535,7 @@ export class LinkGraph {
     // Links between pinned nodes are always there, faint.
     for (const n of pinned) {
       const links = graph.links.get(n);
-      if (links) for (const link of links.inputs.links) if (isPinned.has(link.n)) this.stroke(c, link.n, n, link.weight, link.share, 0.7);
+      if (links) for (const link of links.inputs.links) if (isPinned.has(link.n)) this.stroke(c, link.n, n, link.weight, link.share, 0.45);
     }
     for (const path of app.trail) {
       if (secondary) break;

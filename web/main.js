@@ -164,9 +164,9 @@ function showBlank() {
     }, 700);
   }
   const prompt = app.health?.demo_prompt;
-  fill(blank, h("div", { class: "card" }, h("h2", null, trouble ? trouble.title : "No graph yet"), trouble && h("p", { class: "bad" }, trouble.text),
+  fill(blank, h("div", { class: "card" }, h("h2", null, trouble ? trouble.title : "No graph yet"), trouble?.text && h("p", { class: "bad" }, trouble.text),
     h("p", null, model ? "Trace a prompt: which tokens and features made the model say that?" : app.graphs.length ? "Choose one of the graphs of this folder." : "This server has neither graphs nor a model. Give it a folder of graphs, or start it with nothing at all for the built-in model."),
-    h("div", { class: "row" }, model && prompt && button(`Trace ${quoted(prompt)}`, () => traceDialog(app, prompt), { class: "primary" }), model && button("Another prompt…", () => traceDialog(app, " ")), app.graphs.length > 0 && button("Open a graph", () => graphsDialog(app), { class: model ? "" : "primary" }))));
+    h("div", { class: "row" }, app.graphs.length > 0 && button("Open a graph", () => graphsDialog(app), { class: "primary" }), model && prompt && button(`Trace ${quoted(prompt)}`, () => traceDialog(app, prompt), { class: app.graphs.length > 0 ? "" : "primary" }), model && button("Another prompt…", () => traceDialog(app, " ")))));
 }
 let waiting = 0;
 
@@ -275,7 +275,7 @@ app.api.ononline = (online) => {
     again();
     return;
   }
-  fill(banner, h("b", null, "The server does not answer."), " What you pinned and named is kept on this page; start it again with ", h("code", null, "circuitscope serve"), ". Trying every two seconds.");
+  fill(banner, h("b", null, "The server does not answer."), " What you made is kept on this page; it goes on when ", h("code", null, "circuitscope serve"), " runs again.");
   banner.hidden = false;
   clearInterval(retry);
   retry = window.setInterval(() => { app.api.health().catch(() => {}); }, 2000);

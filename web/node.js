@@ -217,7 +217,7 @@ export class NodePanel {
     return h("div", { class: "path", role: "listitem" },
       h("button", { type: "button", class: "steps", onclick: show, onpointerenter: show, title: "Show in the graph" },
         h("span", { class: `figure ${negative ? "minus" : "plus"}` }, percent(path.strength)), ...steps.flatMap((step, i) => (i > 0 ? [h("i", null, "→"), step] : [step]))),
-      button("Pin", () => app.pinAll(path.nodes.map((n) => graph.idOf(n))), { "aria-label": "Pin the nodes of this path" }));
+      pinButton(app, path.nodes.map((n) => graph.idOf(n)), "the nodes of this path"));
   }
 
   // -- overview ----------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ export class NodePanel {
       }, h("span", { class: "bar-cell", "aria-hidden": "true" }, h("i", { style: { width: `${Math.min(100, 100 * value)}%` } })), h("span", { class: "figure" }, text),
       h("span", { class: "label" }, name), note && h("span", { class: "muted note" }, note)),
       sign !== undefined && h("span", { class: `figure weight ${sign < 0 ? "minus" : "plus"}`, title: "direct effect on the target" }, signed(sign)),
-      pin && button("Pin", () => app.pinAll(pin), { "aria-label": `Pin ${name}` }));
+      pin && pinButton(app, pin, name));
   }
 
   /** What each token contributes. @param {any} effects */
@@ -347,6 +347,13 @@ export class NodePanel {
       else app.wantLinks(app.clicked);
     }
   }
+}
+
+/** Pins all of these, or takes all of them out again. @param {App} app @param {string[]} ids @param {string} what */
+function pinButton(app, ids, what) {
+  const all = ids.every((id) => app.view.pinned.includes(id));
+  return all ? button("Pinned", () => app.store.set((view) => ({ pinned: view.pinned.filter((id) => !ids.includes(id)) })), { class: "pinned", "aria-label": `Pinned: take out ${what}` })
+    : button("Pin", () => app.pinAll(ids), { "aria-label": `Pin ${what}` });
 }
 
 /** @param {number} n @param {string} what */

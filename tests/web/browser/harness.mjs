@@ -22,6 +22,9 @@ export const missing = !existsSync(BINARY) ? `no program at ${BINARY}` : BROWSER
 if (missing && process.env.CI) throw new Error(`browser tests cannot run: ${missing}`);
 export const options = { skip: missing, timeout: 90_000 };
 
+/** Open pages of a test. @type {Map<unknown, import("playwright-core").BrowserContext[]>} */
+const contexts = new Map();
+
 /** Whatever a test that failed has left running. @type {Set<import("node:child_process").ChildProcess>} */
 const children = new Set();
 
@@ -78,7 +81,11 @@ export async function startServer(dir, args = [], port = 0) {
 /** A server that ends with the test. @param {import("node:test").TestContext} t @param {string} dir @param {string[]} [args] */
 export async function serve(t, dir, args = []) {
   const server = await startServer(dir, args);
-  t.after(() => server.stop());
+  // Pages first: what they ask a server that is gone would be an error.
+  t.after(async () => {
+    await Promise.all((contexts.get(t) ?? []).map((context) => context.close()));
+    await server.stop();
+  });
   return server;
 }
 
@@ -89,6 +96,7 @@ export async function serve(t, dir, args = []) {
  */
 export async function openPage(t, { width = 1280, height = 720, dark = false, allow } = {}) {
   const context = await (await theBrowser()).newContext({ viewport: { width, height }, colorScheme: dark ? "dark" : "light", acceptDownloads: true });
+  contexts.set(t, [...(contexts.get(t) ?? []), context]);
   const page = await context.newPage();
   /** @type {string[]} */
   const wrong = [];
