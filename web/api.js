@@ -55,7 +55,8 @@ export class Api {
     if (response.ok || response.status === 304) return response;
     const body = await response.json().catch(() => null);
     const error = body?.error;
-    if (error && typeof error === "object") throw new ApiError(response.status, String(error.kind), String(error.message), error.hint ?? null, body);
+    if (error && typeof error === "object")
+      throw new ApiError(response.status, String(error.kind), String(error.message), error.hint ?? null, body);
     throw new ApiError(response.status, "http", `the server answers ${response.status}`);
   }
 
@@ -73,7 +74,12 @@ export class Api {
 
   /** @param {string} path @param {unknown} body @param {{signal?: AbortSignal, method?: string, headers?: Record<string, string>}} [options] */
   send(path, body, { signal, method = "POST", headers = {} } = {}) {
-    return this.ask(path, { method, signal, headers: { "content-type": "application/json", ...headers }, body: JSON.stringify(body) });
+    return this.ask(path, {
+      method,
+      signal,
+      headers: { "content-type": "application/json", ...headers },
+      body: JSON.stringify(body),
+    });
   }
 
   /** @param {string} path @param {unknown} body @param {AbortSignal} [signal] @returns {Promise<any>} */
@@ -81,12 +87,20 @@ export class Api {
     return (await this.send(path, body, { signal })).json();
   }
 
-  health() { return this.get("health"); }
+  health() {
+    return this.get("health");
+  }
   /** @param {string} token */
-  session(token) { return this.send("session", { token }); }
-  graphs() { return this.get("graphs"); }
+  session(token) {
+    return this.send("session", { token });
+  }
+  graphs() {
+    return this.get("graphs");
+  }
   /** @param {string} id @param {Thresholds} at @param {AbortSignal} [signal] */
-  graph(id, at, signal) { return this.get(`graphs/${part(id)}${query(at)}`, signal); }
+  graph(id, at, signal) {
+    return this.get(`graphs/${part(id)}${query(at)}`, signal);
+  }
 
   /** @param {string} path @param {AbortSignal} [signal] */
   async columns(path, signal) {
@@ -94,28 +108,48 @@ export class Api {
     return readColumns(await response.arrayBuffer());
   }
   /** @param {string} id @param {AbortSignal} [signal] */
-  nodes(id, signal) { return this.columns(`graphs/${part(id)}/nodes.bin`, signal); }
+  nodes(id, signal) {
+    return this.columns(`graphs/${part(id)}/nodes.bin`, signal);
+  }
   /** @param {string} id @param {Thresholds} at @param {number} top @param {AbortSignal} [signal] */
-  links(id, at, top, signal) { return this.columns(`graphs/${part(id)}/links.bin${query({ ...at, top })}`, signal); }
+  links(id, at, top, signal) {
+    return this.columns(`graphs/${part(id)}/links.bin${query({ ...at, top })}`, signal);
+  }
   /**
    * @param {string} id @param {string|number} n @param {Thresholds} at
    * @param {{side?: string, offset?: number, limit?: number, whole?: boolean}} [options] @param {AbortSignal} [signal]
    */
-  nodeLinks(id, n, at, options = {}, signal) { return this.get(`graphs/${part(id)}/node/${part(String(n))}/links${query({ ...at, ...options })}`, signal); }
+  nodeLinks(id, n, at, options = {}, signal) {
+    return this.get(`graphs/${part(id)}/node/${part(String(n))}/links${query({ ...at, ...options })}`, signal);
+  }
   /** @param {string} id @param {Thresholds} at @param {{from?: string, to?: string, k?: number}} ends */
-  paths(id, at, ends) { return this.get(`graphs/${part(id)}/paths${query({ ...at, ...ends })}`); }
+  paths(id, at, ends) {
+    return this.get(`graphs/${part(id)}/paths${query({ ...at, ...ends })}`);
+  }
   /** @param {string} id @param {Thresholds} at */
-  autoGroups(id, at) { return this.get(`graphs/${part(id)}/groups/auto${query({ ...at })}`); }
+  autoGroups(id, at) {
+    return this.get(`graphs/${part(id)}/groups/auto${query({ ...at })}`);
+  }
   /** @param {string} id @param {string[]} nodes @param {Thresholds} at @param {AbortSignal} [signal] */
-  scores(id, nodes, at, signal) { return this.post(`graphs/${part(id)}/scores`, { nodes, ...at }, signal); }
+  scores(id, nodes, at, signal) {
+    return this.post(`graphs/${part(id)}/scores`, { nodes, ...at }, signal);
+  }
   /** @param {string} id @param {object} of @param {AbortSignal} [signal] */
-  layout(id, of, signal) { return this.post(`graphs/${part(id)}/layout`, of, signal); }
+  layout(id, of, signal) {
+    return this.post(`graphs/${part(id)}/layout`, of, signal);
+  }
   /** @param {string} id @param {string} other @param {Thresholds} at */
-  diff(id, other, at) { return this.get(`graphs/${part(id)}/diff/${part(other)}${query({ ...at })}`); }
+  diff(id, other, at) {
+    return this.get(`graphs/${part(id)}/diff/${part(other)}${query({ ...at })}`);
+  }
   /** @param {string} id @param {string} q @param {Thresholds} at @param {AbortSignal} [signal] */
-  search(id, q, at, signal) { return this.get(`graphs/${part(id)}/search${query({ ...at, q, limit: 40 })}`, signal); }
+  search(id, q, at, signal) {
+    return this.get(`graphs/${part(id)}/search${query({ ...at, q, limit: 40 })}`, signal);
+  }
   /** @param {string} id @param {string} format */
-  exportUrl(id, format) { return `${this.base}graphs/${part(id)}/export.${format}`; }
+  exportUrl(id, format) {
+    return `${this.base}graphs/${part(id)}/export.${format}`;
+  }
 
   /** @param {string} id */
   async view(id) {
@@ -128,23 +162,39 @@ export class Api {
     return { view: await response.json(), etag: response.headers.get("etag") ?? "" };
   }
   /** @param {string} id */
-  saveGraph(id) { return this.post(`graphs/${part(id)}/save`, {}); }
+  saveGraph(id) {
+    return this.post(`graphs/${part(id)}/save`, {});
+  }
 
   /** @param {string} prompt @param {AbortSignal} [signal] */
-  tokenize(prompt, signal) { return this.post("tokenize", { prompt }, signal); }
+  tokenize(prompt, signal) {
+    return this.post("tokenize", { prompt }, signal);
+  }
   /** @param {string} prompt @param {number|null} position @param {AbortSignal} [signal] */
-  topTokens(prompt, position, signal) { return this.post("top-tokens", { prompt, position, k: 10 }, signal); }
+  topTokens(prompt, position, signal) {
+    return this.post("top-tokens", { prompt, position, k: 10 }, signal);
+  }
 
-  features() { return this.get("features"); }
+  features() {
+    return this.get("features");
+  }
   /** @param {string} q @param {AbortSignal} [signal] */
-  searchFeatures(q, signal) { return this.get(`features/search${query({ q, limit: 20 })}`, signal); }
+  searchFeatures(q, signal) {
+    return this.get(`features/search${query({ q, limit: 20 })}`, signal);
+  }
   /** @param {number} layer @param {number} feature @param {boolean} neighbors @param {AbortSignal} [signal] */
-  feature(layer, feature, neighbors, signal) { return this.get(`features/${layer}/${feature}${query({ neighbors: neighbors || null })}`, signal); }
+  feature(layer, feature, neighbors, signal) {
+    return this.get(`features/${layer}/${feature}${query({ neighbors: neighbors || null })}`, signal);
+  }
   /** @param {number} layer @param {number} feature @param {string} text @param {AbortSignal} [signal] */
-  onText(layer, feature, text, signal) { return this.post(`features/${layer}/${feature}/on-text`, { text }, signal); }
+  onText(layer, feature, text, signal) {
+    return this.post(`features/${layer}/${feature}/on-text`, { text }, signal);
+  }
 
   /** @param {string} job */
-  cancel(job) { return this.ask(`jobs/${part(job)}`, { method: "DELETE", headers: { "content-type": "application/json" } }); }
+  cancel(job) {
+    return this.ask(`jobs/${part(job)}`, { method: "DELETE", headers: { "content-type": "application/json" } });
+  }
 
   /**
    * Asks for work and follows it to its end. The stream is taken up again where it broke off.
@@ -155,12 +205,17 @@ export class Api {
   async run(request, { onevent, onjob, signal } = {}) {
     const job = await this.post("jobs", request, signal);
     onjob?.(job);
-    const stop = () => { this.cancel(job.id).catch(() => {}); };
+    const stop = () => {
+      this.cancel(job.id).catch(() => {});
+    };
     signal?.addEventListener("abort", stop, { once: true });
     let last = "";
     try {
       for (let tries = 0; ; tries++) {
-        const response = await this.ask(`jobs/${part(job.id)}/events`, { signal, headers: last ? { "last-event-id": last } : {} });
+        const response = await this.ask(`jobs/${part(job.id)}/events`, {
+          signal,
+          headers: last ? { "last-event-id": last } : {},
+        });
         if (response.body) {
           try {
             for await (const event of events(response.body)) {
@@ -169,14 +224,23 @@ export class Api {
               onevent?.(event.name, data);
               if (event.name === "done") return data.result;
               if (event.name === "cancelled") throw new DOMException("cancelled", "AbortError");
-              if (event.name === "failed") throw new ApiError(422, data.error?.kind ?? "failed", data.error?.message ?? "the job failed", data.error?.hint);
+              if (event.name === "failed")
+                throw new ApiError(
+                  422,
+                  data.error?.kind ?? "failed",
+                  data.error?.message ?? "the job failed",
+                  data.error?.hint,
+                );
               tries = 0;
             }
           } catch (error) {
             if (isAbort(error) || error instanceof ApiError) throw error;
           }
         }
-        if (tries >= 3) { this.mark(false); throw new ApiError(0, "offline", "the connection broke while the job ran"); }
+        if (tries >= 3) {
+          this.mark(false);
+          throw new ApiError(0, "offline", "the connection broke while the job ran");
+        }
         await new Promise((resolve) => setTimeout(resolve, 300));
       }
     } finally {

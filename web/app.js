@@ -63,7 +63,7 @@ export class App {
   /** @param {Topic} topic @param {(...args: any[]) => void} listener */
   on(topic, listener) {
     let set = this.topics.get(topic);
-    if (!set) this.topics.set(topic, set = new Set());
+    if (!set) this.topics.set(topic, (set = new Set()));
     set.add(listener);
   }
 
@@ -72,9 +72,15 @@ export class App {
     for (const listener of this.topics.get(topic) ?? []) listener(...args);
   }
 
-  get view() { return this.store.view; }
-  get clicked() { return this.graph ? this.graph.numberOf(this.view.clicked) : -1; }
-  get canRun() { return Boolean(this.health?.model); }
+  get view() {
+    return this.store.view;
+  }
+  get clicked() {
+    return this.graph ? this.graph.numberOf(this.view.clicked) : -1;
+  }
+  get canRun() {
+    return Boolean(this.health?.model);
+  }
 
   /** Shows what went wrong, unless it was given up on purpose. @param {unknown} error @param {string} [doing] */
   complain(error, doing = "") {
@@ -121,9 +127,16 @@ export class App {
   toServer() {
     const view = this.view;
     return {
-      pinned: view.pinned, hidden: view.hidden, clicked: view.clicked, labels: view.labels, positions: view.places, note: view.note,
+      pinned: view.pinned,
+      hidden: view.hidden,
+      clicked: view.clicked,
+      labels: view.labels,
+      positions: view.places,
+      note: view.note,
       groups: view.groups.map((group) => ({ name: group.name, members: group.ids })),
-      node_threshold: view.nodeThreshold, edge_threshold: view.edgeThreshold, other: this.others,
+      node_threshold: view.nodeThreshold,
+      edge_threshold: view.edgeThreshold,
+      other: this.others,
     };
   }
 
@@ -132,9 +145,15 @@ export class App {
     const groups = (from.groups ?? []).map((/** @type {any} */ g) => ({ name: String(g.name), ids: g.members ?? [] }));
     const members = groups.flatMap((/** @type {any} */ g) => g.ids);
     return {
-      pinned: [...new Set([...(from.pinned ?? []), ...members])], hidden: from.hidden ?? [], clicked: from.clicked || null, groups,
-      labels: readParams({ clerps: from.labels ?? {} }).labels ?? {}, places: readParams({ layout: from.positions ?? {} }).places ?? {},
-      note: from.note ?? "", nodeThreshold: from.node_threshold ?? null, edgeThreshold: from.edge_threshold ?? null,
+      pinned: [...new Set([...(from.pinned ?? []), ...members])],
+      hidden: from.hidden ?? [],
+      clicked: from.clicked || null,
+      groups,
+      labels: readParams({ clerps: from.labels ?? {} }).labels ?? {},
+      places: readParams({ layout: from.positions ?? {} }).places ?? {},
+      note: from.note ?? "",
+      nodeThreshold: from.node_threshold ?? null,
+      edgeThreshold: from.edge_threshold ?? null,
     };
   }
 
@@ -143,7 +162,9 @@ export class App {
     return JSON.stringify([storyOf(view), view.nodeThreshold, view.edgeThreshold]);
   }
 
-  get dirty() { return this.graph !== null && (Boolean(this.graph.header.in_memory) || this.fingerprint(this.view) !== this.saved); }
+  get dirty() {
+    return this.graph !== null && (Boolean(this.graph.header.in_memory) || this.fingerprint(this.view) !== this.saved);
+  }
 
   async save() {
     const graph = this.graph;
@@ -193,11 +214,16 @@ export class App {
       this.store.set({
         pinned: [...mine.pinned, ...theirs.pinned.filter((id) => !mine.pinned.includes(id))],
         hidden: [...new Set([...mine.hidden, ...theirs.hidden])].filter((id) => !mine.pinned.includes(id)),
-        groups: [...mine.groups, ...theirs.groups.map((g) => ({ name: g.name, ids: g.ids.filter((id) => !taken.has(id)) }))
-          .filter((g) => g.ids.length > 0)],
+        groups: [
+          ...mine.groups,
+          ...theirs.groups
+            .map((g) => ({ name: g.name, ids: g.ids.filter((id) => !taken.has(id)) }))
+            .filter((g) => g.ids.length > 0),
+        ],
         labels: { ...theirs.labels, ...mine.labels },
         places: { ...theirs.places, ...mine.places },
-        note: mine.note && theirs.note && mine.note !== theirs.note ? `${mine.note}\n${theirs.note}` : mine.note || theirs.note,
+        note:
+          mine.note && theirs.note && mine.note !== theirs.note ? `${mine.note}\n${theirs.note}` : mine.note || theirs.note,
       });
     }
     await this.save();
@@ -212,12 +238,14 @@ export class App {
     return graphs;
   }
 
-  get at() { return { node_threshold: this.view.nodeThreshold, edge_threshold: this.view.edgeThreshold }; }
+  get at() {
+    return { node_threshold: this.view.nodeThreshold, edge_threshold: this.view.edgeThreshold };
+  }
 
   /** @param {string} id @param {Partial<View>|null} [over] what a link says, over what is saved */
   async open(id, over = null) {
     this.opening?.abort();
-    const control = this.opening = new AbortController();
+    const control = (this.opening = new AbortController());
     this.loading = true;
     this.trouble = null;
     this.tell("loading");
@@ -225,14 +253,21 @@ export class App {
       const { view, etag } = await this.api.view(id);
       const savedView = asView({ ...this.fromServer(view), slug: id });
       const next = asView({ ...savedView, ...(over ?? {}), slug: id });
-      const graph = await Graph.open(this.api, id, { node_threshold: next.nodeThreshold, edge_threshold: next.edgeThreshold }, control.signal);
+      const graph = await Graph.open(
+        this.api,
+        id,
+        { node_threshold: next.nodeThreshold, edge_threshold: next.edgeThreshold },
+        control.signal,
+      );
       if (control.signal.aborted) return;
       const unknown = [...next.pinned, ...next.hidden].filter((id) => graph.numberOf(id) < 0);
       if (unknown.length > 0) {
         const gone = new Set(unknown);
         next.pinned = next.pinned.filter((id) => !gone.has(id));
         next.hidden = next.hidden.filter((id) => !gone.has(id));
-        toast(`${unknown.length} of the pinned nodes ${unknown.length === 1 ? "is" : "are"} not in this graph: ${unknown.slice(0, 3).join(", ")}${unknown.length > 3 ? ", …" : ""}`);
+        toast(
+          `${unknown.length} of the pinned nodes ${unknown.length === 1 ? "is" : "are"} not in this graph: ${unknown.slice(0, 3).join(", ")}${unknown.length > 3 ? ", …" : ""}`,
+        );
       }
       if (next.clicked && graph.numberOf(next.clicked) < 0) next.clicked = null;
       this.graph = graph;
@@ -259,10 +294,18 @@ export class App {
       this.graph = null;
       const message = error instanceof Error ? error.message : String(error);
       const offline = error instanceof ApiError && error.status === 0;
-      this.trouble = offline ? null : {
-        title: error instanceof ApiError && error.status === 404 ? `There is no graph ${quoted(id)} here` : "This graph cannot be opened",
-        text: error instanceof ApiError && error.status === 404 ? "" : message + (error instanceof ApiError && error.hint ? ` – ${error.hint}` : ""),
-      };
+      this.trouble = offline
+        ? null
+        : {
+            title:
+              error instanceof ApiError && error.status === 404
+                ? `There is no graph ${quoted(id)} here`
+                : "This graph cannot be opened",
+            text:
+              error instanceof ApiError && error.status === 404
+                ? ""
+                : message + (error instanceof ApiError && error.hint ? ` – ${error.hint}` : ""),
+          };
       this.tell("graph");
       this.store.reset(emptyView());
     }
@@ -298,7 +341,10 @@ export class App {
   async prune() {
     const graph = this.graph;
     if (!graph) return;
-    if (this.pruning) { this.pruneAgain = true; return; }
+    if (this.pruning) {
+      this.pruneAgain = true;
+      return;
+    }
     this.pruning = true;
     try {
       do {
@@ -319,7 +365,11 @@ export class App {
 
   async askScoresNow() {
     const { graph, view } = this;
-    if (!graph || view.pinned.length === 0) { this.scores = null; this.tell("scores"); return; }
+    if (!graph || view.pinned.length === 0) {
+      this.scores = null;
+      this.tell("scores");
+      return;
+    }
     const asked = view.pinned;
     try {
       const scores = await this.api.scores(graph.id, asked, this.at);
@@ -336,7 +386,12 @@ export class App {
     const graph = this.graph;
     if (!graph) return;
     const links = graph.linksOf(n);
-    if (links instanceof Promise) links.then(() => { if (this.graph === graph) this.tell("links", n); }).catch((error) => this.complain(error));
+    if (links instanceof Promise)
+      links
+        .then(() => {
+          if (this.graph === graph) this.tell("links", n);
+        })
+        .catch((error) => this.complain(error));
     else this.tell("links", n);
   }
 
@@ -353,11 +408,21 @@ export class App {
   click(n, event) {
     const graph = this.graph;
     if (!graph) return;
-    if (n < 0) { this.store.set({ clicked: null }); this.setTrail([]); return; }
+    if (n < 0) {
+      this.store.set({ clicked: null });
+      this.setTrail([]);
+      return;
+    }
     const id = graph.idOf(n);
     const e = /** @type {MouseEvent|null} */ (event);
-    if (this.gathering) { this.gather(id); return; }
-    if (e && (e.ctrlKey || e.metaKey)) { this.togglePin(id); return; }
+    if (this.gathering) {
+      this.gather(id);
+      return;
+    }
+    if (e && (e.ctrlKey || e.metaKey)) {
+      this.togglePin(id);
+      return;
+    }
     this.store.set({ clicked: this.view.clicked === id ? null : id });
   }
 
@@ -368,7 +433,10 @@ export class App {
 
   /** @param {string} id */
   togglePin(id) {
-    if (!this.view.pinned.includes(id) && this.view.pinned.length >= 200) { toast("200 nodes can be pinned; unpin some first."); return; }
+    if (!this.view.pinned.includes(id) && this.view.pinned.length >= 200) {
+      toast("200 nodes can be pinned; unpin some first.");
+      return;
+    }
     this.store.set((view) => togglePin(view, id));
   }
 
@@ -382,7 +450,11 @@ export class App {
 
   /** @param {string} id */
   hide(id) {
-    this.store.set((view) => ({ hidden: [...view.hidden, id], pinned: view.pinned.filter((x) => x !== id), clicked: view.clicked === id ? null : view.clicked }));
+    this.store.set((view) => ({
+      hidden: [...view.hidden, id],
+      pinned: view.pinned.filter((x) => x !== id),
+      clicked: view.clicked === id ? null : view.clicked,
+    }));
     toast(`Hidden: ${id}`, { action: ["Undo", () => this.store.undo()] });
   }
 
@@ -408,12 +480,20 @@ export class App {
   group(ids) {
     const graph = this.graph;
     if (!graph) return;
-    const fit = ids.filter((id) => { const n = graph.numberOf(id); return n >= 0 && graph.kind[n] !== 3; });
-    if (fit.length < 2) { toast("Choose two or more nodes to group: Shift-click boxes of the circuit, or hold G and click nodes."); return; }
+    const fit = ids.filter((id) => {
+      const n = graph.numberOf(id);
+      return n >= 0 && graph.kind[n] !== 3;
+    });
+    if (fit.length < 2) {
+      toast("Choose two or more nodes to group: Shift-click boxes of the circuit, or hold G and click nodes.");
+      return;
+    }
     const names = fit.map((id) => graph.label(graph.numberOf(id))).filter(Boolean);
     const often = new Map();
     for (const name of names) often.set(name, (often.get(name) ?? 0) + 1);
-    const [name] = [...often.entries()].sort((a, b) => b[1] - a[1])[0] ?? [`at ${quoted(graph.tokens[graph.pos[graph.numberOf(fit[0])]] ?? "")}`];
+    const [name] = [...often.entries()].sort((a, b) => b[1] - a[1])[0] ?? [
+      `at ${quoted(graph.tokens[graph.pos[graph.numberOf(fit[0])]] ?? "")}`,
+    ];
     this.store.set((view) => makeGroup(view, fit, name));
     const made = this.view.groups[this.view.groups.length - 1];
     this.select([`group:${made.name}`]);
@@ -432,7 +512,12 @@ export class App {
     const to = await ask("Name of the group", name);
     if (to === null || to.trim() === "" || to === name) return;
     this.store.set((view) => renameGroup(view, name, to));
-    this.select(this.view.groups.filter((group) => !this.selection.has(`group:${group.name}`) && group.name.startsWith(to.trim())).map((g) => `group:${g.name}`).slice(-1));
+    this.select(
+      this.view.groups
+        .filter((group) => !this.selection.has(`group:${group.name}`) && group.name.startsWith(to.trim()))
+        .map((g) => `group:${g.name}`)
+        .slice(-1),
+    );
   }
 
   /** @param {Iterable<string>} keys */
@@ -464,8 +549,12 @@ export class App {
     this.tell("trail");
   }
 
-  undo() { if (!this.store.undo()) toast("Nothing to undo."); }
-  redo() { if (!this.store.redo()) toast("Nothing to redo."); }
+  undo() {
+    if (!this.store.undo()) toast("Nothing to undo.");
+  }
+  redo() {
+    if (!this.store.redo()) toast("Nothing to redo.");
+  }
 
   /** Whether a node passes the filters; what is pinned or chosen always does. @param {number} n */
   passes(n) {
@@ -473,12 +562,16 @@ export class App {
     const f = this.view.filter;
     if (f.kinds.length && f.kinds.includes(graph.kindOf(n))) return false;
     const kind = graph.kind[n];
-    if (f.layers && (kind === 0 || kind === 1) && (graph.layer[n] < f.layers[0] || graph.layer[n] > f.layers[1])) return false;
+    if (f.layers && (kind === 0 || kind === 1) && (graph.layer[n] < f.layers[0] || graph.layer[n] > f.layers[1]))
+      return false;
     if (f.positions && (graph.pos[n] < f.positions[0] || graph.pos[n] > f.positions[1])) return false;
     if (f.minShare && kind < 2 && graph.cut.share[n] < f.minShare) return false;
-    if (f.text && kind === 0 && !`${graph.label(n)} ${graph.idOf(n)}`.toLowerCase().includes(f.text.toLowerCase())) return false;
+    if (f.text && kind === 0 && !`${graph.label(n)} ${graph.idOf(n)}`.toLowerCase().includes(f.text.toLowerCase()))
+      return false;
     return true;
   }
 
-  get filtered() { return !same(this.view.filter, emptyView().filter); }
+  get filtered() {
+    return !same(this.view.filter, emptyView().filter);
+  }
 }

@@ -15,7 +15,10 @@ import { writeParams } from "./url.js";
 
 const GRID = 2;
 /** The layout's own measures (`picture`): room above the first line, height of a line, least room between rows here. */
-const PADDING = 4, LINE = 13, SMALL = 10, MIN_GAP = 20;
+const PADDING = 4,
+  LINE = 13,
+  SMALL = 10,
+  MIN_GAP = 20;
 
 export class Circuit {
   /** @param {HTMLElement} host @param {App} app */
@@ -34,7 +37,8 @@ export class Circuit {
     this.bends = [];
     this.scores = h("span", { class: "scores", role: "status" });
     this.status = h("span", { class: "muted" });
-    const act = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ work, props = {}) => button(text, work, { title, ...props });
+    const act = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ work, props = {}) =>
+      button(text, work, { title, ...props });
     this.buttons = {
       group: act("Group", "Make one supernode of the chosen boxes (G)", () => app.group(app.members(app.selection))),
       ungroup: act("Ungroup", "Take the chosen groups apart (U)", () => this.ungroup()),
@@ -46,20 +50,49 @@ export class Circuit {
       redo: act("↷", "Redo (Shift-Z)", () => app.redo(), { "aria-label": "Redo" }),
     };
     const { group, ungroup, rename, unpin, auto, tidy, undo, redo } = this.buttons;
-    this.bar = h("div", { class: "bar", role: "toolbar", "aria-label": "Circuit" }, h("h2", null, "Circuit"), h("span", { class: "grow" }),
-      group, ungroup, rename, unpin, auto, tidy, undo, redo);
+    this.bar = h(
+      "div",
+      { class: "bar", role: "toolbar", "aria-label": "Circuit" },
+      h("h2", null, "Circuit"),
+      h("span", { class: "grow" }),
+      group,
+      ungroup,
+      rename,
+      unpin,
+      auto,
+      tidy,
+      undo,
+      redo,
+    );
     this.scene = s("g", { class: "scene" });
     this.svg = s("svg", { class: "circuit", role: "group", "aria-label": "Circuit: pinned nodes and groups" }, this.scene);
     this.empty = h("div", { class: "empty" });
     this.field = h("div", { class: "field" }, this.svg, this.empty);
     host.append(this.bar, this.field, h("div", { class: "foot" }, this.scores));
     this.layOutSoon = debounce(30, () => this.layOut());
-    app.on("graph", () => { this.laid = null; this.asked = ""; this.boxes = []; this.edges = []; this.zoomed = false; this.update(); });
+    app.on("graph", () => {
+      this.laid = null;
+      this.asked = "";
+      this.boxes = [];
+      this.edges = [];
+      this.zoomed = false;
+      this.update();
+    });
     app.on("view", (now, before) => {
-      if (now.pinned !== before.pinned || now.groups !== before.groups || now.labels !== before.labels || now.clicked !== before.clicked || now.places !== before.places) this.update();
+      if (
+        now.pinned !== before.pinned ||
+        now.groups !== before.groups ||
+        now.labels !== before.labels ||
+        now.clicked !== before.clicked ||
+        now.places !== before.places
+      )
+        this.update();
       this.showButtons();
     });
-    app.on("cut", () => { this.asked = ""; this.update(); });
+    app.on("cut", () => {
+      this.asked = "";
+      this.update();
+    });
     app.on("run", () => this.draw());
     app.on("selection", () => this.draw());
     app.on("hover", () => this.showHover());
@@ -82,7 +115,13 @@ export class Circuit {
     }
     this.empty.hidden = true;
     const labels = view.labels;
-    const of = { pinned: view.pinned, groups: view.groups.map((g) => ({ name: g.name, members: g.ids })), labels, ...this.app.at, max_nodes: 200 };
+    const of = {
+      pinned: view.pinned,
+      groups: view.groups.map((g) => ({ name: g.name, members: g.ids })),
+      labels,
+      ...this.app.at,
+      max_nodes: 200,
+    };
     const text = JSON.stringify(of);
     if (text === this.asked) this.place();
     else {
@@ -95,18 +134,36 @@ export class Circuit {
   showEmpty() {
     const { app } = this;
     this.empty.hidden = false;
-    if (!app.graph) { fill(this.empty); return; }
-    fill(this.empty, h("p", null, "Pin nodes to build the circuit: Ctrl-click a node, or choose it and press P."),
-      h("div", { class: "row" }, button("Pin the strongest", () => this.pinStrongest(), { class: "primary" }), button("Auto groups", () => this.autoGroups())));
+    if (!app.graph) {
+      fill(this.empty);
+      return;
+    }
+    fill(
+      this.empty,
+      h("p", null, "Pin nodes to build the circuit: Ctrl-click a node, or choose it and press P."),
+      h(
+        "div",
+        { class: "row" },
+        button("Pin the strongest", () => this.pinStrongest(), { class: "primary" }),
+        button("Auto groups", () => this.autoGroups()),
+      ),
+    );
   }
 
   /** The strongest nodes with the target and the tokens they come from: a start. */
   pinStrongest() {
     const graph = this.app.graph;
     if (!graph) return;
-    const by = (/** @type {number} */ kind) => [...graph.cut.nodes].filter((n) => graph.kind[n] === kind).sort((a, b) => graph.cut.share[b] - graph.cut.share[a]);
+    const by = (/** @type {number} */ kind) =>
+      [...graph.cut.nodes].filter((n) => graph.kind[n] === kind).sort((a, b) => graph.cut.share[b] - graph.cut.share[a]);
     const targets = by(3).sort((a, b) => graph.probability[b] - graph.probability[a]);
-    const chosen = [...by(0).slice(0, 12), ...by(2).filter((n) => graph.cut.share[n] > 0.05).slice(0, 5), ...targets.slice(0, 1)];
+    const chosen = [
+      ...by(0).slice(0, 12),
+      ...by(2)
+        .filter((n) => graph.cut.share[n] > 0.05)
+        .slice(0, 5),
+      ...targets.slice(0, 1),
+    ];
     this.app.pinAll(chosen.map((n) => graph.idOf(n)));
   }
 
@@ -116,7 +173,10 @@ export class Circuit {
     if (!graph) return;
     try {
       const { groups } = await app.api.autoGroups(graph.id, app.at);
-      if (groups.length === 0) { toast("The edges suggest no groups at these thresholds."); return; }
+      if (groups.length === 0) {
+        toast("The edges suggest no groups at these thresholds.");
+        return;
+      }
       (await import("./dialogs.js")).autoGroupsDialog(app, groups);
     } catch (error) {
       app.complain(error, "no groups");
@@ -128,7 +188,14 @@ export class Circuit {
     const graph = app.graph;
     const asked = this.asked;
     if (!graph || !asked) return;
-    for (const id of app.view.pinned) { const n = graph.numberOf(id); if (n >= 0) Promise.resolve(graph.linksOf(n)).then(() => app.tell("trail"), (error) => app.complain(error)); }
+    for (const id of app.view.pinned) {
+      const n = graph.numberOf(id);
+      if (n >= 0)
+        Promise.resolve(graph.linksOf(n)).then(
+          () => app.tell("trail"),
+          (error) => app.complain(error),
+        );
+    }
     try {
       const laid = await app.api.layout(graph.id, this.wanted ?? {});
       if (asked !== this.asked || graph !== app.graph) return;
@@ -151,8 +218,18 @@ export class Circuit {
       const key = group ? `group:${group.name}` : b.ids[0];
       const moved = app.view.places[key];
       return {
-        key, ids: b.ids, name: b.name, kind: b.kind, n: graph.numberOf(b.ids[0]), x: moved ? moved[0] : b.x, y: this.down(moved ? moved[1] : b.y),
-        width: b.width, height: b.height, lines: b.lines, small: b.small_print, moved: Boolean(moved),
+        key,
+        ids: b.ids,
+        name: b.name,
+        kind: b.kind,
+        n: graph.numberOf(b.ids[0]),
+        x: moved ? moved[0] : b.x,
+        y: this.down(moved ? moved[1] : b.y),
+        width: b.width,
+        height: b.height,
+        lines: b.lines,
+        small: b.small_print,
+        moved: Boolean(moved),
       };
     });
     this.edges = laid.edges;
@@ -195,7 +272,8 @@ export class Circuit {
     const to = from === 0 ? 1 : 0;
     if (y <= bends[0][from]) return y - bends[0][from] + bends[0][to];
     for (let i = 1; i < bends.length; i++) {
-      const a = bends[i - 1], b = bends[i];
+      const a = bends[i - 1],
+        b = bends[i];
       if (y <= b[from]) return b[from] === a[from] ? b[to] : a[to] + ((y - a[from]) * (b[to] - a[to])) / (b[from] - a[from]);
     }
     const last = bends[bends.length - 1];
@@ -203,16 +281,25 @@ export class Circuit {
   }
 
   bounds() {
-    let x0 = Infinity, y0 = Infinity, x1 = -Infinity, y1 = -Infinity;
+    let x0 = Infinity,
+      y0 = Infinity,
+      x1 = -Infinity,
+      y1 = -Infinity;
     for (const b of this.boxes) {
-      x0 = Math.min(x0, b.x); y0 = Math.min(y0, b.y); x1 = Math.max(x1, b.x + b.width); y1 = Math.max(y1, b.y + b.height);
+      x0 = Math.min(x0, b.x);
+      y0 = Math.min(y0, b.y);
+      x1 = Math.max(x1, b.x + b.width);
+      y1 = Math.max(y1, b.y + b.height);
     }
     return { x: x0 - 14, y: y0 - 14, width: x1 - x0 + 28, height: y1 - y0 + 28 };
   }
 
   fit(always = false) {
     if (this.boxes.length === 0 || (this.zoomed && !always)) return;
-    if (!always) { this.place(); return; }
+    if (!always) {
+      this.place();
+      return;
+    }
     const { clientWidth, clientHeight } = this.field;
     const b = this.bounds();
     const k = clamp(Math.min(clientWidth / b.width, clientHeight / b.height), 0.15, 1.3);
@@ -221,19 +308,30 @@ export class Circuit {
   }
 
   applyZoom() {
-    this.scene.setAttribute("transform", `translate(${this.zoom.x.toFixed(1)} ${this.zoom.y.toFixed(1)}) scale(${this.zoom.k.toFixed(4)})`);
+    this.scene.setAttribute(
+      "transform",
+      `translate(${this.zoom.x.toFixed(1)} ${this.zoom.y.toFixed(1)}) scale(${this.zoom.k.toFixed(4)})`,
+    );
   }
 
   /** @param {Edge} edge */
   path(edge) {
-    const a = this.boxes[edge.source], b = this.boxes[edge.target];
+    const a = this.boxes[edge.source],
+      b = this.boxes[edge.target];
     if (!a || !b) return "";
     if (!a.moved && !b.moved && edge.curve?.length) {
-      return edge.curve.map(([p0, p1, p2, p3], i) => `${i === 0 ? `M${this.point(p0)}` : ""}C${this.point(p1)} ${this.point(p2)} ${this.point(p3)}`).join("");
+      return edge.curve
+        .map(
+          ([p0, p1, p2, p3], i) =>
+            `${i === 0 ? `M${this.point(p0)}` : ""}C${this.point(p1)} ${this.point(p2)} ${this.point(p3)}`,
+        )
+        .join("");
     }
     const up = a.y >= b.y;
-    const x0 = a.x + a.width / 2, y0 = up ? a.y : a.y + a.height;
-    const x1 = b.x + b.width / 2, y1 = up ? b.y + b.height : b.y;
+    const x0 = a.x + a.width / 2,
+      y0 = up ? a.y : a.y + a.height;
+    const x1 = b.x + b.width / 2,
+      y1 = up ? b.y + b.height : b.y;
     const bend = Math.max(18, Math.abs(y0 - y1) * 0.45) * (up ? 1 : -1);
     return `M${r1(x0)} ${r1(y0)}C${r1(x0)} ${r1(y0 - bend)} ${r1(x1)} ${r1(y1 + bend)} ${r1(x1)} ${r1(y1)}`;
   }
@@ -251,12 +349,23 @@ export class Circuit {
     const clicked = app.view.clicked;
     const near = new Set([clicked]);
     const edges = this.edges.map((edge) => {
-      const touched = [edge.source, edge.target].some((i) => this.boxes[i]?.ids.includes(clicked ?? "\n") || app.selection.has(this.boxes[i]?.key));
+      const touched = [edge.source, edge.target].some(
+        (i) => this.boxes[i]?.ids.includes(clicked ?? "\n") || app.selection.has(this.boxes[i]?.key),
+      );
       const path = s("path", {
-        d: this.path(edge), class: `edge ${edge.weight < 0 ? "minus" : "plus"}${touched ? " touched" : ""}`, "stroke-width": r1(clamp(edge.width, 0.6, 9)),
+        d: this.path(edge),
+        class: `edge ${edge.weight < 0 ? "minus" : "plus"}${touched ? " touched" : ""}`,
+        "stroke-width": r1(clamp(edge.width, 0.6, 9)),
       });
-      const a = this.boxes[edge.source], b = this.boxes[edge.target];
-      path.append(s("title", null, `${visible(a?.name ?? "")} → ${visible(b?.name ?? "")}: ${signed(edge.weight)}, ${percent(edge.share)} of its input`));
+      const a = this.boxes[edge.source],
+        b = this.boxes[edge.target];
+      path.append(
+        s(
+          "title",
+          null,
+          `${visible(a?.name ?? "")} → ${visible(b?.name ?? "")}: ${signed(edge.weight)}, ${percent(edge.share)} of its input`,
+        ),
+      );
       return path;
     });
     const boxes = this.boxes.map((box) => {
@@ -265,18 +374,57 @@ export class Circuit {
       const hasMember = box.kind === "group" && near.has(box.ids.find((id) => id === clicked) ?? "\n");
       const changed = this.changeOf(box);
       const label = `${box.kind === "group" ? `group of ${box.ids.length}` : box.kind} ${visible(box.name || box.lines.join(" "))}${changed ? `, ${changed.text}` : ""}`;
-      const g = s("g", {
-        class: `box ${box.kind}${isClicked || hasMember ? " clicked" : ""}${chosen ? " chosen" : ""}`, transform: `translate(${r1(box.x)} ${r1(box.y)})`, role: "button",
-        tabindex: box.key === (this.focusKey || this.boxes[0].key) ? "0" : "-1", "aria-pressed": String(chosen), "data-key": box.key,
-      }, s("title", null, label));
-      if (box.kind === "group") g.append(s("rect", { class: "shade", x: 3.5, y: -3.5, width: r1(box.width), height: r1(box.height), rx: 5 }));
+      const g = s(
+        "g",
+        {
+          class: `box ${box.kind}${isClicked || hasMember ? " clicked" : ""}${chosen ? " chosen" : ""}`,
+          transform: `translate(${r1(box.x)} ${r1(box.y)})`,
+          role: "button",
+          tabindex: box.key === (this.focusKey || this.boxes[0].key) ? "0" : "-1",
+          "aria-pressed": String(chosen),
+          "data-key": box.key,
+        },
+        s("title", null, label),
+      );
+      if (box.kind === "group")
+        g.append(s("rect", { class: "shade", x: 3.5, y: -3.5, width: r1(box.width), height: r1(box.height), rx: 5 }));
       g.append(s("rect", { class: "face", width: r1(box.width), height: r1(box.height), rx: box.kind === "token" ? 2 : 5 }));
-      box.lines.forEach((line, i) => g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * (i + 0.5)), class: "name", "aria-hidden": "true" }, visible(line))));
-      if (box.small) g.append(s("text", { x: r1(box.width / 2), y: r1(PADDING + LINE * box.lines.length + SMALL / 2), class: "small", "aria-hidden": "true" }, visible(box.small)));
+      box.lines.forEach((line, i) =>
+        g.append(
+          s(
+            "text",
+            { x: r1(box.width / 2), y: r1(PADDING + LINE * (i + 0.5)), class: "name", "aria-hidden": "true" },
+            visible(line),
+          ),
+        ),
+      );
+      if (box.small)
+        g.append(
+          s(
+            "text",
+            {
+              x: r1(box.width / 2),
+              y: r1(PADDING + LINE * box.lines.length + SMALL / 2),
+              class: "small",
+              "aria-hidden": "true",
+            },
+            visible(box.small),
+          ),
+        );
       if (changed) {
         const w = 8 + changed.text.length * 5.4;
-        g.append(s("g", { class: `badge ${changed.sign}`, "aria-hidden": "true", transform: `translate(${r1(box.width - w / 2 + 6)} -3)` },
-          s("rect", { x: r1(-w / 2), y: -6.5, width: r1(w), height: 13, rx: 6.5 }), s("text", { x: 0, y: 0.5 }, changed.text)));
+        g.append(
+          s(
+            "g",
+            {
+              class: `badge ${changed.sign}`,
+              "aria-hidden": "true",
+              transform: `translate(${r1(box.width - w / 2 + 6)} -3)`,
+            },
+            s("rect", { x: r1(-w / 2), y: -6.5, width: r1(w), height: 13, rx: 6.5 }),
+            s("text", { x: 0, y: 0.5 }, changed.text),
+          ),
+        );
       }
       return g;
     });
@@ -291,7 +439,11 @@ export class Circuit {
     const run = this.app.run;
     if (!run) return null;
     const set = box.kind === "group" ? null : run.plan?.[box.key];
-    if (set) return { text: set.ablate ? "off" : set.set !== undefined ? `= ${short(set.set)}` : `× ${short(set.scale)}`, sign: "set" };
+    if (set)
+      return {
+        text: set.ablate ? "off" : set.set !== undefined ? `= ${short(set.set)}` : `× ${short(set.scale)}`,
+        sign: "set",
+      };
     if (box.kind === "group") {
       const group = run.groups?.[box.name];
       if (!group) return null;
@@ -300,15 +452,32 @@ export class Circuit {
       return { text: `${Math.round(p)} %`, sign: Math.abs(p - 100) < 1 ? "same" : p < 100 ? "less" : "more" };
     }
     const feature = run.features?.[box.key];
-    if (feature) return { text: change(feature.before, feature.after), sign: Math.abs(feature.after - feature.before) < 0.005 * Math.abs(feature.before) ? "same" : feature.after < feature.before ? "less" : "more" };
+    if (feature)
+      return {
+        text: change(feature.before, feature.after),
+        sign:
+          Math.abs(feature.after - feature.before) < 0.005 * Math.abs(feature.before)
+            ? "same"
+            : feature.after < feature.before
+              ? "less"
+              : "more",
+      };
     const target = run.targets?.[box.key];
-    if (target) return { text: `${target.before.toFixed(2)} → ${target.after.toFixed(2)}`, sign: target.after < target.before ? "less" : "more" };
+    if (target)
+      return {
+        text: `${target.before.toFixed(2)} → ${target.after.toFixed(2)}`,
+        sign: target.after < target.before ? "less" : "more",
+      };
     return null;
   }
 
   /** @param {string} key @returns {SVGGElement|null} */
   element(key) {
-    return [.../** @type {NodeListOf<SVGGElement>} */ (this.scene.querySelectorAll("g.box"))].find((g) => g.dataset.key === key) ?? null;
+    return (
+      [.../** @type {NodeListOf<SVGGElement>} */ (this.scene.querySelectorAll("g.box"))].find(
+        (g) => g.dataset.key === key,
+      ) ?? null
+    );
   }
 
   showHover() {
@@ -322,19 +491,34 @@ export class Circuit {
 
   showScores() {
     const { scores, graph, view } = this.app;
-    if (!scores || !graph) { fill(this.scores); return; }
+    if (!scores || !graph) {
+      fill(this.scores);
+      return;
+    }
     const outside = view.pinned.filter((id) => !graph.cut.has[graph.numberOf(id)]).length;
     const whole = graph.header.scores ?? {};
-    fill(this.scores, h("span", { title: "Replacement and completeness of the pinned part; in brackets those of the whole graph" },
-      `${view.pinned.length} pinned explain `, h("b", null, `repl ${three(scores.replacement)}`), ` (${three(whole.replacement)})  `,
-      h("b", null, `compl ${three(scores.completeness)}`), ` (${three(whole.completeness)})`, outside > 0 && h("span", { class: "warn" }, `  ${outside} of them outside these thresholds`)));
+    fill(
+      this.scores,
+      h(
+        "span",
+        { title: "Replacement and completeness of the pinned part; in brackets those of the whole graph" },
+        `${view.pinned.length} pinned explain `,
+        h("b", null, `repl ${three(scores.replacement)}`),
+        ` (${three(whole.replacement)})  `,
+        h("b", null, `compl ${three(scores.completeness)}`),
+        ` (${three(whole.completeness)})`,
+        outside > 0 && h("span", { class: "warn" }, `  ${outside} of them outside these thresholds`),
+      ),
+    );
   }
 
   showButtons() {
     const { app } = this;
     const keys = [...app.selection];
     const groups = keys.filter((key) => key.startsWith("group:"));
-    const set = (/** @type {HTMLButtonElement} */ b, /** @type {boolean} */ on) => { b.disabled = !on; };
+    const set = (/** @type {HTMLButtonElement} */ b, /** @type {boolean} */ on) => {
+      b.disabled = !on;
+    };
     set(this.buttons.group, app.members(keys).length >= 2);
     set(this.buttons.ungroup, groups.length > 0);
     set(this.buttons.rename, keys.length === 1);
@@ -354,7 +538,8 @@ export class Circuit {
     const [key] = this.app.selection;
     if (!key) return;
     if (key.startsWith("group:")) this.app.rename(key.slice(6));
-    else if ((this.app.boxed.get(key)?.length ?? 1) > 1) toast("This box holds several nodes: group them (G) to give them one name.");
+    else if ((this.app.boxed.get(key)?.length ?? 1) > 1)
+      toast("This box holds several nodes: group them (G) to give them one name.");
     else this.app.editLabel(this.app.graph?.numberOf(key) ?? -1);
   }
 
@@ -370,12 +555,18 @@ export class Circuit {
     let drag = null;
     const boxOf = (/** @type {Event} */ event) => {
       const g = /** @type {Element} */ (event.target).closest("g.box");
-      return g ? this.boxes.find((b) => b.key === /** @type {SVGGElement} */ (g).dataset.key) ?? null : null;
+      return g ? (this.boxes.find((b) => b.key === /** @type {SVGGElement} */ (g).dataset.key) ?? null) : null;
     };
     svg.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       const box = boxOf(event);
-      drag = { x: event.clientX, y: event.clientY, box, start: box ? [box.x, box.y] : [this.zoom.x, this.zoom.y], moved: false };
+      drag = {
+        x: event.clientX,
+        y: event.clientY,
+        box,
+        start: box ? [box.x, box.y] : [this.zoom.x, this.zoom.y],
+        moved: false,
+      };
       svg.setPointerCapture(event.pointerId);
     });
     svg.addEventListener("pointermove", (event) => {
@@ -383,13 +574,17 @@ export class Circuit {
         if (!event.shiftKey) app.setHover(boxOf(event)?.n ?? -1);
         return;
       }
-      const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
+      const dx = event.clientX - drag.x,
+        dy = event.clientY - drag.y;
       if (!drag.moved && Math.hypot(dx, dy) < 4) return;
       drag.moved = true;
       if (drag.box) {
         const { k } = this.zoom;
         const box = drag.box;
-        const to = /** @type {[number, number]} */ ([snap(drag.start[0] + dx / k), snap(this.down(drag.start[1] + dy / k, 1))]);
+        const to = /** @type {[number, number]} */ ([
+          snap(drag.start[0] + dx / k),
+          snap(this.down(drag.start[1] + dy / k, 1)),
+        ]);
         this.zoomed = true;
         app.store.set((view) => ({ places: { ...view.places, [box.key]: to } }), `drag ${box.key} ${drag?.x} ${drag?.y}`);
       } else {
@@ -404,25 +599,41 @@ export class Circuit {
       drag = null;
       if (!was || was.moved) return;
       if (was.box) this.pick(was.box, event);
-      else { app.select([]); app.choose(null); }
+      else {
+        app.select([]);
+        app.choose(null);
+      }
     });
-    svg.addEventListener("pointercancel", () => { drag = null; });
-    svg.addEventListener("pointerleave", (event) => { if (!event.shiftKey) app.setHover(-1); });
+    svg.addEventListener("pointercancel", () => {
+      drag = null;
+    });
+    svg.addEventListener("pointerleave", (event) => {
+      if (!event.shiftKey) app.setHover(-1);
+    });
     svg.addEventListener("dblclick", (event) => {
       const box = boxOf(event);
-      if (!box) { this.zoomed = false; this.fit(true); return; }
+      if (!box) {
+        this.zoomed = false;
+        this.fit(true);
+        return;
+      }
       app.select([box.key]);
       this.rename();
     });
-    svg.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const rect = svg.getBoundingClientRect();
-      const x = event.clientX - rect.left, y = event.clientY - rect.top;
-      const k = clamp(this.zoom.k * Math.exp(-clamp(event.deltaY, -240, 240) / 320), 0.1, 5);
-      this.zoom = { k, x: x - ((x - this.zoom.x) * k) / this.zoom.k, y: y - ((y - this.zoom.y) * k) / this.zoom.k };
-      this.zoomed = true;
-      this.applyZoom();
-    }, { passive: false });
+    svg.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const rect = svg.getBoundingClientRect();
+        const x = event.clientX - rect.left,
+          y = event.clientY - rect.top;
+        const k = clamp(this.zoom.k * Math.exp(-clamp(event.deltaY, -240, 240) / 320), 0.1, 5);
+        this.zoom = { k, x: x - ((x - this.zoom.x) * k) / this.zoom.k, y: y - ((y - this.zoom.y) * k) / this.zoom.k };
+        this.zoomed = true;
+        this.applyZoom();
+      },
+      { passive: false },
+    );
     svg.addEventListener("focusin", (event) => {
       const box = boxOf(event);
       if (!box) return;
@@ -436,7 +647,10 @@ export class Circuit {
   pick(box, event) {
     const { app } = this;
     this.focusKey = box.key;
-    if (app.gathering) { for (const id of box.ids) app.gather(id); return; }
+    if (app.gathering) {
+      for (const id of box.ids) app.gather(id);
+      return;
+    }
     if (event.ctrlKey || event.metaKey) {
       for (const id of box.ids) app.togglePin(id);
       return;
@@ -457,13 +671,25 @@ export class Circuit {
     const { app } = this;
     const box = this.boxes.find((b) => b.key === this.focusKey);
     if (!box) return;
-    const step = /** @type {Record<string, [number, number]>} */ ({ ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] })[event.key];
+    const step = /** @type {Record<string, [number, number]>} */ ({
+      ArrowLeft: [-1, 0],
+      ArrowRight: [1, 0],
+      ArrowUp: [0, -1],
+      ArrowDown: [0, 1],
+    })[event.key];
     if (step && event.altKey) {
       this.zoomed = true;
-      app.store.set((view) => ({ places: { ...view.places, [box.key]: [box.x + step[0] * 8, this.down(box.y + step[1] * 8, 1)] } }), `nudge ${box.key}`);
+      app.store.set(
+        (view) => ({ places: { ...view.places, [box.key]: [box.x + step[0] * 8, this.down(box.y + step[1] * 8, 1)] } }),
+        `nudge ${box.key}`,
+      );
     } else if (step) {
       const next = this.toward(box, step);
-      if (next) { this.focusKey = next.key; this.draw(); this.element(next.key)?.focus({ preventScroll: true }); }
+      if (next) {
+        this.focusKey = next.key;
+        this.draw();
+        this.element(next.key)?.focus({ preventScroll: true });
+      }
     } else if (event.key === "Enter") this.pick(box, event);
     else if (event.key === " ") this.pick(box, new MouseEvent("click", { shiftKey: true }));
     else if (event.key === "Delete" || event.key === "Backspace") {
@@ -480,11 +706,15 @@ export class Circuit {
     let least = Infinity;
     for (const b of this.boxes) {
       if (b === from) continue;
-      const vx = b.x + b.width / 2 - from.x - from.width / 2, vy = b.y + b.height / 2 - from.y - from.height / 2;
+      const vx = b.x + b.width / 2 - from.x - from.width / 2,
+        vy = b.y + b.height / 2 - from.y - from.height / 2;
       const along = vx * dx + vy * dy;
       if (along <= 1) continue;
       const cost = along + 2.2 * Math.abs(vx * dy + vy * dx);
-      if (cost < least) { least = cost; best = b; }
+      if (cost < least) {
+        least = cost;
+        best = b;
+      }
     }
     return best;
   }
@@ -494,22 +724,35 @@ export class Circuit {
   /** The drawing as a file of its own: what styles say is written into it. */
   standalone() {
     const b = this.bounds();
-    const svg = s("svg", { viewBox: `${r1(b.x)} ${r1(b.y)} ${r1(b.width)} ${r1(b.height)}`, width: String(Math.ceil(b.width)), height: String(Math.ceil(b.height)) });
+    const svg = s("svg", {
+      viewBox: `${r1(b.x)} ${r1(b.y)} ${r1(b.width)} ${r1(b.height)}`,
+      width: String(Math.ceil(b.width)),
+      height: String(Math.ceil(b.height)),
+    });
     const from = [this.scene, ...this.scene.querySelectorAll("*")];
     const copy = /** @type {SVGGElement} */ (this.scene.cloneNode(true));
     copy.removeAttribute("transform");
     const to = [copy, ...copy.querySelectorAll("*")];
     const shape = ["fill", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray"];
     /** @type {Record<string, string[]>} */
-    const wanted = { path: shape, rect: shape, text: ["fill", "opacity", "font-size", "font-weight", "font-family", "text-anchor", "dominant-baseline"] };
+    const wanted = {
+      path: shape,
+      rect: shape,
+      text: ["fill", "opacity", "font-size", "font-weight", "font-family", "text-anchor", "dominant-baseline"],
+    };
     to.forEach((element, i) => {
       const style = getComputedStyle(from[i]);
       for (const name of wanted[element.localName] ?? []) element.setAttribute(name, style.getPropertyValue(name));
-      for (const name of ["class", "tabindex", "role", "aria-label", "aria-pressed", "aria-hidden", "data-key"]) element.removeAttribute(name);
+      for (const name of ["class", "tabindex", "role", "aria-label", "aria-pressed", "aria-hidden", "data-key"])
+        element.removeAttribute(name);
     });
     const background = getComputedStyle(document.documentElement).getPropertyValue("--panel").trim();
     svg.append(s("rect", { x: r1(b.x), y: r1(b.y), width: r1(b.width), height: r1(b.height), fill: background }), copy);
-    return { text: `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(svg)}\n`, width: b.width, height: b.height };
+    return {
+      text: `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(svg)}\n`,
+      width: b.width,
+      height: b.height,
+    };
   }
 
   /** @param {string} ending */
@@ -518,19 +761,27 @@ export class Circuit {
   }
 
   exportSvg() {
-    if (this.boxes.length === 0) { toast("Pin something first: the picture is of the circuit."); return; }
+    if (this.boxes.length === 0) {
+      toast("Pin something first: the picture is of the circuit.");
+      return;
+    }
     download(this.fileName("svg"), new Blob([this.standalone().text], { type: "image/svg+xml" }));
   }
 
   exportPng() {
-    if (this.boxes.length === 0) { toast("Pin something first: the picture is of the circuit."); return; }
+    if (this.boxes.length === 0) {
+      toast("Pin something first: the picture is of the circuit.");
+      return;
+    }
     const { text, width, height } = this.standalone();
     const image = new Image();
     image.onload = () => {
       const canvas = h("canvas", { width: String(Math.ceil(width * 2)), height: String(Math.ceil(height * 2)) });
       const c = canvas.getContext("2d");
       c?.drawImage(image, 0, 0, canvas.width, canvas.height);
-      canvas.toBlob((blob) => { if (blob) download(this.fileName("png"), blob); }, "image/png");
+      canvas.toBlob((blob) => {
+        if (blob) download(this.fileName("png"), blob);
+      }, "image/png");
     };
     image.onerror = () => toast("The picture could not be drawn.", { kind: "error" });
     image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
@@ -546,8 +797,14 @@ export class Circuit {
       const json = await response.json();
       const params = writeParams(app.view);
       json.qParams = {
-        ...json.qParams, pinnedIds: app.view.pinned, hiddenIds: app.view.hidden, clickedId: app.view.clicked ?? "",
-        supernodes: app.view.groups.map((g) => [g.name, ...g.ids]), clerps: Object.entries(app.view.labels), layout: params.layout ?? "", note: app.view.note,
+        ...json.qParams,
+        pinnedIds: app.view.pinned,
+        hiddenIds: app.view.hidden,
+        clickedId: app.view.clicked ?? "",
+        supernodes: app.view.groups.map((g) => [g.name, ...g.ids]),
+        clerps: Object.entries(app.view.labels),
+        layout: params.layout ?? "",
+        note: app.view.note,
       };
       download(`${app.graph.id}.json`, new Blob([JSON.stringify(json)], { type: "application/json" }));
     } catch (error) {

@@ -6,8 +6,15 @@
 
 /** @type {Record<string, any>} */
 const ARRAYS = {
-  U8: Uint8Array, BOOL: Uint8Array, I8: Int8Array, U16: Uint16Array, I16: Int16Array,
-  U32: Uint32Array, I32: Int32Array, F32: Float32Array, F64: Float64Array,
+  U8: Uint8Array,
+  BOOL: Uint8Array,
+  I8: Int8Array,
+  U16: Uint16Array,
+  I16: Int16Array,
+  U32: Uint32Array,
+  I32: Int32Array,
+  F32: Float32Array,
+  F64: Float64Array,
 };
 
 /**

@@ -12,8 +12,10 @@ function apply(element, props) {
     if (value === null || value === undefined || value === false) continue;
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else if (key === "class") element.setAttribute("class", value);
-    else if (key === "style") for (const [name, v] of Object.entries(value)) /** @type {HTMLElement} */ (element).style.setProperty(name, String(v));
-    else if (key === "value" || key === "checked" || key === "disabled" || key === "selected" || key === "indeterminate") /** @type {any} */ (element)[key] = value;
+    else if (key === "style")
+      for (const [name, v] of Object.entries(value)) /** @type {HTMLElement} */ (element).style.setProperty(name, String(v));
+    else if (key === "value" || key === "checked" || key === "disabled" || key === "selected" || key === "indeterminate")
+      /** @type {any} */ (element)[key] = value;
     else element.setAttribute(key, value === true ? "" : String(value));
   }
 }
@@ -81,10 +83,20 @@ export function toast(text, { kind = "info", action } = {}) {
   const box = byId("toast");
   clearTimeout(toastTimer);
   box.dataset.kind = kind;
-  fill(box, h("span", null, text), action && button(action[0], () => { hide(); action[1](); }),
-    button("×", () => hide(), { "aria-label": "Close the message", class: "plain" }));
+  fill(
+    box,
+    h("span", null, text),
+    action &&
+      button(action[0], () => {
+        hide();
+        action[1]();
+      }),
+    button("×", () => hide(), { "aria-label": "Close the message", class: "plain" }),
+  );
   box.hidden = false;
-  const hide = () => { box.hidden = true; };
+  const hide = () => {
+    box.hidden = true;
+  };
   if (kind === "info") toastTimer = window.setTimeout(hide, action ? 12000 : 6000);
 }
 
@@ -95,10 +107,17 @@ export function toast(text, { kind = "info", action } = {}) {
 export function dialog(title, body, footer = [], name = "") {
   const close = button("×", () => box.close(), { class: "plain", "aria-label": "Close" });
   const heading = h("h2", { id: `dialog-${++dialogs}` }, title);
-  const box = h("dialog", { class: name, "aria-labelledby": heading.id },
-    h("header", null, heading, close), h("div", { class: "body" }, body), footer.length > 0 && h("footer", null, footer));
+  const box = h(
+    "dialog",
+    { class: name, "aria-labelledby": heading.id },
+    h("header", null, heading, close),
+    h("div", { class: "body" }, body),
+    footer.length > 0 && h("footer", null, footer),
+  );
   box.addEventListener("close", () => box.remove());
-  box.addEventListener("pointerdown", (event) => { if (event.target === box) box.close(); });
+  box.addEventListener("pointerdown", (event) => {
+    if (event.target === box) box.close();
+  });
   document.body.append(box);
   box.showModal();
   // Not the cross: what a person most likely wants.
@@ -114,11 +133,27 @@ let dialogs = 0;
  */
 export function ask(title, value, label = "Name") {
   return new Promise((resolve) => {
-    const input = h("input", { type: "text", value, maxlength: "200", "aria-label": label, autocomplete: "off", spellcheck: "false" });
+    const input = h("input", {
+      type: "text",
+      value,
+      maxlength: "200",
+      "aria-label": label,
+      autocomplete: "off",
+      spellcheck: "false",
+    });
     const form = h("form", { class: "ask" }, input);
     let answer = /** @type {string|null} */ (null);
-    form.addEventListener("submit", (event) => { event.preventDefault(); answer = input.value; box.close(); });
-    const box = dialog(title, form, [button("Cancel", () => box.close()), button("OK", () => form.requestSubmit(), { class: "primary" })], "small");
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      answer = input.value;
+      box.close();
+    });
+    const box = dialog(
+      title,
+      form,
+      [button("Cancel", () => box.close()), button("OK", () => form.requestSubmit(), { class: "primary" })],
+      "small",
+    );
     box.addEventListener("close", () => resolve(answer));
     input.focus();
     input.select();
@@ -164,6 +199,9 @@ export function onFrame(work) {
   return () => {
     if (asked) return;
     asked = true;
-    requestAnimationFrame(() => { asked = false; work(); });
+    requestAnimationFrame(() => {
+      asked = false;
+      work();
+    });
   };
 }

@@ -27,7 +27,7 @@ import { visible } from "./scale.js";
  */
 
 export const KINDS = /** @type {const} */ (["feature", "error", "token", "target"]);
-export const TOP_LINKS = 2000;
+const TOP_LINKS = 2000;
 const LINKS_OF_NODE = 200;
 const MAX_CACHED = 400;
 
@@ -72,7 +72,11 @@ export class Graph {
 
   /** @param {Api} api @param {string} id @param {Thresholds} at @param {AbortSignal} [signal] */
   static async open(api, id, at, signal) {
-    const [header, table, links] = await Promise.all([api.graph(id, at, signal), api.nodes(id, signal), api.links(id, at, TOP_LINKS, signal)]);
+    const [header, table, links] = await Promise.all([
+      api.graph(id, at, signal),
+      api.nodes(id, signal),
+      api.links(id, at, TOP_LINKS, signal),
+    ]);
     const graph = new Graph(api, header, table);
     graph.setCut(links, at);
     return graph;
@@ -114,10 +118,14 @@ export class Graph {
   name(n) {
     const label = this.label(n);
     switch (this.kind[n]) {
-      case 0: return label || `feature ${this.layer[n]}_${this.feature[n]}`;
-      case 1: return `error of layer ${this.layer[n]}`;
-      case 2: return label || this.tokens[this.pos[n]] || "";
-      default: return label || "target";
+      case 0:
+        return label || `feature ${this.layer[n]}_${this.feature[n]}`;
+      case 1:
+        return `error of layer ${this.layer[n]}`;
+      case 2:
+        return label || this.tokens[this.pos[n]] || "";
+      default:
+        return label || "target";
     }
   }
 
@@ -161,13 +169,18 @@ export class Graph {
     const asked = this.asked.get(n);
     if (asked) return asked;
     const at = this.at;
-    const promise = this.api.nodeLinks(this.id, n, at, { limit: LINKS_OF_NODE }).then((/** @type {NodeLinks} */ links) => {
-      if (this.at === at) {
-        if (this.links.size >= MAX_CACHED) this.links.delete(/** @type {number} */ (this.links.keys().next().value));
-        this.links.set(n, links);
-      }
-      return links;
-    }).finally(() => { if (this.asked.get(n) === promise) this.asked.delete(n); });
+    const promise = this.api
+      .nodeLinks(this.id, n, at, { limit: LINKS_OF_NODE })
+      .then((/** @type {NodeLinks} */ links) => {
+        if (this.at === at) {
+          if (this.links.size >= MAX_CACHED) this.links.delete(/** @type {number} */ (this.links.keys().next().value));
+          this.links.set(n, links);
+        }
+        return links;
+      })
+      .finally(() => {
+        if (this.asked.get(n) === promise) this.asked.delete(n);
+      });
     this.asked.set(n, promise);
     return promise;
   }
@@ -187,8 +200,16 @@ export class Graph {
 /** @param {number} n @returns {Cut} */
 function emptyCut(n) {
   return {
-    nodes: new Uint32Array(0), share: new Float32Array(n), has: new Uint8Array(n), source: new Uint32Array(0), target: new Uint32Array(0),
-    weight: new Float32Array(0), linkShare: new Float32Array(0), info: {}, nLinks: 0, weightShown: 1,
+    nodes: new Uint32Array(0),
+    share: new Float32Array(n),
+    has: new Uint8Array(n),
+    source: new Uint32Array(0),
+    target: new Uint32Array(0),
+    weight: new Float32Array(0),
+    linkShare: new Float32Array(0),
+    info: {},
+    nLinks: 0,
+    weightShown: 1,
   };
 }
 

@@ -35,8 +35,10 @@ export class HitGrid {
   nearest(x, y, radius) {
     let best = -1;
     let bestSquare = radius * radius;
-    const x0 = Math.floor((x - radius) / this.cell), x1 = Math.floor((x + radius) / this.cell);
-    const y0 = Math.floor((y - radius) / this.cell), y1 = Math.floor((y + radius) / this.cell);
+    const x0 = Math.floor((x - radius) / this.cell),
+      x1 = Math.floor((x + radius) / this.cell);
+    const y0 = Math.floor((y - radius) / this.cell),
+      y1 = Math.floor((y + radius) / this.cell);
     for (let cx = x0; cx <= x1; cx++) {
       for (let cy = y0; cy <= y1; cy++) {
         for (const i of this.cells.get(this.key(cx, cy)) ?? []) {

@@ -3,60 +3,19 @@
 
 import { h, onFrame } from "./dom.js";
 import { HitGrid } from "./grid.js";
+import { Places } from "./places.js";
 import { clamp, count, linkStrength, num, percent, probability, shorten, visible } from "./scale.js";
 
 /** @typedef {import("./app.js").App} App */
 /** @typedef {import("./graph.js").Graph} Graph */
 
-const LEFT = 34, RIGHT = 12, TOP = 22, BOTTOM = 34;
+const LEFT = 34,
+  RIGHT = 12,
+  TOP = 22,
+  BOTTOM = 34;
 const HIT_RADIUS = 30;
 const MAX_ZOOM = 24;
 const FAST_LINKS = 300;
-
-/** Where everything stands at zoom 1, in pixels of the plot. */
-export class Places {
-  /** @param {Graph} graph @param {number[]} shown @param {number} width @param {number} height */
-  constructor(graph, shown, width, height) {
-    const rows = graph.nLayers + 2;
-    const nPos = Math.max(1, graph.tokens.length);
-    this.rowHeight = height / rows;
-    this.x = new Float32Array(graph.n).fill(NaN);
-    this.y = new Float32Array(graph.n).fill(NaN);
-    /** @type {Map<number, number[]>} */
-    const cells = new Map();
-    const busiest = new Float64Array(nPos);
-    for (const n of shown) {
-      const key = graph.row(n) * nPos + clamp(graph.pos[n], 0, nPos - 1);
-      const cell = cells.get(key);
-      if (cell) cell.push(n);
-      else cells.set(key, [n]);
-    }
-    for (const [key, cell] of cells) busiest[key % nPos] = Math.max(busiest[key % nPos], cell.length);
-    // Columns are as wide as their busiest cell asks for, in moderation.
-    const weights = Array.from(busiest, (most) => 1.2 + Math.min(8, Math.sqrt(most)));
-    const sum = weights.reduce((a, b) => a + b, 0);
-    this.start = new Float64Array(nPos + 1);
-    for (let p = 0; p < nPos; p++) this.start[p + 1] = this.start[p] + (weights[p] / sum) * width;
-    for (const [key, cell] of cells) {
-      const pos = key % nPos;
-      const row = Math.floor(key / nPos);
-      if (cell.length > 1) {
-        cell.sort((a, b) => (graph.kind[a] === 3 ? graph.probability[b] - graph.probability[a] : graph.cut.share[b] - graph.cut.share[a]) || a - b);
-      }
-      const room = (this.start[pos + 1] - this.start[pos]) * 0.92 - 6;
-      const lines = clamp(Math.ceil((cell.length * 5) / Math.max(5, room)), 1, Math.max(1, Math.floor(this.rowHeight / 5)));
-      const perLine = Math.ceil(cell.length / lines);
-      const gap = Math.min(16, room / Math.max(1, perLine));
-      const middle = (this.start[pos] + this.start[pos + 1]) / 2;
-      cell.forEach((n, i) => {
-        const line = Math.floor(i / perLine);
-        const inLine = Math.min(perLine, cell.length - line * perLine);
-        this.x[n] = middle + ((i % perLine) - (inLine - 1) / 2) * gap;
-        this.y[n] = height - (row + (line + 1) / (lines + 1)) * this.rowHeight;
-      });
-    }
-  }
-}
 
 export class LinkGraph {
   /**
@@ -68,12 +27,20 @@ export class LinkGraph {
     this.app = app;
     this.options = options;
     this.host = host;
-    this.layers = ["axes", "links", "nodes", "over"].map((name) => h("canvas", { class: `layer ${name}`, "aria-hidden": "true" }));
+    this.layers = ["axes", "links", "nodes", "over"].map((name) =>
+      h("canvas", { class: `layer ${name}`, "aria-hidden": "true" }),
+    );
     this.tip = h("div", { class: "tip", hidden: true });
     this.corner = h("div", { class: "corner" });
     this.mini = h("canvas", { class: "minimap", width: "120", height: "72", hidden: true, "aria-hidden": "true" });
-    this.box = h("div", { class: "plot", tabindex: "0", role: "application", "aria-label": options.label, "aria-roledescription": "graph" },
-      ...this.layers, this.mini, this.corner, this.tip);
+    this.box = h(
+      "div",
+      { class: "plot", tabindex: "0", role: "application", "aria-label": options.label, "aria-roledescription": "graph" },
+      ...this.layers,
+      this.mini,
+      this.corner,
+      this.tip,
+    );
     host.append(this.box);
     this.zoom = { k: 1, x: 0, y: 0 };
     this.size = { width: 0, height: 0 };
@@ -83,15 +50,25 @@ export class LinkGraph {
     this.places = null;
     /** @type {HitGrid|null} */
     this.hits = null;
-    this.drawAll = onFrame(() => { this.drawLinks(false); this.drawNodes(); this.drawOver(); });
-    this.drawMoved = onFrame(() => { this.drawLinks(true); this.drawNodes(); this.drawOver(); });
+    this.drawAll = onFrame(() => {
+      this.drawLinks(false);
+      this.drawNodes();
+      this.drawOver();
+    });
+    this.drawMoved = onFrame(() => {
+      this.drawLinks(true);
+      this.drawNodes();
+      this.drawOver();
+    });
     this.drawOverSoon = onFrame(() => this.drawOver());
     this.settle = 0;
     new ResizeObserver(() => this.resize()).observe(this.box);
     this.listen();
   }
 
-  get graph() { return this.options.graph(); }
+  get graph() {
+    return this.options.graph();
+  }
 
   listen() {
     const box = this.box;
@@ -99,7 +76,8 @@ export class LinkGraph {
     let drag = null;
     box.addEventListener("pointermove", (event) => {
       if (drag) {
-        const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
+        const dx = event.clientX - drag.x,
+          dy = event.clientY - drag.y;
         if (drag.moved || Math.hypot(dx, dy) > 4) {
           drag.moved = true;
           box.classList.add("panning");
@@ -125,15 +103,26 @@ export class LinkGraph {
       box.classList.remove("panning");
       if (was && !was.moved) this.pick(this.at(event), event);
     });
-    box.addEventListener("pointercancel", () => { drag = null; box.classList.remove("panning"); });
-    box.addEventListener("pointerleave", (event) => { if (!event.shiftKey) this.hovered(-1); });
-    box.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const { x, y } = this.local(event);
-      const pixels = event.deltaY * (event.deltaMode === 1 ? 16 : 1);
-      this.zoomBy(Math.exp(-clamp(pixels, -240, 240) / 500), x, y);
-    }, { passive: false });
-    box.addEventListener("dblclick", (event) => { if (this.at(event) < 0) this.resetZoom(); });
+    box.addEventListener("pointercancel", () => {
+      drag = null;
+      box.classList.remove("panning");
+    });
+    box.addEventListener("pointerleave", (event) => {
+      if (!event.shiftKey) this.hovered(-1);
+    });
+    box.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const { x, y } = this.local(event);
+        const pixels = event.deltaY * (event.deltaMode === 1 ? 16 : 1);
+        this.zoomBy(Math.exp(-clamp(pixels, -240, 240) / 500), x, y);
+      },
+      { passive: false },
+    );
+    box.addEventListener("dblclick", (event) => {
+      if (this.at(event) < 0) this.resetZoom();
+    });
   }
 
   /** @param {number} n */
@@ -252,17 +241,29 @@ export class LinkGraph {
     this.drawAll();
     const { cut } = graph;
     const drawn = cut.weight.length;
-    this.corner.textContent = `${count(cut.nodes.length)} nodes · ${drawn < cut.nLinks
-      ? `${count(drawn)} of ${count(cut.nLinks)} links = ${percent(cut.weightShown)} of the weight`
-      : `all ${count(cut.nLinks)} links`}`;
+    this.corner.textContent = `${count(cut.nodes.length)} nodes · ${
+      drawn < cut.nLinks
+        ? `${count(drawn)} of ${count(cut.nLinks)} links = ${percent(cut.weightShown)} of the weight`
+        : `all ${count(cut.nLinks)} links`
+    }`;
   }
 
   colors() {
     const style = getComputedStyle(document.documentElement);
     const get = (/** @type {string} */ name) => style.getPropertyValue(name).trim();
     this.color = {
-      ink: get("--ink"), muted: get("--muted"), faint: get("--faint"), line: get("--line"), panel: get("--panel"), plus: get("--plus"), minus: get("--minus"),
-      accent: get("--accent"), pin: get("--pin"), node: get("--node"), band: get("--band"), font: getComputedStyle(document.body).fontFamily,
+      ink: get("--ink"),
+      muted: get("--muted"),
+      faint: get("--faint"),
+      line: get("--line"),
+      panel: get("--panel"),
+      plus: get("--plus"),
+      minus: get("--minus"),
+      accent: get("--accent"),
+      pin: get("--pin"),
+      node: get("--node"),
+      band: get("--band"),
+      font: getComputedStyle(document.body).fontFamily,
     };
   }
 
@@ -286,7 +287,10 @@ export class LinkGraph {
     const [x0, y0] = this.where(a);
     const [x1, y1] = this.where(b);
     c.moveTo(x0, y0);
-    if (Math.abs(x1 - x0) < 2) { c.lineTo(x1, y1); return; }
+    if (Math.abs(x1 - x0) < 2) {
+      c.lineTo(x1, y1);
+      return;
+    }
     const bend = (y0 - y1) * 0.45;
     c.bezierCurveTo(x0, y0 - bend, x1, y1 + bend, x1, y1);
   }
@@ -309,7 +313,7 @@ export class LinkGraph {
       buckets[step * 2 + (weight[i] < 0 ? 1 : 0)].push(i);
     }
     // Many strong links make each fainter, so that a dense graph does not become a blot.
-    const ink = buckets.reduce((sum, bucket, key) => sum + bucket.length * (Math.floor(key / 2) + 0.5) / STEPS, 0);
+    const ink = buckets.reduce((sum, bucket, key) => sum + (bucket.length * (Math.floor(key / 2) + 0.5)) / STEPS, 0);
     const crowd = clamp(240 / ink, 0.2, 1);
     buckets.forEach((bucket, key) => {
       if (bucket.length === 0) return;
@@ -335,9 +339,18 @@ export class LinkGraph {
   shape(c, n, x, y, r) {
     c.beginPath();
     switch (/** @type {Graph} */ (this.graph).kind[n]) {
-      case 0: c.arc(x, y, r, 0, 2 * Math.PI); break;
-      case 1: c.moveTo(x, y - r * 1.25); c.lineTo(x + r * 1.25, y); c.lineTo(x, y + r * 1.25); c.lineTo(x - r * 1.25, y); c.closePath(); break;
-      default: c.rect(x - r, y - r, 2 * r, 2 * r);
+      case 0:
+        c.arc(x, y, r, 0, 2 * Math.PI);
+        break;
+      case 1:
+        c.moveTo(x, y - r * 1.25);
+        c.lineTo(x + r * 1.25, y);
+        c.lineTo(x, y + r * 1.25);
+        c.lineTo(x - r * 1.25, y);
+        c.closePath();
+        break;
+      default:
+        c.rect(x - r, y - r, 2 * r, 2 * r);
     }
   }
 
@@ -440,7 +453,8 @@ export class LinkGraph {
         c.stroke();
       }
       // The name of a column stays in sight as long as a part of the column is.
-      const left = Math.max(x0, LEFT - 4), right = Math.min(x1, width - RIGHT + 4);
+      const left = Math.max(x0, LEFT - 4),
+        right = Math.min(x1, width - RIGHT + 4);
       const room = right - left - 6;
       if (room < 8) continue;
       c.fillStyle = color.ink;
@@ -464,8 +478,14 @@ export class LinkGraph {
     c.textBaseline = "middle";
     const weight = (/** @type {number} */ n) => (graph.kind[n] === 3 ? 3 : pinned.has(n) ? 2 : 0) + graph.cut.share[n];
     const best = Math.max(...graph.header.targets.map((/** @type {any} */ t) => t.probability ?? 1));
-    const wanted = this.shown.filter((n) => (graph.kind[n] === 3 && !(graph.probability[n] < Math.min(0.05, best))) || (graph.kind[n] === 0 && (pinned.has(n) || graph.cut.share[n] > 0.04 / this.zoom.k)))
-      .sort((a, b) => weight(b) - weight(a)).slice(0, 80);
+    const wanted = this.shown
+      .filter(
+        (n) =>
+          (graph.kind[n] === 3 && !(graph.probability[n] < Math.min(0.05, best))) ||
+          (graph.kind[n] === 0 && (pinned.has(n) || graph.cut.share[n] > 0.04 / this.zoom.k)),
+      )
+      .sort((a, b) => weight(b) - weight(a))
+      .slice(0, 80);
     /** @type {[number, number, number, number][]} */
     const boxes = [];
     for (const n of this.shown) {
@@ -477,7 +497,10 @@ export class LinkGraph {
     let placed = 0;
     for (const n of wanted) {
       if (placed >= 26) break;
-      const name = graph.kind[n] === 3 ? visible(graph.name(n)).trim() + (graph.probability[n] > 0 ? `  ${probability(graph.probability[n])}` : "") : graph.label(n);
+      const name =
+        graph.kind[n] === 3
+          ? visible(graph.name(n)).trim() + (graph.probability[n] > 0 ? `  ${probability(graph.probability[n])}` : "")
+          : graph.label(n);
       if (!name) continue;
       const [x, y] = this.where(n);
       if (x < LEFT || x > width - RIGHT || y < TOP - 4 || y > height - BOTTOM) continue;
@@ -485,12 +508,27 @@ export class LinkGraph {
       const text = shorten(visible(name), 22);
       const w = c.measureText(text).width;
       const r = this.radius(n) + 4;
-      const tries = /** @type {[number, number][]} */ ([[x + r, y], [x - r - w, y], [x - w / 2, y - r - 6], [x - w / 2, y + r + 7]]);
+      const tries = /** @type {[number, number][]} */ ([
+        [x + r, y],
+        [x - r - w, y],
+        [x - w / 2, y - r - 6],
+        [x - w / 2, y + r + 7],
+      ]);
       for (const [left, middle] of tries) {
         const rect = /** @type {[number, number, number, number]} */ ([left - 2, middle - 6.5, left + w + 2, middle + 6.5]);
         if (rect[0] < LEFT - 6 || rect[2] > width - 4 || rect[1] < TOP - 5) continue;
         const own = [x - r, y - r, x + r, y + r];
-        if (boxes.some((b) => (b[0] !== own[0] + 4 || b[1] !== own[1] + 4) && rect[0] < b[2] && rect[2] > b[0] && rect[1] < b[3] && rect[3] > b[1])) continue;
+        if (
+          boxes.some(
+            (b) =>
+              (b[0] !== own[0] + 4 || b[1] !== own[1] + 4) &&
+              rect[0] < b[2] &&
+              rect[2] > b[0] &&
+              rect[1] < b[3] &&
+              rect[3] > b[1],
+          )
+        )
+          continue;
         boxes.push(rect);
         c.textAlign = "left";
         c.strokeStyle = color.panel;
@@ -524,18 +562,23 @@ export class LinkGraph {
     const c = this.begin(3);
     const { graph, places, color, app } = this;
     const secondary = this.options.secondary;
-    const hover = secondary ? this.options.twin?.() ?? -1 : app.hover;
+    const hover = secondary ? (this.options.twin?.() ?? -1) : app.hover;
     const clicked = secondary ? -1 : app.clicked;
     const focus = !secondary && (clicked >= 0 || app.trail.length > 0);
     this.layers[1].classList.toggle("dimmed", focus);
-    if (!graph || !places || !color) { this.tip.hidden = true; return; }
+    if (!graph || !places || !color) {
+      this.tip.hidden = true;
+      return;
+    }
     this.clip(c);
     const pinned = secondary ? [] : app.view.pinned.map((id) => graph.numberOf(id)).filter((n) => n >= 0);
     const isPinned = new Set(pinned);
     // Links between pinned nodes are always there, faint.
     for (const n of pinned) {
       const links = graph.links.get(n);
-      if (links) for (const link of links.inputs.links) if (isPinned.has(link.n)) this.stroke(c, link.n, n, link.weight, link.share, 0.45);
+      if (links)
+        for (const link of links.inputs.links)
+          if (isPinned.has(link.n)) this.stroke(c, link.n, n, link.weight, link.share, 0.45);
     }
     for (const path of app.trail) {
       if (secondary) break;
@@ -543,7 +586,9 @@ export class LinkGraph {
       c.globalAlpha = clamp(1 - app.trail.indexOf(path) * 0.08, 0.35, 1);
       c.lineWidth = app.trail.length === 1 ? 3 : 2;
       c.beginPath();
-      for (let i = 1; i < path.length; i++) if (Number.isFinite(places.x[path[i - 1]]) && Number.isFinite(places.x[path[i]])) this.curve(c, path[i - 1], path[i]);
+      for (let i = 1; i < path.length; i++)
+        if (Number.isFinite(places.x[path[i - 1]]) && Number.isFinite(places.x[path[i]]))
+          this.curve(c, path[i - 1], path[i]);
       c.stroke();
       c.globalAlpha = 1;
       for (const n of path) this.ring(c, n, color.accent, 2, 2);
@@ -555,7 +600,12 @@ export class LinkGraph {
     if (hover >= 0 && hover !== clicked) {
       if (!secondary) {
         const links = graph.linksOf(hover);
-        if (links instanceof Promise) links.then(() => { if (app.hover === hover) this.drawOverSoon(); }).catch(() => {});
+        if (links instanceof Promise)
+          links
+            .then(() => {
+              if (app.hover === hover) this.drawOverSoon();
+            })
+            .catch(() => {});
         else this.spokes(c, graph, hover, clicked >= 0 ? 0.55 : 0.9);
       }
       this.ring(c, hover, color.ink, 1.6, 3);
@@ -583,7 +633,10 @@ export class LinkGraph {
   spokes(c, graph, n, alpha) {
     const links = graph.links.get(n);
     if (!links || !this.color) return;
-    for (const [side, list] of /** @type {const} */ ([["in", links.inputs.links], ["out", links.outputs.links]])) {
+    for (const [side, list] of /** @type {const} */ ([
+      ["in", links.inputs.links],
+      ["out", links.outputs.links],
+    ])) {
       for (let i = list.length - 1; i >= 0; i--) {
         const link = list[i];
         this.stroke(c, side === "in" ? link.n : n, side === "in" ? n : link.n, link.weight, link.share, alpha);
@@ -614,7 +667,16 @@ export class LinkGraph {
   /** @param {number} n */
   showTip(n) {
     const { graph, tip } = this;
-    if (!graph || n < 0 || !this.places || !Number.isFinite(this.places.x[n]) || (!this.box.matches(":hover") && !this.options.secondary && this.app.hover !== n)) { tip.hidden = true; return; }
+    if (
+      !graph ||
+      n < 0 ||
+      !this.places ||
+      !Number.isFinite(this.places.x[n]) ||
+      (!this.box.matches(":hover") && !this.options.secondary && this.app.hover !== n)
+    ) {
+      tip.hidden = true;
+      return;
+    }
     const facts = [graph.idOf(n)];
     if (graph.kind[n] < 2) facts.push(`layer ${graph.layer[n]}`);
     facts.push(`at ${graph.place(n)}`);
@@ -625,10 +687,14 @@ export class LinkGraph {
     tip.hidden = false;
     const [x, y] = this.where(n);
     const { width, height } = this.size;
-    const w = tip.offsetWidth, hh = tip.offsetHeight;
+    const w = tip.offsetWidth,
+      hh = tip.offsetHeight;
     const left = x + 14 + w < width ? x + 14 : x - 14 - w;
     const top = clamp(y - hh - 8 > 0 ? y - hh - 8 : y + 12, 2, Math.max(2, height - hh - 2));
-    tip.style.setProperty("transform", `translate(${Math.round(clamp(left, 2, Math.max(2, width - w - 2)))}px, ${Math.round(top)}px)`);
+    tip.style.setProperty(
+      "transform",
+      `translate(${Math.round(clamp(left, 2, Math.max(2, width - w - 2)))}px, ${Math.round(top)}px)`,
+    );
   }
 
   drawMini() {
@@ -637,7 +703,8 @@ export class LinkGraph {
     if (mini.hidden || !graph || !places || !color) return;
     const c = /** @type {CanvasRenderingContext2D} */ (mini.getContext("2d"));
     const { width, height } = this.plot();
-    const sx = mini.width / width, sy = mini.height / height;
+    const sx = mini.width / width,
+      sy = mini.height / height;
     c.clearRect(0, 0, mini.width, mini.height);
     c.fillStyle = color.muted;
     for (const n of this.shown) c.fillRect(places.x[n] * sx, places.y[n] * sy, 1.5, 1.5);
@@ -655,7 +722,9 @@ export class LinkGraph {
       return (targets.length ? targets : this.shown).reduce((a, b) => (graph.cut.share[b] > graph.cut.share[a] ? b : a));
     }
     if (key === "ArrowLeft" || key === "ArrowRight") {
-      const row = this.shown.filter((n) => graph.row(n) === graph.row(from)).sort((a, b) => places.x[a] - places.x[b] || places.y[a] - places.y[b] || a - b);
+      const row = this.shown
+        .filter((n) => graph.row(n) === graph.row(from))
+        .sort((a, b) => places.x[a] - places.x[b] || places.y[a] - places.y[b] || a - b);
       return row[row.indexOf(from) + (key === "ArrowLeft" ? -1 : 1)] ?? from;
     }
     const links = graph.links.get(from);

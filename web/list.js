@@ -21,7 +21,10 @@ export class VirtualList {
     this.element.addEventListener("keydown", (event) => this.key(event));
     this.element.addEventListener("click", (event) => {
       const index = this.indexOf(event);
-      if (index >= 0) { this.active = index; options.onpick?.(this.items[index], event); }
+      if (index >= 0) {
+        this.active = index;
+        options.onpick?.(this.items[index], event);
+      }
     });
     this.element.addEventListener("pointerover", (event) => options.onhover?.(this.items[this.indexOf(event)] ?? null));
     this.element.addEventListener("pointerleave", () => options.onhover?.(null));
@@ -38,7 +41,10 @@ export class VirtualList {
   /** @param {T[]} items @param {boolean} [keepPlace] */
   set(items, keepPlace = false) {
     this.items = items;
-    if (!keepPlace) { this.element.scrollTop = 0; this.active = -1; }
+    if (!keepPlace) {
+      this.element.scrollTop = 0;
+      this.active = -1;
+    }
     this.space.style.setProperty("height", `${items.length * this.options.rowHeight}px`);
     this.draw();
   }
@@ -64,7 +70,8 @@ export class VirtualList {
       rows.push(element);
     }
     this.space.replaceChildren(...rows);
-    if (this.active >= first && this.active < last) this.element.setAttribute("aria-activedescendant", `${this.name}-${this.active}`);
+    if (this.active >= first && this.active < last)
+      this.element.setAttribute("aria-activedescendant", `${this.name}-${this.active}`);
     else this.element.removeAttribute("aria-activedescendant");
     if (last >= this.items.length && this.items.length > 0) onend?.();
   }
@@ -72,13 +79,21 @@ export class VirtualList {
   /** @param {KeyboardEvent} event */
   key(event) {
     const page = Math.max(1, Math.floor(this.element.clientHeight / this.options.rowHeight) - 1);
-    const by = /** @type {Record<string, number>} */ ({ ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -1e9, End: 1e9 })[event.key];
+    const by = /** @type {Record<string, number>} */ ({
+      ArrowDown: 1,
+      ArrowUp: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -1e9,
+      End: 1e9,
+    })[event.key];
     if (by !== undefined && this.items.length > 0) {
       this.active = Math.max(0, Math.min(this.items.length - 1, this.active + by));
       const top = this.active * this.options.rowHeight;
       const { scrollTop, clientHeight } = this.element;
       if (top < scrollTop) this.element.scrollTop = top;
-      if (top + this.options.rowHeight > scrollTop + clientHeight) this.element.scrollTop = top + this.options.rowHeight - clientHeight;
+      if (top + this.options.rowHeight > scrollTop + clientHeight)
+        this.element.scrollTop = top + this.options.rowHeight - clientHeight;
       this.draw();
       this.options.onhover?.(this.items[this.active]);
       event.preventDefault();

@@ -25,7 +25,8 @@ export function ticks(low, high, count = 5) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999) ?? 10 * power;
   const out = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) out.push(Number((i * step).toPrecision(12)));
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++)
+    out.push(Number((i * step).toPrecision(12)));
   return out;
 }
 
@@ -110,16 +111,33 @@ export function uncantor(z) {
  */
 export function visible(text) {
   if (text === "") return "∅";
-  return text.replace(/\n/g, "⏎").replace(/\r/g, "␍").replace(/\t/g, "⇥").replace(/^ /, "\u00a0").replace(/ $/, "\u00a0")
-    .replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
-      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return text
+    .replace(/\n/g, "⏎")
+    .replace(/\r/g, "␍")
+    .replace(/\t/g, "⇥")
+    .replace(/^ /, "\u00a0")
+    .replace(/ $/, "\u00a0")
+    .replace(
+      /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
+      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
+    );
 }
 
 /** A token in quotes, for sentences. @param {string} text */
-export const quoted = (text) => `“${visible(text).replace(/\u00a0/g, " ").trim() || "␣"}”`;
+export const quoted = (text) =>
+  `“${
+    visible(text)
+      .replace(/\u00a0/g, " ")
+      .trim() || "␣"
+  }”`;
 
 /** @param {string} text @param {number} length */
 export function shorten(text, length) {
   const all = Array.from(text);
-  return all.length <= length ? text : all.slice(0, length - 1).join("").trimEnd() + "…";
+  return all.length <= length
+    ? text
+    : all
+        .slice(0, length - 1)
+        .join("")
+        .trimEnd() + "…";
 }

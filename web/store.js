@@ -39,8 +39,21 @@ export const NO_FILTER = Object.freeze({ kinds: [], layers: null, positions: nul
 /** @returns {View} */
 export function emptyView(slug = "") {
   return {
-    slug, pinned: [], hidden: [], groups: [], labels: {}, places: {}, note: "", clicked: null, nodeThreshold: null,
-    edgeThreshold: null, filter: NO_FILTER, other: null, tab: "node", plan: [], mode: "free",
+    slug,
+    pinned: [],
+    hidden: [],
+    groups: [],
+    labels: {},
+    places: {},
+    note: "",
+    clicked: null,
+    nodeThreshold: null,
+    edgeThreshold: null,
+    filter: NO_FILTER,
+    other: null,
+    tab: "node",
+    plan: [],
+    mode: "free",
   };
 }
 
@@ -48,7 +61,7 @@ export function emptyView(slug = "") {
 export const storyOf = (view) => Object.fromEntries(STORY.map((key) => [key, view[key]]));
 
 /** @param {View} a @param {View} b */
-export const sameStory = (a, b) => a === b || STORY.every((key) => a[key] === b[key] || same(a[key], b[key]));
+const sameStory = (a, b) => a === b || STORY.every((key) => a[key] === b[key] || same(a[key], b[key]));
 
 /** @param {unknown} a @param {unknown} b */
 export const same = (a, b) => a === b || JSON.stringify(a) === JSON.stringify(b);

@@ -26,7 +26,7 @@ function json(value) {
 }
 
 /** `[["name", "id", …], …]`. @param {unknown} value */
-export function readGroups(value) {
+function readGroups(value) {
   const groups = json(value);
   if (!Array.isArray(groups)) return [];
   return groups.flatMap((group) => {
@@ -102,7 +102,9 @@ function readPlaces(value) {
 
 /** @param {Record<string, [number, number]>} places */
 const writePlaces = (places) =>
-  Object.entries(places).map(([key, [x, y]]) => `${encodeURIComponent(key)}:${Math.round(x)}:${Math.round(y)}`).join(" ");
+  Object.entries(places)
+    .map(([key, [x, y]]) => `${encodeURIComponent(key)}:${Math.round(x)}:${Math.round(y)}`)
+    .join(" ");
 
 /** @param {unknown} value @returns {import("./store.js").Change[]} */
 export function readPlan(value) {
@@ -112,7 +114,12 @@ export function readPlan(value) {
     /** @type {import("./store.js").Change[]} */
     const none = [];
     if (!entry || typeof entry !== "object") return none;
-    const place = typeof entry.node === "string" ? { node: entry.node } : typeof entry.supernode === "string" ? { supernode: entry.supernode } : null;
+    const place =
+      typeof entry.node === "string"
+        ? { node: entry.node }
+        : typeof entry.supernode === "string"
+          ? { supernode: entry.supernode }
+          : null;
     if (!place) return none;
     if (entry.ablate === true) return none.concat({ ...place, ablate: true });
     if (Number.isFinite(entry.set)) return none.concat({ ...place, set: entry.set });
@@ -130,7 +137,8 @@ export function readParams(params) {
   /** @type {Partial<View>} */
   const view = {};
   if (typeof params.slug === "string") view.slug = params.slug;
-  if (params.clickedId !== undefined) view.clicked = typeof params.clickedId === "string" && params.clickedId !== "" ? params.clickedId : null;
+  if (params.clickedId !== undefined)
+    view.clicked = typeof params.clickedId === "string" && params.clickedId !== "" ? params.clickedId : null;
   if (params.pinnedIds !== undefined) view.pinned = list(params.pinnedIds);
   if (params.hiddenIds !== undefined) view.hidden = list(params.hiddenIds);
   if (params.supernodes !== undefined) {
@@ -169,7 +177,10 @@ export function readUrl(search) {
   const diff = String(params.logitDiff ?? "").split("__vs__");
   return {
     view: readParams(params),
-    extra: { logitDiff: diff.length === 2 && diff[0] && diff[1] ? [diff[0], diff[1]] : null, feature: params.feature ?? null },
+    extra: {
+      logitDiff: diff.length === 2 && diff[0] && diff[1] ? [diff[0], diff[1]] : null,
+      feature: params.feature ?? null,
+    },
   };
 }
 

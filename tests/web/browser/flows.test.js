@@ -2,11 +2,27 @@ import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { after, test } from "node:test";
-import { DALLAS, OAKLAND, clickNode, closeBrowser, drawn, folder, openPage, options, serve, startServer, trace, until, view, where } from "./harness.mjs";
+import {
+  DALLAS,
+  OAKLAND,
+  clickNode,
+  closeBrowser,
+  drawn,
+  folder,
+  openPage,
+  options,
+  serve,
+  startServer,
+  trace,
+  until,
+  view,
+  where,
+} from "./harness.mjs";
 
 after(closeBrowser);
 
-const TEXAS = "0_39_7", ASKS = "3_955_8";
+const TEXAS = "0_39_7",
+  ASKS = "3_955_8";
 
 test("from_nothing_to_a_story_that_is_still_there_after_a_reload", options, async (t) => {
   const server = await serve(t, folder(t));
@@ -38,7 +54,7 @@ test("from_nothing_to_a_story_that_is_still_there_after_a_reload", options, asyn
   await clickNode(page, "0_656_2");
   await clickNode(page, "0_90_2");
   await page.keyboard.up("g");
-  assert.deepEqual((await view(page)).groups, [{ name: "\"capital\"", ids: ["0_656_2", "0_90_2"] }]);
+  assert.deepEqual((await view(page)).groups, [{ name: '"capital"', ids: ["0_656_2", "0_90_2"] }]);
   await page.keyboard.press("e");
   await page.getByRole("textbox", { name: "Name" }).fill("the word capital");
   await page.keyboard.press("Enter");
@@ -170,7 +186,10 @@ test("export_gives_the_circuit_as_it_stands", options, async (t) => {
   await page.locator("g.box.group").waitFor();
   await page.keyboard.press("x");
   const get = async (/** @type {string} */ name) => {
-    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name, exact: true }).click()]);
+    const [download] = await Promise.all([
+      page.waitForEvent("download"),
+      page.getByRole("button", { name, exact: true }).click(),
+    ]);
     return { name: download.suggestedFilename(), bytes: readFileSync(await download.path()) };
   };
   const svg = await get("SVG");
@@ -187,7 +206,7 @@ test("export_gives_the_circuit_as_it_stands", options, async (t) => {
   assert.deepEqual(json.qParams.supernodes, [["my <group> & co", "0_656_2", "0_90_2"]]);
   assert.deepEqual(json.qParams.pinnedIds, [TEXAS, ASKS, "0_656_2", "0_90_2"]);
   assert.ok(json.nodes.length > 20 && json.links.length > 50);
-}, );
+});
 
 test("what_is_saved_comes_back_from_the_next_server", options, async (t) => {
   const dir = folder(t);
@@ -224,7 +243,10 @@ test("two_pages_that_save_lose_nothing", options, async (t) => {
   const server = await serve(t, dir);
   const one = await openPage(t, { allow: /412/ });
   const two = await openPage(t, { allow: /412/ });
-  for (const page of [one, two]) { await page.goto(`${server.url}/?slug=dallas`); await drawn(page); }
+  for (const page of [one, two]) {
+    await page.goto(`${server.url}/?slug=dallas`);
+    await drawn(page);
+  }
   await clickNode(one, TEXAS, ["Control"]);
   await clickNode(two, ASKS, ["Control"]);
   await one.keyboard.press("s");
@@ -241,7 +263,9 @@ test("a_server_that_dies_and_comes_back_finds_the_page_as_it_was", options, asyn
   const dir = folder(t);
   trace(dir, DALLAS, "dallas");
   const first = await startServer(dir);
-  const page = await openPage(t, { allow: /ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_SOCKET|Failed to load resource/ });
+  const page = await openPage(t, {
+    allow: /ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_SOCKET|Failed to load resource/,
+  });
   await page.goto(`${first.url}/?slug=dallas`);
   await drawn(page);
   await clickNode(page, TEXAS, ["Control"]);
@@ -266,7 +290,8 @@ test("everything_can_be_done_from_the_keyboard", options, async (t) => {
   const page = await openPage(t);
   await page.goto(`${server.url}/?slug=dallas`);
   await drawn(page);
-  const press = (/** @type {string} */ ...keys) => keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve());
+  const press = (/** @type {string} */ ...keys) =>
+    keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve());
   await page.locator(".plot").first().focus();
   await press("ArrowUp");
   assert.equal((await view(page)).clicked, "5_2371_8", "arrows begin at the target");
@@ -313,7 +338,7 @@ test("everything_can_be_done_from_the_keyboard", options, async (t) => {
   await press("[");
   await until(page, "app.view.nodeThreshold === 0.75");
   await press("+", "+");
-  assert.ok(await page.evaluate(() => /** @type {any} */ (window).circuitscope.plot.zoom.k) > 2);
+  assert.ok((await page.evaluate(() => /** @type {any} */ (window).circuitscope.plot.zoom.k)) > 2);
   await press("0", "n");
   await page.getByRole("heading", { name: "New trace" }).waitFor();
   await press("Escape", "x");
@@ -366,7 +391,7 @@ test("two_graphs_beside_each_other_point_at_each_other", options, async (t) => {
   await page.locator(".compare-row").first().waitFor();
   const at = await where(page, ASKS);
   await page.mouse.move(at.x, at.y);
-  await page.waitForFunction(() => !(/** @type {HTMLElement} */ (document.querySelector("#other-panel .tip"))).hidden);
+  await page.waitForFunction(() => !/** @type {HTMLElement} */ (document.querySelector("#other-panel .tip")).hidden);
   assert.match(await page.locator("#other-panel .tip").innerText(), /asks for capital/);
   await page.getByRole("tab", { name: /^Only there/ }).click();
   assert.match(await page.locator("#compare-panel .list").innerText(), /California|Oakland/);
@@ -382,7 +407,9 @@ test("links_of_other_viewers_show_the_same_here", options, async (t) => {
   const server = await serve(t, dir);
   const page = await openPage(t);
   const n = ((0 + 39) * (0 + 39 + 1)) / 2 + 39;
-  await page.goto(`${server.url}/?slug=dallas&clickedId=${TEXAS}&pinnedIds=${TEXAS}&supernodes=${encodeURIComponent('[["capital","0_90_2","0_656_2"]]')}&clerps=${encodeURIComponent(`[["0_${n}_7","Tejas 100%"]]`)}&pruningThreshold=0.7`);
+  await page.goto(
+    `${server.url}/?slug=dallas&clickedId=${TEXAS}&pinnedIds=${TEXAS}&supernodes=${encodeURIComponent('[["capital","0_90_2","0_656_2"]]')}&clerps=${encodeURIComponent(`[["0_${n}_7","Tejas 100%"]]`)}&pruningThreshold=0.7`,
+  );
   await drawn(page);
   await page.getByRole("heading", { name: "Tejas 100%" }).first().waitFor();
   const got = await view(page);
@@ -442,7 +469,10 @@ test("a_graph_of_219724_links_opens_and_answers", options, async (t) => {
   await page.goto(`${server.url}/?slug=large`);
   await drawn(page);
   assert.match(await page.locator("#plot .corner").innerText(), /1,099 nodes · 2,000 of 219,724 links/);
-  const id = await page.evaluate(() => { const { app } = /** @type {any} */ (window).circuitscope; return app.graph.idOf([...app.graph.cut.nodes].find((n) => app.graph.kind[n] === 3)); });
+  const id = await page.evaluate(() => {
+    const { app } = /** @type {any} */ (window).circuitscope;
+    return app.graph.idOf([...app.graph.cut.nodes].find((n) => app.graph.kind[n] === 3));
+  });
   await page.evaluate((id) => /** @type {any} */ (window).circuitscope.app.choose(id), id);
   await until(page, "app.graph.links.has(app.clicked)");
   await page.locator(".link").nth(5).waitFor();
@@ -463,7 +493,7 @@ test("without_a_model_the_page_says_what_it_lacks", options, async (t) => {
   await page.keyboard.press("Escape");
   await page.goto(`${server.url}/?slug=nothing-here`);
   await page.getByRole("heading", { name: /There is no graph/ }).waitFor();
-}, );
+});
 
 test("the_model_says_whether_the_graph_is_true", options, async (t) => {
   const dir = folder(t);

@@ -12,7 +12,9 @@ import { chromium } from "playwright-core";
 const here = dirname(fileURLToPath(import.meta.url));
 const root = resolve(here, "../../..");
 export const BINARY = process.env.CIRCUITSCOPE ?? join(root, "target/release/circuitscope");
-const BROWSERS = [process.env.CHROMIUM, "/usr/bin/chromium-headless-shell", "/usr/bin/chromium"].filter((path) => path && existsSync(path));
+const BROWSERS = [process.env.CHROMIUM, "/usr/bin/chromium-headless-shell", "/usr/bin/chromium"].filter(
+  (path) => path && existsSync(path),
+);
 
 export const DALLAS = "The capital of the state containing Dallas is";
 export const OAKLAND = "The capital of the state containing Oakland is";
@@ -49,13 +51,17 @@ export function folder(t) {
 
 /** A graph of the built-in model in `dir`. @param {string} dir @param {string} prompt @param {string} slug */
 export function trace(dir, prompt, slug, ...more) {
-  execFileSync(BINARY, ["trace", prompt, "--slug", slug, "--out-dir", dir, "--quiet", ...more], { stdio: ["ignore", "ignore", "pipe"] });
+  execFileSync(BINARY, ["trace", prompt, "--slug", slug, "--out-dir", dir, "--quiet", ...more], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
 }
 
 /** @param {string} dir @param {string[]} [args] @param {number} [port] */
 export async function startServer(dir, args = [], port = 0) {
   const page = process.env.CIRCUITSCOPE_PAGE ? ["--page", process.env.CIRCUITSCOPE_PAGE] : [];
-  const child = spawn(BINARY, ["serve", dir, "--port", String(port), ...page, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(BINARY, ["serve", dir, "--port", String(port), ...page, ...args], {
+    stdio: ["ignore", "pipe", "pipe"],
+  });
   children.add(child);
   child.on("exit", () => children.delete(child));
   let said = "";
@@ -70,11 +76,15 @@ export async function startServer(dir, args = [], port = 0) {
     child.on("exit", (code) => reject(new Error(`the server ended with ${code}: ${said}`)));
     setTimeout(() => reject(new Error(`the server did not start: ${said}`)), 20_000).unref();
   });
-  const stop = (/** @type {NodeJS.Signals} */ signal = "SIGTERM") => new Promise((done) => {
-    if (child.exitCode !== null || child.signalCode !== null) { done(null); return; }
-    child.on("exit", () => done(null));
-    child.kill(signal);
-  });
+  const stop = (/** @type {NodeJS.Signals} */ signal = "SIGTERM") =>
+    new Promise((done) => {
+      if (child.exitCode !== null || child.signalCode !== null) {
+        done(null);
+        return;
+      }
+      child.on("exit", () => done(null));
+      child.kill(signal);
+    });
   return { url: String(url), port: Number(String(url).split(":").pop()), stop, pid: child.pid ?? 0, said: () => said };
 }
 
@@ -95,21 +105,32 @@ export async function serve(t, dir, args = []) {
  * @param {{width?: number, height?: number, dark?: boolean, allow?: RegExp, downloads?: boolean}} [options] `allow`: errors that the test brings about
  */
 export async function openPage(t, { width = 1280, height = 720, dark = false, allow } = {}) {
-  const context = await (await theBrowser()).newContext({ viewport: { width, height }, colorScheme: dark ? "dark" : "light", acceptDownloads: true });
+  const context = await (
+    await theBrowser()
+  ).newContext({ viewport: { width, height }, colorScheme: dark ? "dark" : "light", acceptDownloads: true });
   contexts.set(t, [...(contexts.get(t) ?? []), context]);
   const page = await context.newPage();
   /** @type {string[]} */
   const wrong = [];
-  const note = (/** @type {string} */ text) => { if (!allow?.test(text) && !(process.env.NOFEAT && /features/.test(text))) wrong.push(text); };
-  page.on("console", (message) => { if (["error", "warning"].includes(message.type())) note(`console ${message.type()}: ${message.text()} ${message.location().url}`); });
+  const note = (/** @type {string} */ text) => {
+    if (!allow?.test(text) && !(process.env.NOFEAT && /features/.test(text))) wrong.push(text);
+  };
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type()))
+      note(`console ${message.type()}: ${message.text()} ${message.location().url}`);
+  });
   page.on("pageerror", (error) => note(`page error: ${error.stack ?? error.message}`));
-  page.on("request", (request) => { if (!/^(http:\/\/127\.0\.0\.1:\d+\/|data:|blob:)/.test(request.url())) wrong.push(`a request leaves: ${request.url()}`); });
+  page.on("request", (request) => {
+    if (!/^(http:\/\/127\.0\.0\.1:\d+\/|data:|blob:)/.test(request.url())) wrong.push(`a request leaves: ${request.url()}`);
+  });
   page.on("response", async (response) => {
     if (response.status() >= 400) note(`${response.status()} ${response.url()} ${await response.text().catch(() => "")}`);
   });
   page.on("crash", () => wrong.push("the page crashed"));
   await page.addInitScript(() => {
-    document.addEventListener("securitypolicyviolation", (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+    document.addEventListener("securitypolicyviolation", (event) =>
+      console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`),
+    );
   });
   t.after(async () => {
     await context.close();
@@ -120,10 +141,14 @@ export async function openPage(t, { width = 1280, height = 720, dark = false, al
 
 /** Waits until a graph is drawn. @param {import("playwright-core").Page} page @param {string} [id] */
 export async function drawn(page, id) {
-  await page.waitForFunction((id) => {
-    const { app, plot } = /** @type {any} */ (window).circuitscope ?? {};
-    return app?.graph && !app.loading && (!id || app.graph.id === id) && plot.places && plot.corner.textContent !== "";
-  }, id, { timeout: 20_000 });
+  await page.waitForFunction(
+    (id) => {
+      const { app, plot } = /** @type {any} */ (window).circuitscope ?? {};
+      return app?.graph && !app.loading && (!id || app.graph.id === id) && plot.places && plot.corner.textContent !== "";
+    },
+    id,
+    { timeout: 20_000 },
+  );
 }
 
 /** Where a node is on the screen. @param {import("playwright-core").Page} page @param {string} id */
@@ -149,4 +174,9 @@ export async function clickNode(page, id, keys = []) {
 export const view = (page) => page.evaluate(() => /** @type {any} */ (window).circuitscope.app.view);
 
 /** Waits until something about the app is so. @param {import("playwright-core").Page} page @param {string} what an expression over `app` */
-export const until = (page, what, timeout = 15_000) => page.waitForFunction(new Function(`const { app, plot, circuit } = window.circuitscope ?? {}; return app && (${what});`), undefined, { timeout });
+export const until = (page, what, timeout = 15_000) =>
+  page.waitForFunction(
+    new Function(`const { app, plot, circuit } = window.circuitscope ?? {}; return app && (${what});`),
+    undefined,
+    { timeout },
+  );

@@ -8,15 +8,32 @@ import { DALLAS, OAKLAND, closeBrowser, drawn, folder, openPage, options, serve,
 after(closeBrowser);
 
 const CORPUS = [
-  "<img src=x onerror=window.__pwned=1>", "<script>window.__pwned=1</script>", "\"><svg onload=window.__pwned=1>", "javascript:window.__pwned=1", "'-window.__pwned=1-'", "{{constructor.constructor('window.__pwned=1')()}}",
-  "<iframe srcdoc=\"<script>parent.__pwned=1</script>\">", "</title><script>window.__pwned=1</script>", "<a href=\"javascript:window.__pwned=1\">x</a>", "`${window.__pwned=1}`", "<style>@import 'http://evil.example/x.css';</style>",
-  "\u202e<b onmouseover=window.__pwned=1>\u0000", "&lt;img src=x onerror=window.__pwned=1&gt;", "<math><mtext></p><img src=x onerror=window.__pwned=1>",
+  "<img src=x onerror=window.__pwned=1>",
+  "<script>window.__pwned=1</script>",
+  '"><svg onload=window.__pwned=1>',
+  "javascript:window.__pwned=1",
+  "'-window.__pwned=1-'",
+  "{{constructor.constructor('window.__pwned=1')()}}",
+  '<iframe srcdoc="<script>parent.__pwned=1</script>">',
+  "</title><script>window.__pwned=1</script>",
+  '<a href="javascript:window.__pwned=1">x</a>',
+  "`${window.__pwned=1}`",
+  "<style>@import 'http://evil.example/x.css';</style>",
+  "\u202e<b onmouseover=window.__pwned=1>\u0000",
+  "&lt;img src=x onerror=window.__pwned=1&gt;",
+  "<math><mtext></p><img src=x onerror=window.__pwned=1>",
 ];
 
 /** @param {import("playwright-core").Page} page */
 async function unharmed(page, /** @type {string} */ where) {
   assert.equal(await page.evaluate(() => /** @type {any} */ (window).__pwned), undefined, where);
-  assert.equal(await page.evaluate(() => document.querySelectorAll("body img, body iframe, body script, body style, a[href^='javascript']").length), 0, `${where}: nothing was parsed as HTML`);
+  assert.equal(
+    await page.evaluate(
+      () => document.querySelectorAll("body img, body iframe, body script, body style, a[href^='javascript']").length,
+    ),
+    0,
+    `${where}: nothing was parsed as HTML`,
+  );
 }
 
 test("script_in_any_text_of_a_graph_stays_text", options, async (t) => {
@@ -26,9 +43,23 @@ test("script_in_any_text_of_a_graph_stays_text", options, async (t) => {
   const graph = JSON.parse(readFileSync(path, "utf8"));
   const evil = (/** @type {number} */ i) => CORPUS[i % CORPUS.length];
   graph.metadata.prompt = CORPUS.join(" ");
-  graph.metadata.prompt_tokens = graph.metadata.prompt_tokens.map((/** @type {string} */ _, /** @type {number} */ i) => evil(i));
-  graph.nodes.forEach((/** @type {any} */ node, /** @type {number} */ i) => { node.clerp = node.feature_type === "logit" ? `Output "${evil(i)}" (p=0.9)` : evil(i); });
-  graph.qParams = { pinnedIds: graph.nodes.slice(0, 8).map((/** @type {any} */ n) => n.node_id), supernodes: [[evil(0), graph.nodes[0].node_id, graph.nodes[1].node_id], [evil(1), graph.nodes[2].node_id]], clickedId: graph.nodes[0].node_id, linkType: "both", sg_pos: evil(2), clerps: [["0_39", evil(3)]] };
+  graph.metadata.prompt_tokens = graph.metadata.prompt_tokens.map((/** @type {string} */ _, /** @type {number} */ i) =>
+    evil(i),
+  );
+  graph.nodes.forEach((/** @type {any} */ node, /** @type {number} */ i) => {
+    node.clerp = node.feature_type === "logit" ? `Output "${evil(i)}" (p=0.9)` : evil(i);
+  });
+  graph.qParams = {
+    pinnedIds: graph.nodes.slice(0, 8).map((/** @type {any} */ n) => n.node_id),
+    supernodes: [
+      [evil(0), graph.nodes[0].node_id, graph.nodes[1].node_id],
+      [evil(1), graph.nodes[2].node_id],
+    ],
+    clickedId: graph.nodes[0].node_id,
+    linkType: "both",
+    sg_pos: evil(2),
+    clerps: [["0_39", evil(3)]],
+  };
   delete graph.metadata.trace_id;
   writeFileSync(join(dir, "evil.json"), JSON.stringify({ ...graph, metadata: { ...graph.metadata, slug: "evil" } }));
   const server = await serve(t, dir);
@@ -37,11 +68,22 @@ test("script_in_any_text_of_a_graph_stays_text", options, async (t) => {
   await drawn(page, "evil");
   await page.locator("g.box").first().waitFor();
   await unharmed(page, "the graph");
-  for (const key of ["w", "w", "c", "c", "o"]) { await page.keyboard.press(key); await page.waitForTimeout(120); await unharmed(page, `key ${key}`); }
+  for (const key of ["w", "w", "c", "c", "o"]) {
+    await page.keyboard.press(key);
+    await page.waitForTimeout(120);
+    await unharmed(page, `key ${key}`);
+  }
   await page.keyboard.press("Escape");
-  const nodes = await page.evaluate(() => { const { app } = /** @type {any} */ (window).circuitscope; return [...app.graph.cut.nodes].map((n) => app.graph.idOf(n)); });
+  const nodes = await page.evaluate(() => {
+    const { app } = /** @type {any} */ (window).circuitscope;
+    return [...app.graph.cut.nodes].map((n) => app.graph.idOf(n));
+  });
   for (const id of nodes.slice(0, 12)) {
-    await page.evaluate((id) => { const { app } = /** @type {any} */ (window).circuitscope; app.choose(id); app.setHover(app.graph.numberOf(id)); }, id);
+    await page.evaluate((id) => {
+      const { app } = /** @type {any} */ (window).circuitscope;
+      app.choose(id);
+      app.setHover(app.graph.numberOf(id));
+    }, id);
     await page.waitForTimeout(40);
   }
   await page.locator("#prompt .chip").first().hover();
@@ -60,7 +102,19 @@ test("script_in_a_link_or_a_field_stays_text", options, async (t) => {
   const page = await openPage(t, { allow: /features\/|graphs\/%3C/ });
   for (const evil of CORPUS) {
     const e = encodeURIComponent;
-    await page.goto(`${server.url}/?slug=dallas&clickedId=0_39_7&pinnedIds=0_39_7,3_955_8,${e(evil)}&hiddenIds=${e(evil)}&supernodes=${e(JSON.stringify([[evil, "0_39_7", "3_955_8"]]))}&clerps=${e(JSON.stringify([["0_39", evil], [evil, evil]]))}&note=${e(evil)}&text=${e(evil)}&logitDiff=${e(`${evil}__vs__${evil}`)}&plan=${e(JSON.stringify([{ node: evil, set: 1 }, { supernode: evil, scale: 2 }]))}&tab=whatif`);
+    await page.goto(
+      `${server.url}/?slug=dallas&clickedId=0_39_7&pinnedIds=0_39_7,3_955_8,${e(evil)}&hiddenIds=${e(evil)}&supernodes=${e(JSON.stringify([[evil, "0_39_7", "3_955_8"]]))}&clerps=${e(
+        JSON.stringify([
+          ["0_39", evil],
+          [evil, evil],
+        ]),
+      )}&note=${e(evil)}&text=${e(evil)}&logitDiff=${e(`${evil}__vs__${evil}`)}&plan=${e(
+        JSON.stringify([
+          { node: evil, set: 1 },
+          { supernode: evil, scale: 2 },
+        ]),
+      )}&tab=whatif`,
+    );
     await drawn(page);
     await page.locator("g.box.group").waitFor();
     await unharmed(page, `a link with ${evil}`);
@@ -92,11 +146,19 @@ test("the_sources_have_no_way_to_parse_text_as_html", async () => {
   const web = new URL("../../../web/", import.meta.url);
   for (const name of readdirSync(web).filter((name) => name.endsWith(".js"))) {
     const text = readFileSync(new URL(name, web), "utf8");
-    assert.doesNotMatch(text, /innerHTML|outerHTML|insertAdjacentHTML|document\.write|parseFromString|createContextualFragment|setHTML|\beval\(|new Function|srcdoc/, name);
+    assert.doesNotMatch(
+      text,
+      /innerHTML|outerHTML|insertAdjacentHTML|document\.write|parseFromString|createContextualFragment|setHTML|\beval\(|new Function|srcdoc/,
+      name,
+    );
     assert.doesNotMatch(text, /https?:\/\/(?!www\.w3\.org\/2000\/svg)/, `${name} names no other place`);
   }
   const html = readFileSync(new URL("index.html", web), "utf8");
-  assert.doesNotMatch(html, /<script(?![^>]*src=)|\sstyle=|\son\w+=|https?:/, "index.html has nothing inline and nothing from elsewhere");
+  assert.doesNotMatch(
+    html,
+    /<script(?![^>]*src=)|\sstyle=|\son\w+=|https?:/,
+    "index.html has nothing inline and nothing from elsewhere",
+  );
   assert.doesNotMatch(readFileSync(new URL("style.css", web), "utf8"), /@import|https?:/, "style.css");
 });
 
@@ -107,7 +169,13 @@ async function accessible(page, where) {
   // The policy forbids foreign scripts in the page; the tests' own goes in through the debugger.
   if (!(await page.evaluate("Boolean(window.axe)"))) await page.evaluate(readFileSync(axePath, "utf8"));
   const result = await page.evaluate(() => /** @type {any} */ (window).axe.run(document, { resultTypes: ["violations"] }));
-  const found = result.violations.map((/** @type {any} */ v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((/** @type {any} */ n) => `${n.target} ${n.any?.[0]?.message ?? n.all?.[0]?.message ?? ""}`).join(" | ")}`);
+  const found = result.violations.map(
+    (/** @type {any} */ v) =>
+      `${v.id}: ${v.help}: ${v.nodes
+        .slice(0, 3)
+        .map((/** @type {any} */ n) => `${n.target} ${n.any?.[0]?.message ?? n.all?.[0]?.message ?? ""}`)
+        .join(" | ")}`,
+  );
   assert.deepEqual(found, [], where);
 }
 
@@ -122,7 +190,9 @@ for (const dark of [false, true]) {
     await drawn(page);
     await page.waitForTimeout(300);
     await accessible(page, "overview");
-    await page.goto(`${server.url}/?slug=dallas&clickedId=0_39_7&pinnedIds=0_39_7,3_955_8,0_656_2,0_90_2&supernodes=${encodeURIComponent('[["capital","0_656_2","0_90_2"]]')}`);
+    await page.goto(
+      `${server.url}/?slug=dallas&clickedId=0_39_7&pinnedIds=0_39_7,3_955_8,0_656_2,0_90_2&supernodes=${encodeURIComponent('[["capital","0_656_2","0_90_2"]]')}`,
+    );
     await drawn(page);
     await page.locator(".link").first().waitFor();
     await page.locator("g.box.group").waitFor();
@@ -137,7 +207,12 @@ for (const dark of [false, true]) {
     await page.getByRole("combobox", { name: "The other graph" }).selectOption("oakland");
     await page.locator(".compare-row").first().waitFor();
     await accessible(page, "compare");
-    for (const [key, name] of [["?", "Keys"], ["n", "New trace"], ["x", "Share and export"], ["o", "Graphs"]]) {
+    for (const [key, name] of [
+      ["?", "Keys"],
+      ["n", "New trace"],
+      ["x", "Share and export"],
+      ["o", "Graphs"],
+    ]) {
       await page.keyboard.press(key);
       await page.getByRole("heading", { name }).waitFor();
       await page.waitForTimeout(150);

@@ -3,13 +3,20 @@ import { test } from "node:test";
 import { readColumns, writeColumns } from "../../../web/columns.js";
 import { readCut } from "../../../web/graph.js";
 
-const columns = { u8: Uint8Array.of(1, 2, 3), i32: Int32Array.of(-1, 5), f32: Float32Array.of(0.5, NaN, -3), u16: Uint16Array.of(65535), u32: Uint32Array.of(4294967295), none: new Float32Array(0) };
-const bytes = () => writeColumns(columns, { cut: "{\"a\":\"é\"}" }).buffer;
+const columns = {
+  u8: Uint8Array.of(1, 2, 3),
+  i32: Int32Array.of(-1, 5),
+  f32: Float32Array.of(0.5, NaN, -3),
+  u16: Uint16Array.of(65535),
+  u32: Uint32Array.of(4294967295),
+  none: new Float32Array(0),
+};
+const bytes = () => writeColumns(columns, { cut: '{"a":"é"}' }).buffer;
 
 test("columns_come_back_as_they_went", () => {
   const { columns: back, meta } = readColumns(/** @type {ArrayBuffer} */ (bytes()));
   for (const [name, column] of Object.entries(columns)) assert.deepEqual(back[name], column, name);
-  assert.equal(meta.cut, "{\"a\":\"é\"}");
+  assert.equal(meta.cut, '{"a":"é"}');
 });
 
 test("columns_that_are_not_aligned_are_read_too", () => {
@@ -23,7 +30,8 @@ test("columns_that_are_not_aligned_are_read_too", () => {
 
 test("files_that_are_cut_or_lie_are_refused", () => {
   const whole = /** @type {ArrayBuffer} */ (bytes());
-  for (const length of [0, 7, 8, 20, whole.byteLength - 1]) assert.throws(() => readColumns(whole.slice(0, length)), `${length} bytes`);
+  for (const length of [0, 7, 8, 20, whole.byteLength - 1])
+    assert.throws(() => readColumns(whole.slice(0, length)), `${length} bytes`);
   const long = whole.slice(0);
   new DataView(long).setUint32(4, 1, true);
   assert.throws(() => readColumns(long), /more than 4 G/);
@@ -41,8 +49,15 @@ test("files_that_are_cut_or_lie_are_refused", () => {
 });
 
 const cut = () => ({
-  columns: { node: Uint32Array.of(1, 4, 6), node_share: Float32Array.of(0.1, 0.5, 1), row_start: Uint32Array.of(0, 0, 1, 3), source: Uint32Array.of(1, 4, 1), weight: Float32Array.of(-2, 3, 0.5), share: Float32Array.of(1, 0.9, 0.1) },
-  meta: { cut: "{\"n_nodes\":3}", n_links: "9", weight_total: "11", weight_shown: "5.5" },
+  columns: {
+    node: Uint32Array.of(1, 4, 6),
+    node_share: Float32Array.of(0.1, 0.5, 1),
+    row_start: Uint32Array.of(0, 0, 1, 3),
+    source: Uint32Array.of(1, 4, 1),
+    weight: Float32Array.of(-2, 3, 0.5),
+    share: Float32Array.of(1, 0.9, 0.1),
+  },
+  meta: { cut: '{"n_nodes":3}', n_links: "9", weight_total: "11", weight_shown: "5.5" },
 });
 
 test("rows_of_inputs_become_links_strongest_first", () => {

@@ -9,10 +9,14 @@ const ys = Float32Array.from({ length: n }, (_, i) => wave(i + 0.5) * 500 - 100)
 
 /** All points, one after the other. */
 function slow(x, y, radius, which = [...xs.keys()]) {
-  let best = -1, least = radius * radius;
+  let best = -1,
+    least = radius * radius;
   for (const i of which) {
     const square = (xs[i] - x) ** 2 + (ys[i] - y) ** 2;
-    if (square < least) { least = square; best = i; }
+    if (square < least) {
+      least = square;
+      best = i;
+    }
   }
   return best;
 }
@@ -20,7 +24,9 @@ function slow(x, y, radius, which = [...xs.keys()]) {
 test("the_grid_finds_what_a_search_of_all_finds", () => {
   const grid = new HitGrid(xs, ys);
   for (let k = 0; k < 500; k++) {
-    const x = wave(k + 0.1) * 1100 - 200, y = wave(k + 0.2) * 700 - 200, radius = [3, 30, 90][k % 3];
+    const x = wave(k + 0.1) * 1100 - 200,
+      y = wave(k + 0.2) * 700 - 200,
+      radius = [3, 30, 90][k % 3];
     assert.equal(grid.nearest(x, y, radius), slow(x, y, radius), `${x} ${y} ${radius}`);
   }
 });
@@ -28,7 +34,8 @@ test("the_grid_finds_what_a_search_of_all_finds", () => {
 test("only_the_points_that_are_shown_are_hit", () => {
   const which = [...xs.keys()].filter((i) => i % 7 === 0);
   const grid = new HitGrid(xs, ys, which);
-  for (let k = 0; k < 200; k++) assert.equal(grid.nearest(wave(k) * 800, wave(k + 9) * 400, 30), slow(wave(k) * 800, wave(k + 9) * 400, 30, which));
+  for (let k = 0; k < 200; k++)
+    assert.equal(grid.nearest(wave(k) * 800, wave(k + 9) * 400, 30), slow(wave(k) * 800, wave(k + 9) * 400, 30, which));
 });
 
 test("nowhere_and_places_that_are_no_numbers", () => {

@@ -1,14 +1,23 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Places } from "../../../web/linkgraph.js";
+import { Places } from "../../../web/places.js";
 
 /** A graph of `n` nodes with what Places asks of one. @param {number} n */
 function graph(n, nLayers = 6, nPos = 5) {
   const kind = Uint8Array.from({ length: n }, (_, i) => (i < nPos ? 2 : i >= n - 3 ? 3 : i % 11 === 0 ? 1 : 0));
   const layer = Int32Array.from({ length: n }, (_, i) => (kind[i] === 2 ? -1 : kind[i] === 3 ? nLayers : (i * 7) % nLayers));
-  const pos = Int32Array.from({ length: n }, (_, i) => (i < nPos ? i : kind[i] === 3 ? nPos - 1 : 1 + ((i * 13) % (nPos - 1))));
+  const pos = Int32Array.from({ length: n }, (_, i) =>
+    i < nPos ? i : kind[i] === 3 ? nPos - 1 : 1 + ((i * 13) % (nPos - 1)),
+  );
   return {
-    n, nLayers, kind, layer, pos, tokens: Array.from({ length: nPos }, (_, i) => `t${i}`), probability: Float32Array.from({ length: n }, (_, i) => i / n), cut: { share: Float32Array.from({ length: n }, (_, i) => 1 / (i + 1)) },
+    n,
+    nLayers,
+    kind,
+    layer,
+    pos,
+    tokens: Array.from({ length: nPos }, (_, i) => `t${i}`),
+    probability: Float32Array.from({ length: n }, (_, i) => i / n),
+    cut: { share: Float32Array.from({ length: n }, (_, i) => 1 / (i + 1)) },
     row: (/** @type {number} */ i) => (kind[i] === 2 ? 0 : kind[i] === 3 ? nLayers + 1 : layer[i] + 1),
   };
 }
@@ -23,7 +32,11 @@ for (const n of [20, 400, 4000]) {
       const top = 400 - (g.row(i) + 1) * places.rowHeight;
       assert.ok(places.y[i] >= top - 1e-3 && places.y[i] <= top + places.rowHeight + 1e-3, `y of ${i}`);
     }
-    assert.equal(new Set(all.map((i) => `${places.x[i].toFixed(3)} ${places.y[i].toFixed(3)}`)).size, n, "no two at one place");
+    assert.equal(
+      new Set(all.map((i) => `${places.x[i].toFixed(3)} ${places.y[i].toFixed(3)}`)).size,
+      n,
+      "no two at one place",
+    );
     assert.ok(Math.abs(places.start[5] - 800) < 1e-6);
   });
 }

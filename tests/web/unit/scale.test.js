@@ -1,6 +1,19 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { cantor, change, count, linear, num, percent, probability, shorten, signed, ticks, uncantor, visible } from "../../../web/scale.js";
+import {
+  cantor,
+  change,
+  count,
+  linear,
+  num,
+  percent,
+  probability,
+  shorten,
+  signed,
+  ticks,
+  uncantor,
+  visible,
+} from "../../../web/scale.js";
 import { quote } from "../../../web/whatif.js";
 
 test("scales_go_there_and_back", () => {
@@ -17,9 +30,14 @@ test("ticks_are_round_and_within", () => {
   assert.deepEqual(ticks(3, 3), [3]);
   assert.deepEqual(ticks(NaN, 1), []);
   for (let k = 0; k < 200; k++) {
-    const low = Math.sin(k) * 10 ** (k % 7), high = low + Math.abs(Math.cos(k)) * 10 ** (k % 5) + 1e-3;
+    const low = Math.sin(k) * 10 ** (k % 7),
+      high = low + Math.abs(Math.cos(k)) * 10 ** (k % 5) + 1e-3;
     const got = ticks(low, high, 5);
-    assert.ok(got.length <= 12 && got.every((x) => x >= low - 1e-6 * Math.abs(high - low) && x <= high + 1e-6 * Math.abs(high - low)), `${low} ${high} ${got}`);
+    assert.ok(
+      got.length <= 12 &&
+        got.every((x) => x >= low - 1e-6 * Math.abs(high - low) && x <= high + 1e-6 * Math.abs(high - low)),
+      `${low} ${high} ${got}`,
+    );
   }
 });
 
@@ -51,7 +69,15 @@ test("changes_are_in_per_cent_of_what_was", () => {
 test("cantors_pairing_is_that_of_the_format", () => {
   assert.equal(cantor(0, 82), 3485);
   assert.equal(cantor(2, 3), 18);
-  for (const pair of [[0, 0], [0, 1], [25, 16383], [61, 524287], [3, 955], [127, 1_000_000]]) assert.deepEqual(uncantor(cantor(pair[0], pair[1])), pair);
+  for (const pair of [
+    [0, 0],
+    [0, 1],
+    [25, 16383],
+    [61, 524287],
+    [3, 955],
+    [127, 1_000_000],
+  ])
+    assert.deepEqual(uncantor(cantor(pair[0], pair[1])), pair);
 });
 
 test("odd_tokens_can_be_seen_and_do_nothing", () => {

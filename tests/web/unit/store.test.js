@@ -59,11 +59,18 @@ test("a_node_is_in_one_group_and_pinned", () => {
   let v = emptyView();
   v = tidy({ ...v, ...makeGroup(v, ["a", "b", "c"], "one") });
   v = tidy({ ...v, ...makeGroup(v, ["c", "d"], "two") });
-  assert.deepEqual(v.groups, [{ name: "one", ids: ["a", "b"] }, { name: "two", ids: ["c", "d"] }]);
+  assert.deepEqual(v.groups, [
+    { name: "one", ids: ["a", "b"] },
+    { name: "two", ids: ["c", "d"] },
+  ]);
   assert.deepEqual([...v.pinned].sort(), ["a", "b", "c", "d"]);
   v = tidy({ ...v, ...togglePin(v, "a") });
   v = tidy({ ...v, ...togglePin(v, "b") });
-  assert.deepEqual(v.groups.map((g) => g.name), ["two"], "an empty group is gone");
+  assert.deepEqual(
+    v.groups.map((g) => g.name),
+    ["two"],
+    "an empty group is gone",
+  );
 });
 
 test("names_of_groups_differ", () => {
@@ -71,7 +78,10 @@ test("names_of_groups_differ", () => {
   let v = emptyView();
   v = tidy({ ...v, ...makeGroup(v, ["a"], "n") });
   v = tidy({ ...v, ...makeGroup(v, ["b"], "n") });
-  assert.deepEqual(v.groups.map((g) => g.name), ["n", "n 2"]);
+  assert.deepEqual(
+    v.groups.map((g) => g.name),
+    ["n", "n 2"],
+  );
   v = tidy({ ...v, ...renameGroup(v, "n 2", "n") });
   assert.equal(new Set(v.groups.map((g) => g.name)).size, 2);
 });
