@@ -221,6 +221,9 @@ test("what_is_saved_comes_back_from_the_next_server", options, async (t) => {
   await page.getByRole("textbox", { name: /^Label/ }).fill("Lone Star");
   await page.keyboard.press("Enter");
   await until(page, "app.view.labels['0_39']");
+  await page.keyboard.press("Escape");
+  await page.getByRole("textbox", { name: "Note" }).fill("Texas, not\nDallas itself");
+  await page.getByRole("textbox", { name: "Note" }).blur();
   await page.keyboard.press("s");
   await page.getByText("Saved into the graph’s file.").waitFor();
   await first.stop("SIGKILL");
@@ -234,6 +237,7 @@ test("what_is_saved_comes_back_from_the_next_server", options, async (t) => {
   const got = await view(other);
   assert.deepEqual(got.pinned, [TEXAS]);
   assert.deepEqual(got.labels, { "0_39": "Lone Star" });
+  assert.equal(got.note, "Texas, not\nDallas itself");
   assert.equal(await other.locator("#actions button").nth(1).innerText(), "Saved");
 });
 
