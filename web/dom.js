@@ -119,6 +119,7 @@ export function dialog(title, body, footer = [], name = "") {
   box.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.preventDefault();
+    event.stopPropagation();
     box.close();
   });
   box.addEventListener("pointerdown", (event) => {

@@ -107,7 +107,10 @@ test("thresholds_prune_the_raw_graph_while_one_drags", options, async (t) => {
   const page = await openPage(t);
   await page.goto(`${server.url}/?slug=dallas`);
   await drawn(page);
-  assert.match(await page.locator("#plot .corner").innerText(), /^24 nodes · all 74 links$/);
+  assert.match(
+    await page.locator("#plot .corner").innerText(),
+    /^24 nodes · all 74 links · explains repl 0\.630 compl 0\.885$/,
+  );
   const slider = page.getByRole("slider", { name: "node threshold" });
   const box = await slider.boundingBox();
   assert.ok(box);
@@ -395,7 +398,7 @@ test("two_graphs_beside_each_other_point_at_each_other", options, async (t) => {
   await page.locator(".compare-row").first().waitFor();
   const at = await where(page, ASKS);
   await page.mouse.move(at.x, at.y);
-  await page.waitForFunction(() => !/** @type {HTMLElement} */ (document.querySelector("#other-panel .tip")).hidden);
+  await page.waitForFunction(() => !(/** @type {HTMLElement} */ (document.querySelector("#other-panel .tip")).hidden));
   assert.match(await page.locator("#other-panel .tip").innerText(), /asks for capital/);
   await page.getByRole("tab", { name: /^Only there/ }).click();
   assert.match(await page.locator("#compare-panel .list").innerText(), /California|Oakland/);
