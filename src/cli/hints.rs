@@ -46,7 +46,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
                 .into(),
         ),
         Error::NothingToChange => {
-            Some("use --set, --scale, --ablate, --top-features, --like, --like-prompt, --plan or --sweep".into())
+            Some("use --set, --scale, --ablate, --ablate-head, --patch-head, --top-features, --like, --like-prompt, --plan or --sweep".into())
         }
         Error::AmbiguousSupernode { .. } => {
             Some("name the features themselves, or make other supernodes with `--group NAME=ID,..`".into())
@@ -59,7 +59,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             }
         }),
         Error::PromptLengths { .. } => Some(
-            "features are exchanged position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
+            "exchanges go position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
              of any length"
                 .into(),
         ),

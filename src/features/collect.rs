@@ -8,12 +8,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::accumulate::{BatchPlaces, LayerStats, place_hash, sequence_hash};
-use super::corpus::{Input, Pieces, TextFormat};
 use super::files::{FeatureSet, MANIFEST_FILE};
 use super::manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
-use super::sequences::{Sequence, Sequencer, batches};
 use super::state::{FolderWriter, read_layer, sequence_hashes};
 use super::tokens::{SequenceTable, TokenStore, TokenTexts};
+use crate::corpus::{Input, Pieces, Sequence, Sequencer, TextFormat, batches};
 use crate::error::{Error, ErrorContext, Result};
 use crate::export::{check_writable, replace_file, replace_set};
 use crate::job::Job;

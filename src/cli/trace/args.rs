@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::attribution::{AttributionOptions, TargetRequest};
+use crate::attribution::{AttributionOptions, TargetRequest, Versus};
 use crate::circuits::SummarySettings;
 use crate::error::ErrorContext;
 use crate::tracer::Tracer;
@@ -35,6 +35,16 @@ pub struct TraceArgs {
     /// Explain the pre-activation of a feature: layer_feature_position
     #[arg(long, value_name = "L_F_P", help_heading = "What to explain")]
     target_feature: Vec<String>,
+    /// Explain why a head looked somewhere: its score before the softmax, LAYER.HEAD@QUERY:KEY as in 18.6@18:7, from both
+    /// sides; repeatable
+    #[arg(long, value_name = "L.H@Q:K", help_heading = "What to explain")]
+    target_attention: Vec<String>,
+    /// With --target-attention: less the score of this other key
+    #[arg(long, value_name = "KEY", requires = "target_attention", help_heading = "What to explain")]
+    versus: Option<usize>,
+    /// With --target-attention: against all other keys, each by its share of the attention that is left to them
+    #[arg(long, requires = "target_attention", conflicts_with = "versus", help_heading = "What to explain")]
+    rival: bool,
     /// Explain a direction of the final norm's output: the tensors of a safetensors file (FILE:NAME for one of them), or a
     /// sum such as '" Austin" + " Dallas" - 2 * " Sacramento"'; repeatable
     #[arg(long, value_name = "FILE or SUM", allow_hyphen_values = true, help_heading = "What to explain")]
@@ -71,6 +81,9 @@ pub struct TraceArgs {
     /// Do not write the raw graph
     #[arg(long, help_heading = "Output")]
     pub(super) no_raw: bool,
+    /// Find out through which heads every edge of the pruned graph goes, and in how many hops; both files tell it
+    #[arg(long, help_heading = "Output")]
+    pub(super) heads: bool,
     /// Leave the features' decoder directions out of the raw graph; `inspect --auto-group` uses them
     #[arg(long, help_heading = "Output")]
     no_decoders: bool,
@@ -116,6 +129,15 @@ impl TraceArgs {
                     .context(|| format!("cannot use `--target-feature {text}`"));
             };
             targets.push(TargetRequest::Feature { layer, feature, pos });
+        }
+        let versus = match (self.versus, self.rival) {
+            (Some(key), _) => Versus::Key(key),
+            (None, true) => Versus::Rivals,
+            (None, false) => Versus::Nothing,
+        };
+        for text in &self.target_attention {
+            let score = text.parse().context(|| format!("cannot use `--target-attention {text}`"))?;
+            targets.push(TargetRequest::Score { score, versus });
         }
         for text in &self.target_direction {
             for direction in directions(text, tracer)? {

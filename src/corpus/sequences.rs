@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::corpus::Piece;
+use super::pieces::Piece;
 use crate::error::Result;
 use crate::weights::Tokenizer;
 
@@ -19,7 +19,7 @@ const ENOUGH_TOKENS: usize = 1 << 10;
 
 /// A run of tokens of one document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Sequence {
+pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
     /// The document, counted over all files.
     pub document: u32,
@@ -27,7 +27,7 @@ pub(super) struct Sequence {
 
 /// Cuts documents into sequences and gathers them into units.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Sequencer {
+pub(crate) struct Sequencer {
     context: usize,
     /// Begins every sequence.
     start: Option<u32>,
@@ -44,19 +44,19 @@ pub(super) struct Sequencer {
 }
 
 impl Sequencer {
-    pub(super) fn new(tokenizer: &Tokenizer, context: usize, limit: u64) -> Self {
+    pub(crate) fn new(tokenizer: &Tokenizer, context: usize, limit: u64) -> Self {
         let (rest, pending) = (Vec::new(), Vec::new());
         let start = tokenizer.start();
         Self { context, start, limit, n_tokens: 0, n_documents: 0, has_begun: false, rest, pending }
     }
 
     /// Whether as many tokens were read as were asked for.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.n_tokens >= self.limit
     }
 
     /// Adds the next piece of text.
-    pub(super) fn push(&mut self, piece: &Piece, tokenizer: &Tokenizer) -> Result<()> {
+    pub(crate) fn push(&mut self, piece: &Piece, tokenizer: &Tokenizer) -> Result<()> {
         if self.is_full() {
             return Ok(());
         }
@@ -85,7 +85,7 @@ impl Sequencer {
     }
 
     /// The next unit, if there are enough sequences for one; at the end of a file any sequences are.
-    pub(super) fn next_unit(&mut self, at_end: bool) -> Option<Vec<Sequence>> {
+    pub(crate) fn next_unit(&mut self, at_end: bool) -> Option<Vec<Sequence>> {
         let mut n_tokens = 0;
         let full = self.pending.iter().position(|sequence| {
             n_tokens += sequence.tokens.len();
@@ -101,7 +101,7 @@ impl Sequencer {
 }
 
 /// Groups sequences of a unit into batches of similar length: indices into the unit.
-pub(super) fn batches(unit: &[Sequence]) -> Vec<Vec<usize>> {
+pub(crate) fn batches(unit: &[Sequence]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..unit.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(unit[i].tokens.len()));
     let mut batches: Vec<Vec<usize>> = Vec::new();

@@ -45,31 +45,35 @@ impl FromStr for Split {
     }
 }
 
-/// A text to read: a file, or the standard input.
+/// A text to read: a file, the standard input, or a text that is part of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// A file.
     File(PathBuf),
     /// The standard input.
     Stdin,
+    /// A text that is part of the program.
+    Embedded(&'static str, &'static [u8]),
 }
 
 impl Input {
     /// The name without folders.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Input::File(path) => {
                 path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
             }
             Input::Stdin => "-".to_owned(),
+            Input::Embedded(name, _) => (*name).to_owned(),
         }
     }
 
     /// Its size on disk; 0 where that cannot be told.
-    pub(super) fn size_bytes(&self) -> u64 {
+    pub(crate) fn size_bytes(&self) -> u64 {
         match self {
             Input::File(path) => std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
             Input::Stdin => 0,
+            Input::Embedded(_, text) => text.len() as u64,
         }
     }
 
@@ -78,6 +82,7 @@ impl Input {
         match self {
             Input::File(path) => path.display().to_string(),
             Input::Stdin => "the standard input".to_owned(),
+            Input::Embedded(name, _) => format!("the text of `{name}`"),
         }
     }
 }
@@ -173,8 +178,8 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Opens a file; compression is told by its first bytes, JSON lines by the name (of the standard input by its first
-    /// character).
+    /// Opens a file; compression is told by its first bytes, JSON lines by the name, or where that says nothing by the first
+    /// character.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Text`] for compression that this build cannot read.
@@ -193,11 +198,17 @@ impl<'a> Pieces<'a> {
                 Box::new(file)
             }
             Input::Stdin => Box::new(std::io::stdin()),
+            Input::Embedded(_, text) => Box::new(*text),
         };
         let mut reader = plain(BufReader::with_capacity(1 << 18, file), &shown)?;
+        // Where the name says nothing, the first character does.
+        let is_named = |path: &Path| TEXT_ENDS.iter().any(|end| plain_name(path).ends_with(end));
         let is_json = match input {
-            Input::File(path) => [".jsonl", ".ndjson"].iter().any(|end| plain_name(path).ends_with(end)),
-            Input::Stdin => {
+            Input::File(path) if is_named(path) => {
+                [".jsonl", ".ndjson"].iter().any(|end| plain_name(path).ends_with(end))
+            }
+            Input::Embedded(..) => false,
+            Input::File(_) | Input::Stdin => {
                 let start = reader.fill_buf().map_err(io("cannot read"))?;
                 start.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
             }
