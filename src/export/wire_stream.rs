@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::link_seed::{Ids, LinkSeed, WireEnds};
 use super::wire::{WireGraph, WireLink, WireMetadata, WireNode};
 use super::wire_read::{NodeReader, resolve};
-use crate::graph::{Circuit, CompactLink, Link, Node, NodeId};
+use crate::graph::{Circuit, CircuitMeta, CompactLink, Link, Node, NodeId};
 use crate::input::{is_stream, read_json};
 use crate::{Error, Result};
 
@@ -53,6 +53,11 @@ impl StreamedGraph {
         &self.header.nodes[node].node_id
     }
 
+    /// Where the graph comes from.
+    pub fn meta(&self) -> CircuitMeta {
+        self.header.circuit_meta(&self.nodes)
+    }
+
     /// Drops the other nodes and all links to them.
     pub fn keep_nodes(&mut self, is_kept: &[bool]) {
         let place = places(is_kept);
@@ -77,7 +82,7 @@ impl StreamedGraph {
             target: link.target as usize,
             weight: link.weight,
         });
-        Circuit::new(self.header.circuit_meta(&self.nodes), self.nodes.clone(), links)
+        Circuit::new(self.meta(), self.nodes.clone(), links)
     }
 
     /// The file with these nodes and links, and with everything else that it held.
