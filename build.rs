@@ -19,7 +19,8 @@ fn list_page() {
     let mut files = Vec::new();
     list(&root, "", &mut files);
     files.sort();
-    let lines = files.iter().map(|(name, path)| format!("    ({name:?}, include_bytes!({:?})),\n", path.display().to_string()));
+    let lines =
+        files.iter().map(|(name, path)| format!("    ({name:?}, include_bytes!({:?})),\n", path.display().to_string()));
     let table = format!("&[\n{}]\n", lines.collect::<String>());
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("page.rs");
     std::fs::write(&out, table).unwrap_or_else(|error| panic!("cannot write {}: {error}", out.display()));
@@ -47,7 +48,6 @@ fn list(folder: &Path, before: &str, files: &mut Vec<(String, PathBuf)>) {
 
 #[cfg(feature = "cuda")]
 fn compile_kernels() {
-
     // Embeddable on any GPU from compute capability 8.0 on: the driver compiles PTX for the one it finds.
     const COMPUTE_CAPABILITY: &str = "80";
 

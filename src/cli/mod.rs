@@ -12,6 +12,8 @@ mod inspect;
 mod intervene;
 mod manual;
 mod memory;
+#[cfg(feature = "serve")]
+mod open_page;
 mod output_file;
 mod prompt;
 mod prune;

@@ -5,15 +5,18 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::serve::{Access, ServeOptions, Server, is_loopback};
+use crate::serve::{Access, OpenModel, ServeOptions, Server, graph_url, is_loopback};
 use crate::{Error, Result};
 
 use super::setup::SetupArgs;
 use super::{note, say};
 
+/// Where `serve` listens, unless another port is named.
+pub(super) const DEFAULT_PORT: u16 = 8041;
+
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// The folder of graphs, where new ones go too
+    /// The folder of graphs, where new ones go too; or one of its graphs, to begin with
     #[arg(default_value = "graphs")]
     folder: PathBuf,
     #[command(flatten, next_help_heading = "Model")]
@@ -25,7 +28,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FOLDER", help_heading = "Model")]
     features: Option<PathBuf>,
     /// The port; 0 for any that is free
-    #[arg(long, value_name = "PORT", default_value_t = 8041, help_heading = "Where")]
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT, help_heading = "Where")]
     port: u16,
     /// Listen at this address too, so that others can reach the page; requests need the token that is printed [default:
     /// this machine alone, 127.0.0.1]
@@ -34,9 +37,15 @@ pub struct ServeArgs {
     /// A name by which others reach this machine, as they type it; repeatable, with --host
     #[arg(long, value_name = "NAME", requires = "host", help_heading = "Where")]
     host_name: Vec<String>,
+    /// What Neuronpedia's clients must send in `x-secret-key` [env: CIRCUITSCOPE_SECRET]
+    #[arg(long, value_name = "SECRET", help_heading = "Where")]
+    secret: Option<String>,
     /// Open the page in a browser
     #[arg(long, help_heading = "Where")]
     open: bool,
+    /// Serve another program's page, circuit-tracer's say, from this folder; it may load and run what it wants
+    #[arg(long, value_name = "FOLDER", conflicts_with = "page", help_heading = "Where")]
+    foreign_page: Option<PathBuf>,
     /// Read the files of the page from a folder, while working on them
     #[arg(long, value_name = "FOLDER", hide = true)]
     page: Option<PathBuf>,
@@ -53,29 +62,51 @@ pub(super) fn run(args: ServeArgs) -> Result<()> {
     let access = Access {
         hosts: args.host_name.iter().map(|name| name.to_lowercase()).collect(),
         token: token.clone(),
+        secret: args
+            .secret
+            .clone()
+            .or_else(|| std::env::var("CIRCUITSCOPE_SECRET").ok())
+            .filter(|secret| !secret.is_empty()),
+        foreign_page: args.foreign_page.is_some(),
         ..Access::default()
     };
     let quiet = args.setup.quiet;
-    let options = ServeOptions { folder: Some(args.folder.clone()), page: args.page.clone(), access, ..ServeOptions::default() };
+    let ServeArgs { folder, setup, features, page, foreign_page, open, .. } = args;
+    let page = page.or(foreign_page);
+    // A graph stands for its folder, and is what the page begins with.
+    let first = folder.is_file().then(|| folder.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+    let folder = match first.as_ref().and_then(|_| folder.parent()) {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => folder,
+    };
+    let setup_given = !args.no_model;
+    let options = ServeOptions {
+        folder: Some(folder.clone()),
+        model: setup_given.then(|| -> OpenModel { Box::new(move || setup.open(None)) }),
+        features,
+        demo: true,
+        page,
+        access,
+        ..ServeOptions::default()
+    };
     let server = Server::new(options)?;
     server.run(SocketAddr::new(host, args.port), move |address| {
-        let url = url(address, token.as_deref());
+        let url = url(address, first.as_deref(), token.as_deref());
         if !quiet {
-            say(&format!("serving {} at {url}\n", crate::text::terminal(&args.folder.display().to_string())));
+            say(&format!("serving {} at {url}\n", crate::text::terminal(&folder.display().to_string())));
             say("end with Ctrl-C\n");
         }
-        if args.open && !open_browser(&url) {
+        if open && !open_browser(&url) {
             note(&format!("no browser could be started; open {url}"));
         }
     })
 }
 
 /// The address of the page; the token is in the part that browsers send to nobody.
-fn url(address: SocketAddr, token: Option<&str>) -> String {
-    match token {
-        Some(token) => format!("http://{address}/#token={token}"),
-        None => format!("http://{address}/"),
-    }
+fn url(address: SocketAddr, graph: Option<&str>, token: Option<&str>) -> String {
+    let page = graph.map_or_else(|| format!("http://{address}/"), |graph| graph_url(address, graph));
+    page + &token.map(|token| format!("#token={token}")).unwrap_or_default()
 }
 
 /// 128 random bits in hexadecimal.
@@ -90,7 +121,7 @@ fn new_token() -> Result<String> {
 }
 
 /// Starts the system's browser; whether it could be started.
-fn open_browser(url: &str) -> bool {
+pub(super) fn open_browser(url: &str) -> bool {
     let (program, before): (&str, &[&str]) = match std::env::consts::OS {
         "macos" => ("open", &[]),
         "windows" => ("cmd", &["/C", "start", ""]),

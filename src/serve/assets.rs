@@ -40,7 +40,7 @@ impl Assets {
         let name = match path.trim_start_matches('/') {
             "" => "index.html",
             // Pages that the page itself shows by its address.
-            name if !name.contains('.') && is_page_of_its_own(name) => "index.html",
+            name if is_page_of_its_own(name) => "index.html",
             name => name,
         };
         let not_found = || Refusal::not_found("there is nothing at this address");
@@ -72,8 +72,9 @@ impl Assets {
 
 /// `graph`, `features/0/39`: the page reads its own address.
 fn is_page_of_its_own(name: &str) -> bool {
-    let first = name.split('/').next().unwrap_or_default();
-    ["graph", "features", "compare", "trace"].contains(&first)
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let feature = name.strip_prefix("features/").and_then(|rest| rest.split_once('/'));
+    name == "graph" || feature.is_some_and(|(layer, feature)| is_number(layer) && is_number(feature))
 }
 
 fn file(name: &str, bytes: Bytes, etag: &str, headers: &HeaderMap) -> Response {

@@ -95,9 +95,13 @@ impl Listener for Bounded {
                 Ok((stream, address)) => {
                     let _ = stream.set_nodelay(true);
                     let deadline = Instant::now() + self.patience.head;
-                    let state = State { n_busy: AtomicUsize::new(0), deadline: Mutex::new(deadline), idle: self.patience.idle };
+                    let state =
+                        State { n_busy: AtomicUsize::new(0), deadline: Mutex::new(deadline), idle: self.patience.idle };
                     let connection = Connection(Arc::new(state));
-                    return (Timed { stream, connection, timer: Box::pin(sleep_until(deadline)), _permit: permit }, address);
+                    return (
+                        Timed { stream, connection, timer: Box::pin(sleep_until(deadline)), _permit: permit },
+                        address,
+                    );
                 }
                 // Too many open files, say: others must end first.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -142,7 +146,11 @@ impl Timed {
 }
 
 impl AsyncRead for Timed {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_pending() {
             return self.poll_late(context).map(Err);

@@ -93,7 +93,12 @@ impl Cut {
                 let mut links: Vec<CompactLink> = file.links.iter().filter(is_kept).copied().collect();
                 let stays = prune_links(&whole.nodes, &mut links, settings.edge_threshold)?;
                 let stays: Vec<bool> = stays.iter().zip(&kept).map(|(stays, kept)| *stays && *kept).collect();
-                Cut::of_links(whole, thresholds, &stays, links.iter().map(|link| (link.source, link.target, link.weight)))
+                Cut::of_links(
+                    whole,
+                    thresholds,
+                    &stays,
+                    links.iter().map(|link| (link.source, link.target, link.weight)),
+                )
             }
         }
     }

@@ -36,7 +36,8 @@ pub(super) async fn json_bytes(request: Request) -> Result<Bytes, Refusal> {
         return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", message));
     }
     let too_large = || Refusal::too_large(format!("the body is larger than {MAX_BODY_BYTES} bytes"));
-    let stated = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let stated =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if stated.is_some_and(|stated| stated > MAX_BODY_BYTES as u64) {
         return Err(too_large());
     }
@@ -53,7 +54,8 @@ pub(super) async fn json_bytes(request: Request) -> Result<Bytes, Refusal> {
 
 /// JSON to a value.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(bytes).map_err(|error| Refusal::bad_request(format!("the body cannot be understood: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Refusal::bad_request(format!("the body cannot be understood: {error}")))
 }
 
 /// The query of a request.

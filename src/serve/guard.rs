@@ -26,6 +26,8 @@ pub struct Access {
     pub token: Option<String>,
     /// Secret of Neuronpedia's clients, in `x-secret-key`.
     pub secret: Option<String>,
+    /// The page is another program's, which may load and run what it wants.
+    pub foreign_page: bool,
 }
 
 /// The cookie that carries the token.
@@ -51,12 +53,13 @@ const HEADERS: [(&str, &str); 7] = [
 pub(super) async fn guard(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
     let _busy = request.extensions().get::<axum::extract::ConnectInfo<Connection>>().map(|info| info.0.busy());
     let is_head = *request.method() == Method::HEAD;
+    let is_lax = access.foreign_page && is_page(request.uri().path());
     let mut response = match access.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     };
     let headers = response.headers_mut();
-    for (name, value) in HEADERS {
+    for (name, value) in HEADERS.iter().filter(|_| !is_lax).copied() {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
@@ -143,7 +146,9 @@ impl Access {
     }
 
     fn is_own_origin(&self, origin: &str) -> bool {
-        origin.strip_prefix("http://").is_some_and(|host| !host.contains(['/', '@', '?', '#']) && self.is_own_host(host))
+        origin
+            .strip_prefix("http://")
+            .is_some_and(|host| !host.contains(['/', '@', '?', '#']) && self.is_own_host(host))
     }
 
     /// Whether a token is this server's.
@@ -181,7 +186,8 @@ fn carries(headers: &HeaderMap, token: &str) -> bool {
 
 /// What is no secret: the files of the page, which need no token so that it can ask for it.
 fn needs_token(path: &str) -> bool {
-    let is_data = ["/api/", "/data/", "/graph_data/", "/features/", "/save_graph/"].iter().any(|start| path.starts_with(start));
+    let is_data =
+        ["/api/", "/data/", "/graph_data/", "/features/", "/save_graph/"].iter().any(|start| path.starts_with(start));
     let is_call = ["/generate-graph", "/forward-pass", "/steer", "/check-busy", "/parse-chat-prompt"].contains(&path);
     (is_data || is_call) && path != "/api/v1/session"
 }
@@ -198,18 +204,40 @@ mod tests {
     #[test]
     fn hosts_are_told_apart_to_the_port() {
         let access = Access { port: Some(8041), hosts: vec!["lab.example".into()], ..Access::default() };
-        for host in ["127.0.0.1:8041", "localhost:8041", "LOCALHOST:8041", "[::1]:8041", "127.0.0.2:8041", "lab.example:8041"] {
+        for host in
+            ["127.0.0.1:8041", "localhost:8041", "LOCALHOST:8041", "[::1]:8041", "127.0.0.2:8041", "lab.example:8041"]
+        {
             assert!(access.is_own_host(host), "{host}");
             assert!(access.is_own_origin(&format!("http://{host}")), "{host}");
         }
         for host in [
-            "evil.example", "evil.example:8041", "127.0.0.1", "127.0.0.1:80", "127.0.0.1:8042", "127.0.0.1.evil.example:8041",
-            "localhost.evil.example:8041", "0.0.0.0:8041", "10.0.0.1:8041", "[::2]:8041", "", ":8041", "127.0.0.1:x",
-            "127.0.0.1:8041:8041", "user@127.0.0.1:8041", "2130706433:8041",
+            "evil.example",
+            "evil.example:8041",
+            "127.0.0.1",
+            "127.0.0.1:80",
+            "127.0.0.1:8042",
+            "127.0.0.1.evil.example:8041",
+            "localhost.evil.example:8041",
+            "0.0.0.0:8041",
+            "10.0.0.1:8041",
+            "[::2]:8041",
+            "",
+            ":8041",
+            "127.0.0.1:x",
+            "127.0.0.1:8041:8041",
+            "user@127.0.0.1:8041",
+            "2130706433:8041",
         ] {
             assert!(!access.is_own_host(host), "{host}");
         }
-        for origin in ["null", "https://127.0.0.1:8041", "http://127.0.0.1:8041/", "http://127.0.0.1:8041@evil.example", "file://", ""] {
+        for origin in [
+            "null",
+            "https://127.0.0.1:8041",
+            "http://127.0.0.1:8041/",
+            "http://127.0.0.1:8041@evil.example",
+            "file://",
+            "",
+        ] {
             assert!(!access.is_own_origin(origin), "{origin}");
         }
     }

@@ -105,7 +105,12 @@ mod tests {
         let text = r#" { "a" : [1, {"qParams": "no"}, "]}\""], "qParams":{"x":"}"} ,"c\"":-1.5e3, "d": null }"#;
         let all: Vec<(&str, &str)> =
             members(text.as_bytes(), |_| false).into_iter().map(|(k, v)| (&text[k], &text[v])).collect();
-        let expected = [("a", r#"[1, {"qParams": "no"}, "]}\""]"#), ("qParams", r#"{"x":"}"}"#), ("c\\\"", "-1.5e3"), ("d", "null")];
+        let expected = [
+            ("a", r#"[1, {"qParams": "no"}, "]}\""]"#),
+            ("qParams", r#"{"x":"}"}"#),
+            ("c\\\"", "-1.5e3"),
+            ("d", "null"),
+        ];
         assert_eq!(all, expected);
         assert_eq!(member(text.as_bytes(), "qParams").map(|span| &text[span]), Some(r#"{"x":"}"}"#));
         assert_eq!(member(br#"{"q": 1, "q": 2}"#, "q"), None);
@@ -114,7 +119,21 @@ mod tests {
 
     #[test]
     fn what_is_no_json_ends_the_list() {
-        for text in ["", "{", "[", "{\"", "{\"a\"", "{\"a\":", "{\"a\":\"", "{\"a\":[", "{\"a\":[}", "{\"a\":{\"", "{\"a\":\"\\", "}", "{1:2}"] {
+        for text in [
+            "",
+            "{",
+            "[",
+            "{\"",
+            "{\"a\"",
+            "{\"a\":",
+            "{\"a\":\"",
+            "{\"a\":[",
+            "{\"a\":[}",
+            "{\"a\":{\"",
+            "{\"a\":\"\\",
+            "}",
+            "{1:2}",
+        ] {
             assert!(members(text.as_bytes(), |_| false).is_empty(), "{text}");
         }
         // Deep nesting is no recursion.

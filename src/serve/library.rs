@@ -147,7 +147,9 @@ impl Library {
             files.json.take_if(|path| self.head_in(&mut heads, path).is_none());
             files.raw.is_some() || files.json.is_some()
         });
-        heads.retain(|path, _| found.values().any(|files| files.raw.as_ref() == Some(path) || files.json.as_ref() == Some(path)));
+        heads.retain(|path, _| {
+            found.values().any(|files| files.raw.as_ref() == Some(path) || files.json.as_ref() == Some(path))
+        });
         found
     }
 
@@ -224,7 +226,10 @@ impl Library {
         let taken = self.files();
         let mut graphs = locked(&self.in_memory);
         // The same trace again is the same graph.
-        if let Some((id, _)) = graphs.iter().find(|(_, graph)| graph.whole.etag == whole.etag && graph.whole.meta.trace_id == whole.meta.trace_id) {
+        if let Some((id, _)) = graphs
+            .iter()
+            .find(|(_, graph)| graph.whole.etag == whole.etag && graph.whole.meta.trace_id == whole.meta.trace_id)
+        {
             return Ok(id.clone());
         }
         let is_free = |name: &str| !taken.contains_key(name) && graphs.iter().all(|(id, _)| id != name);
@@ -243,9 +248,38 @@ impl Library {
         locked(&self.in_memory).retain(|(name, _)| name != id);
     }
 
+    /// Makes room for a graph that is written under `id`. A graph of another trace that has it in memory gets another; the
+    /// same trace goes, and what was saved of its page is given.
+    pub fn make_room(&self, id: &str, trace_id: Option<&str>) -> Option<Map<String, Value>> {
+        let mut graphs = locked(&self.in_memory);
+        let at = graphs.iter().position(|(name, _)| name == id)?;
+        if graphs[at].1.whole.meta.trace_id.as_deref() == trace_id {
+            let (_, graph) = graphs.remove(at);
+            let q_params = graph.q_params.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            return Some(q_params);
+        }
+        let is_free = |name: &str| graphs.iter().all(|(id, _)| id != name);
+        if let Some(name) = (2..1000).map(|number| format!("{id}-{number}")).find(|name| is_free(name)) {
+            graphs[at].0 = name;
+        }
+        None
+    }
+
     /// The files of one graph.
+    ///
+    /// A list that is read while a file in it is replaced may lack that file: what was there a moment ago is looked for again.
     pub fn files_of(&self, id: &str) -> Option<Files> {
-        self.files().remove(id)
+        const LOOKS: usize = 4;
+        let was_there = || locked(&self.open).iter().any(|open| open.id == id);
+        let mut found = self.files().remove(id);
+        for _ in 1..LOOKS {
+            if found.is_some() || !was_there() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(3));
+            found = self.files().remove(id);
+        }
+        found
     }
 
     /// A graph, opened; the raw one where there are both.
@@ -288,8 +322,12 @@ impl Library {
     fn known(&self, id: &str) -> Option<Arc<Whole>> {
         let mut all = locked(&self.open);
         // A raw graph that has come since is the one to open.
-        let is_best = |path: &Path| path.extension().is_some_and(|e| e == "safetensors") || !path.with_extension("safetensors").is_file();
-        let at = all.iter().position(|open| open.id == id && stamp(&open.path) == Some(open.stamp) && is_best(&open.path))?;
+        let is_best = |path: &Path| {
+            path.extension().is_some_and(|e| e == "safetensors") || !path.with_extension("safetensors").is_file()
+        };
+        let at = all
+            .iter()
+            .position(|open| open.id == id && stamp(&open.path) == Some(open.stamp) && is_best(&open.path))?;
         let open = all.remove(at);
         let whole = open.whole.clone();
         all.push(open);
@@ -310,14 +348,19 @@ impl Library {
     /// # Errors
     /// [`Error::Io`] where there is no folder to write to.
     pub fn need_folder(&self) -> Result<&Path> {
-        let source = || std::io::Error::new(std::io::ErrorKind::ReadOnlyFilesystem, "this server has no folder of graphs");
+        let source =
+            || std::io::Error::new(std::io::ErrorKind::ReadOnlyFilesystem, "this server has no folder of graphs");
         self.folder().ok_or_else(|| Error::Io { doing: "cannot write to", path: "the folder".into(), source: source() })
     }
 }
 
 /// Whether a file's name can be an id: no path, nothing hidden.
 pub(super) fn is_id(id: &str) -> bool {
-    !id.is_empty() && !id.starts_with('.') && id.len() <= 200 && !id.contains(['/', '\\', '\0']) && id != "graph-metadata"
+    !id.is_empty()
+        && !id.starts_with('.')
+        && id.len() <= 200
+        && !id.contains(['/', '\\', '\0'])
+        && id != "graph-metadata"
 }
 
 fn read_head(path: &Path) -> Option<Head> {

@@ -16,10 +16,13 @@ mod guard;
 mod json_span;
 mod library;
 mod reply;
+mod requests;
 mod routes;
+mod running;
 mod saving;
 mod view;
 mod whole;
+mod work;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -30,13 +33,19 @@ use tokio::net::TcpListener;
 
 use crate::error::{Error, Result};
 use crate::tracer::Tracer;
+use crate::weights::ATLAS;
 
-use app::App;
+use app::{App, DEMO_PROMPT};
 use assets::Assets;
 use connection::{Bounded, Connection};
+use library::Library;
+use requests::trace_demo;
+use work::Work;
 
 pub use connection::Patience;
 pub use guard::Access;
+pub use running::{graph_url, is_serving};
+pub use work::Limits;
 
 /// Opens the model of a server, on the thread that works with it.
 pub type OpenModel = Box<dyn FnOnce() -> Result<Tracer> + Send>;
@@ -48,6 +57,13 @@ pub struct ServeOptions {
     pub folder: Option<PathBuf>,
     /// How its model is opened; `None`: a viewer.
     pub model: Option<OpenModel>,
+    /// What features are active on: a folder of features, or one of transcoders that has one; `None`: beside the
+    /// transcoders of the model.
+    pub features: Option<PathBuf>,
+    /// Whether the embedded model traces a demonstration where the folder has no graph.
+    pub demo: bool,
+    /// What is done for one request, at most.
+    pub limits: Limits,
     /// The files of the page are read from here, and not from the program.
     pub page: Option<PathBuf>,
     /// Who may ask.
@@ -70,9 +86,17 @@ impl Server {
     /// # Errors
     /// [`Error::Threads`].
     pub fn new(options: ServeOptions) -> Result<Self> {
-        let ServeOptions { folder, model: _, page, access, patience } = options;
+        let ServeOptions { folder, model, features, demo, limits, page, access, patience } = options;
         let assets = page.map_or(Assets::Embedded, Assets::Folder);
-        Ok(Self { app: Arc::new(App::new(folder, assets, access.clone())), access, patience })
+        let library = Arc::new(Library::new(folder));
+        let shown = library.clone();
+        let work = Work::start(model, limits, move |tracer| {
+            if demo && tracer.model_name() == ATLAS && shown.files().is_empty() {
+                // Without it the page begins with an empty list.
+                let _ = trace_demo(&shown, tracer, DEMO_PROMPT);
+            }
+        })?;
+        Ok(Self { app: Arc::new(App::new(library, assets, access.clone(), work, features)), access, patience })
     }
 
     /// All routes, behind the guard: what tests call without a network.
@@ -113,4 +137,9 @@ const MAX_BLOCKING_THREADS: usize = 8;
 /// Whether only this machine reaches an address.
 pub fn is_loopback(ip: IpAddr) -> bool {
     ip.is_loopback()
+}
+
+/// What tells a server's folder from others of its name, without telling its path.
+pub fn folder_key(folder: &std::path::Path) -> String {
+    reply::Hash::new().with(folder.as_os_str().as_encoded_bytes()).etag().trim_matches('"').to_owned()
 }

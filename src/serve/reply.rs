@@ -78,7 +78,9 @@ impl From<Error> for Refusal {
                 (StatusCode::CONFLICT, "other_graph")
             }
             (ErrorKind::Io, _) => (StatusCode::INTERNAL_SERVER_ERROR, "disk"),
-            (ErrorKind::Format, Error::Plan { .. }) | (ErrorKind::Request, _) => (StatusCode::BAD_REQUEST, "bad_request"),
+            (ErrorKind::Format, Error::Plan { .. }) | (ErrorKind::Request, _) => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
             (ErrorKind::Format, _) => (StatusCode::UNPROCESSABLE_ENTITY, "damaged"),
             (ErrorKind::Mismatch, _) => (StatusCode::CONFLICT, "mismatch"),
             (ErrorKind::NotFound, _) => (StatusCode::NOT_FOUND, "not_found"),

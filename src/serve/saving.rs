@@ -161,9 +161,13 @@ mod tests {
     #[test]
     fn other_bytes_of_a_graph_stay_as_they_are() {
         let q_params: Map<String, Value> = [("pinnedIds".to_owned(), json!(["a"]))].into_iter().collect();
-        let changed = |text: &str| Some(String::from_utf8(with_q_params(text.as_bytes(), &q_params)?.concat()).unwrap());
+        let changed =
+            |text: &str| Some(String::from_utf8(with_q_params(text.as_bytes(), &q_params)?.concat()).unwrap());
         let kept = changed("{\n \"metadata\": {},\t\"qParams\" : {\"old\": [1]} , \"links\": [1.0e-3]\n}\n");
-        assert_eq!(kept.unwrap(), "{\n \"metadata\": {},\t\"qParams\" : {\"pinnedIds\":[\"a\"]} , \"links\": [1.0e-3]\n}\n");
+        assert_eq!(
+            kept.unwrap(),
+            "{\n \"metadata\": {},\t\"qParams\" : {\"pinnedIds\":[\"a\"]} , \"links\": [1.0e-3]\n}\n"
+        );
         assert_eq!(changed("{ \"a\": 1 }").unwrap(), "{ \"qParams\": {\"pinnedIds\":[\"a\"]}, \"a\": 1 }");
         assert_eq!(changed("{\"qParams\": {}, \"qParams\": {}}"), None);
         assert_eq!(changed("[]"), None);

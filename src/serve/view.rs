@@ -18,7 +18,15 @@ const OWN: &str = "circuitscope";
 
 /// Keys of `qParams` that a [`View`] has fields for.
 const KNOWN: [&str; 9] = [
-    "pinnedIds", "hiddenIds", "clickedId", "supernodes", "clerps", "linkType", "pruningThreshold", OWN, "subgraph_scores",
+    "pinnedIds",
+    "hiddenIds",
+    "clickedId",
+    "supernodes",
+    "clerps",
+    "linkType",
+    "pruningThreshold",
+    OWN,
+    "subgraph_scores",
 ];
 
 /// A supernode, its members as ids.
@@ -64,10 +72,15 @@ impl View {
     /// # Errors
     /// Says what is no view.
     pub fn check(&self) -> Result<(), Refusal> {
-        let n_entries = self.pinned.len() + self.hidden.len() + self.labels.len() + self.positions.len()
+        let n_entries = self.pinned.len()
+            + self.hidden.len()
+            + self.labels.len()
+            + self.positions.len()
             + self.groups.iter().map(|group| group.members.len() + 1).sum::<usize>();
         if n_entries > MAX_ENTRIES {
-            return Err(Refusal::too_large(format!("the view has {n_entries} entries, at most {MAX_ENTRIES} are saved")));
+            return Err(Refusal::too_large(format!(
+                "the view has {n_entries} entries, at most {MAX_ENTRIES} are saved"
+            )));
         }
         for (name, value) in [("node_threshold", self.node_threshold), ("edge_threshold", self.edge_threshold)] {
             if value.is_some_and(|value| !(0.0..=1.0).contains(&value)) {
@@ -77,7 +90,9 @@ impl View {
         if let Some(key) = self.labels.keys().find(|key| feature_of(key).is_none()) {
             return Err(Refusal::bad_request(format!("the label of {key:?}: expected LAYER_FEATURE, such as 0_39")));
         }
-        if let Some(link_type) = self.link_type.as_deref().filter(|link_type| !["both", "input", "output"].contains(link_type)) {
+        if let Some(link_type) =
+            self.link_type.as_deref().filter(|link_type| !["both", "input", "output"].contains(link_type))
+        {
             return Err(Refusal::bad_request(format!("`link_type` is {link_type:?}, expected both, input or output")));
         }
         Ok(())
@@ -87,7 +102,8 @@ impl View {
     pub fn of_q_params(q_params: &Map<String, Value>) -> View {
         let own: Own = q_params.get(OWN).and_then(|own| serde_json::from_value(own.clone()).ok()).unwrap_or_default();
         let list = |key: &str| q_params.get(key).map(ids).unwrap_or_default();
-        let text = |key: &str| q_params.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        let text =
+            |key: &str| q_params.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
         let number = |key: &str| {
             let value = q_params.get(key)?;
             value.as_f64().or_else(|| value.as_str()?.parse().ok()).filter(|value| (0.0..=1.0).contains(value))
@@ -124,7 +140,11 @@ impl View {
     pub fn to_q_params(&self, before: &Map<String, Value>) -> Map<String, Value> {
         let mut q_params = match &self.other {
             Some(other) => other.clone(),
-            None => before.iter().filter(|(key, _)| !KNOWN.contains(&key.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect(),
+            None => before
+                .iter()
+                .filter(|(key, _)| !KNOWN.contains(&key.as_str()))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
         };
         // What is not ours to say cannot be said through `other`.
         KNOWN.iter().for_each(|&key| drop(q_params.remove(key)));
@@ -133,7 +153,9 @@ impl View {
         let clerps: Vec<Value> = self
             .labels
             .iter()
-            .filter_map(|(name, label)| feature_of(name).map(|(layer, feature)| json!([cantor(layer, feature).to_string(), label])))
+            .filter_map(|(name, label)| {
+                feature_of(name).map(|(layer, feature)| json!([cantor(layer, feature).to_string(), label]))
+            })
             .collect();
         q_params.insert("pinnedIds".into(), json!(self.pinned));
         q_params.insert("supernodes".into(), json!(supernodes));
@@ -148,7 +170,8 @@ impl View {
         if let Some(threshold) = self.node_threshold {
             q_params.insert("pruningThreshold".into(), json!(threshold));
         }
-        let own = Own { positions: self.positions.clone(), edge_threshold: self.edge_threshold, note: self.note.clone() };
+        let own =
+            Own { positions: self.positions.clone(), edge_threshold: self.edge_threshold, note: self.note.clone() };
         if !own.positions.is_empty() || own.edge_threshold.is_some() || !own.note.is_empty() {
             q_params.insert(OWN.into(), json!(own));
         }
@@ -265,7 +288,8 @@ mod tests {
         assert_eq!(view.groups, [Group { name: "a".into(), members: vec!["0_39_7".into()] }]);
         assert_eq!(view.node_threshold, Some(0.5));
         assert_eq!(view.labels, [("0_39".to_owned(), "b".to_owned())].into());
-        for odd in [json!({"pinnedIds": 3, "supernodes": {"a": 1}, "clerps": [[1], 2, [[], "x"]], "circuitscope": []})] {
+        for odd in [json!({"pinnedIds": 3, "supernodes": {"a": 1}, "clerps": [[1], 2, [[], "x"]], "circuitscope": []})]
+        {
             assert_eq!(View::of_q_params(odd.as_object().unwrap()).pinned, Vec::<String>::new());
         }
     }

@@ -78,9 +78,11 @@ impl Whole {
         let all = Pruned { node_mask, edges: Vec::new(), cumulative_influence, settings: everything }.circuit(graph)?;
         let meta = CircuitMeta { node_threshold: None, edge_threshold: None, ..all.meta.clone() };
         let nodes: Vec<Node> = all.graph().node_weights().cloned().collect();
-        let hash = graph.row_values.iter().chain(&graph.activation_values).fold(Hash::new(), |hash, value| {
-            hash.with_number(u64::from(value.to_bits()))
-        });
+        let hash = graph
+            .row_values
+            .iter()
+            .chain(&graph.activation_values)
+            .fold(Hash::new(), |hash, value| hash.with_number(u64::from(value.to_bits())));
         Ok(Self::new(meta, nodes, None, Edges::Raw(Box::new(traced)), hash))
     }
 
@@ -109,7 +111,8 @@ impl Whole {
             }
         }
         let label = |node: &Node| node.label.clone().unwrap_or_default();
-        let hash = ids.iter().zip(&nodes).fold(hash, |hash, (id, node)| hash.with(id.as_bytes()).with(label(node).as_bytes()));
+        let hash =
+            ids.iter().zip(&nodes).fold(hash, |hash, (id, node)| hash.with(id.as_bytes()).with(label(node).as_bytes()));
         let etag = hash.with(meta.prompt.as_bytes()).etag();
         let by_node = nodes.iter().enumerate().map(|(n, node)| (node.id, n as u32)).collect();
         Self { meta, nodes, ids, edges, etag, by_id, by_node, cuts: Mutex::default() }

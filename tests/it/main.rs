@@ -35,6 +35,7 @@ mod reference;
 mod rooms;
 mod sampled;
 mod sampled_trace;
+mod serve;
 mod setups;
 mod smollm2;
 mod streams;

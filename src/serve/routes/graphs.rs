@@ -35,13 +35,34 @@ impl ThresholdsAsked {
 }
 
 pub(in super::super) async fn list(State(app): State<Arc<App>>) -> Answer {
-    away(move || Ok(json_response(&json!({ "graphs": app.library.list() })))).await
+    away(move || {
+        let mut graphs = app.library.list();
+        if graphs.is_empty() && app.wait_for_demo() {
+            graphs = app.library.list();
+        }
+        Ok(json_response(&json!({ "graphs": graphs })))
+    })
+    .await
 }
 
-pub(in super::super) async fn header(State(app): State<Arc<App>>, At(id): At<String>, Asked(asked): Asked<ThresholdsAsked>) -> Answer {
+#[derive(Deserialize)]
+pub(in super::super) struct HeaderAsked {
+    node_threshold: Option<f64>,
+    edge_threshold: Option<f64>,
+    summary: Option<bool>,
+}
+
+pub(in super::super) async fn header(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Asked(asked): Asked<HeaderAsked>,
+) -> Answer {
     away(move || {
         let whole = app.graph(&id)?;
-        let cut = asked.cut(&whole)?;
+        let thresholds = ThresholdsAsked { node_threshold: asked.node_threshold, edge_threshold: asked.edge_threshold };
+        let cut = thresholds.cut(&whole)?;
+        // The page paints before the story is found.
+        let summary = if asked.summary.unwrap_or(true) { Some(cut.summary(&whole)?) } else { None };
         let files = app.library.files_of(&id).unwrap_or_default();
         let meta = &whole.meta;
         let targets: Vec<_> = (0..whole.nodes.len())
@@ -73,9 +94,9 @@ pub(in super::super) async fn header(State(app): State<Arc<App>>, At(id): At<Str
             "proof": meta.row_identity_error.map(|error| json!({ "row_identity_error": error })),
             "sampling": meta.sampling,
             "settings": meta.settings,
-            "verification": null,
+            "verification": app.verification(&whole.etag),
             "cut": cut.report(&whole, false),
-            "summary": *cut.summary(&whole)?,
+            "summary": summary.as_deref(),
             "etag": whole.etag,
         })))
     })
@@ -88,7 +109,11 @@ fn n_links_of(graph: &crate::graph::AttributionGraph) -> usize {
     (0..layout.n_rows()).map(|row| layout.source_ranges(row).map(|range| range.len()).sum::<usize>()).sum()
 }
 
-pub(in super::super) async fn prune(State(app): State<Arc<App>>, At(id): At<String>, Asked(asked): Asked<ThresholdsAsked>) -> Answer {
+pub(in super::super) async fn prune(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Asked(asked): Asked<ThresholdsAsked>,
+) -> Answer {
     away(move || {
         let whole = app.graph(&id)?;
         Ok(json_response(&asked.cut(&whole)?.report(&whole, true)))

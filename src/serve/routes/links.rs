@@ -56,7 +56,10 @@ pub(in super::super) async fn links(
         }
         let whole = app.graph(&id)?;
         let thresholds = whole.thresholds(asked.node_threshold, asked.edge_threshold)?;
-        let etag = Hash::new().with(whole.etag.as_bytes()).with(format!("{thresholds:?} {top} {:?}", asked.by).as_bytes()).etag();
+        let etag = Hash::new()
+            .with(whole.etag.as_bytes())
+            .with(format!("{thresholds:?} {top} {:?}", asked.by).as_bytes())
+            .etag();
         tagged(&etag, headers.get(header::IF_NONE_MATCH), || {
             let cut = whole.cut(thresholds)?;
             Ok(link_columns(&whole, &cut, top, asked.by, &etag))
@@ -253,7 +256,10 @@ fn inputs(cut: &Cut, n: usize) -> Vec<Tie> {
 fn outputs(whole: &Whole, cut: &Cut, n: usize) -> Vec<Tie> {
     debug_assert!(n < whole.nodes.len());
     let links = cut.sources.iter().enumerate().filter(|(_, source)| **source as usize == n);
-    links.map(|(link, _)| (cut.row_of(link), link)).map(|(row, link)| (cut.nodes[row] as usize, cut.weights[link], cut.link_share(row, link))).collect()
+    links
+        .map(|(link, _)| (cut.row_of(link), link))
+        .map(|(row, link)| (cut.nodes[row] as usize, cut.weights[link], cut.link_share(row, link)))
+        .collect()
 }
 
 fn whole_inputs(whole: &Whole, n: usize) -> Vec<Tie> {
@@ -277,7 +283,10 @@ fn whole_outputs(whole: &Whole, n: usize) -> Vec<Tie> {
             let sums = &traced.influence().row_abs_sums;
             let rows = (0..layout.n_rows()).filter(|&row| layout.source_ranges(row).any(|range| range.contains(&n)));
             let ties = rows.map(|row| (row, graph.row(row)[n])).filter(|(_, weight)| *weight != 0.0);
-            ties.filter_map(|(row, weight)| Some((layout.node_of_row(row)?, weight, f64::from(weight.abs()) / sums[row].max(f64::MIN_POSITIVE)))).collect()
+            ties.filter_map(|(row, weight)| {
+                Some((layout.node_of_row(row)?, weight, f64::from(weight.abs()) / sums[row].max(f64::MIN_POSITIVE)))
+            })
+            .collect()
         }
         Edges::Json(_) => whole.cut(None).map_or_else(|_| Vec::new(), |cut| outputs(whole, &cut, n)),
     }
@@ -321,7 +330,8 @@ fn proof(graph: &AttributionGraph, n: usize) -> Option<Proof> {
     let sum = sums.iter().sum::<f64>() + bias + unselected.unwrap_or(0.0);
     // What was summed is the scale: the value may be the difference of large effects.
     let whole = graph.whole_influence().map_or(0.0, |whole| f64::from(whole.row_abs_sums[row]));
-    let scale = abs_sum.max(whole).max(value.abs()).max(bias.abs()).max(unselected.unwrap_or(0.0).abs()).max(f64::MIN_POSITIVE);
+    let scale =
+        abs_sum.max(whole).max(value.abs()).max(bias.abs()).max(unselected.unwrap_or(0.0).abs()).max(f64::MIN_POSITIVE);
     Some(Proof {
         pre_activation: value,
         from_features: sums[0],

@@ -7,9 +7,7 @@ use petgraph::graph::NodeIndex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::circuits::{
-    ClusterSettings, carried, diff as diff_of, find_nodes, find_supernodes, pinned_scores,
-};
+use crate::circuits::{ClusterSettings, carried, diff as diff_of, find_nodes, find_supernodes, pinned_scores};
 use crate::graph::{Circuit, NodeKind, Scores, strongest_paths, subgraph_scores};
 use crate::{Error, Result};
 
@@ -38,9 +36,7 @@ pub(in super::super) fn named(whole: &Whole, cut: &Cut, circuit: &Circuit, text:
     };
     // A label may have commas itself.
     let found = match one(text) {
-        Err(_) if text.contains(',') => {
-            text.split(',').map(one).collect::<Result<Vec<_>>>()?.concat()
-        }
+        Err(_) if text.contains(',') => text.split(',').map(one).collect::<Result<Vec<_>>>()?.concat(),
         found => found?,
     };
     Ok(found)
@@ -55,23 +51,32 @@ pub(in super::super) struct PathsAsked {
     k: Option<usize>,
 }
 
-pub(in super::super) async fn paths(State(app): State<Arc<App>>, At(id): At<String>, Asked(asked): Asked<PathsAsked>) -> Answer {
+pub(in super::super) async fn paths(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Asked(asked): Asked<PathsAsked>,
+) -> Answer {
     away(move || {
         let k = asked.k.unwrap_or(10);
         if k == 0 || k > MAX_PATHS {
             return Err(Refusal::bad_request(format!("`k` is {k}, expected 1 to {MAX_PATHS}")));
         }
         let whole = app.graph(&id)?;
-        let cut = ThresholdsAsked { node_threshold: asked.node_threshold, edge_threshold: asked.edge_threshold }.cut(&whole)?;
+        let cut = ThresholdsAsked { node_threshold: asked.node_threshold, edge_threshold: asked.edge_threshold }
+            .cut(&whole)?;
         let circuit = cut.circuit(&whole)?;
-        let said = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(|text| named(&whole, &cut, &circuit, text));
+        let said = |text: &Option<String>| {
+            text.as_deref().filter(|text| !text.is_empty()).map(|text| named(&whole, &cut, &circuit, text))
+        };
         let from = said(&asked.from).transpose()?.unwrap_or_else(|| circuit.tokens());
         let to = said(&asked.to).transpose()?.unwrap_or_else(|| circuit.targets().into_iter().take(1).collect());
         let found = strongest_paths(&circuit, &from, &to, k);
         let path = |path: &crate::graph::Path| -> Value {
             let numbers: Vec<u32> = path.nodes.iter().map(|node| cut.nodes[node.index()]).collect();
             let ids: Vec<&str> = numbers.iter().map(|&n| whole.ids[n as usize].as_str()).collect();
-            let weight = |ends: &[NodeIndex]| circuit.graph().find_edge(ends[0], ends[1]).map(|edge| circuit.graph()[edge].weight);
+            let weight = |ends: &[NodeIndex]| {
+                circuit.graph().find_edge(ends[0], ends[1]).map(|edge| circuit.graph()[edge].weight)
+            };
             let weights: Vec<_> = path.nodes.windows(2).map(weight).collect();
             let effect = if path.is_negative { -path.strength } else { path.strength };
             json!({"nodes": numbers, "ids": ids, "weights": weights, "strength": path.strength, "effect": effect})
@@ -88,7 +93,11 @@ pub(in super::super) struct GroupsAsked {
     cut: Option<f64>,
 }
 
-pub(in super::super) async fn groups(State(app): State<Arc<App>>, At(id): At<String>, Asked(asked): Asked<GroupsAsked>) -> Answer {
+pub(in super::super) async fn groups(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Asked(asked): Asked<GroupsAsked>,
+) -> Answer {
     away(move || {
         let whole = app.graph(&id)?;
         let thresholds = ThresholdsAsked { node_threshold: asked.node_threshold, edge_threshold: asked.edge_threshold };
@@ -132,10 +141,15 @@ pub(in super::super) struct ScoresAsked {
     edge_threshold: Option<f64>,
 }
 
-pub(in super::super) async fn scores(State(app): State<Arc<App>>, At(id): At<String>, Body(asked): Body<ScoresAsked>) -> Answer {
+pub(in super::super) async fn scores(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Body(asked): Body<ScoresAsked>,
+) -> Answer {
     away(move || {
         let whole = app.graph(&id)?;
-        let cut = ThresholdsAsked { node_threshold: asked.node_threshold, edge_threshold: asked.edge_threshold }.cut(&whole)?;
+        let cut = ThresholdsAsked { node_threshold: asked.node_threshold, edge_threshold: asked.edge_threshold }
+            .cut(&whole)?;
         let circuit = cut.circuit(&whole)?;
         let (mut numbers, mut unknown) = (Vec::new(), Vec::new());
         for name in &asked.nodes {
@@ -211,7 +225,11 @@ pub(in super::super) struct SearchAsked {
     limit: Option<usize>,
 }
 
-pub(in super::super) async fn search(State(app): State<Arc<App>>, At(id): At<String>, Asked(asked): Asked<SearchAsked>) -> Answer {
+pub(in super::super) async fn search(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Asked(asked): Asked<SearchAsked>,
+) -> Answer {
     away(move || {
         let limit = asked.limit.unwrap_or(50).min(1000);
         let whole = app.graph(&id)?;

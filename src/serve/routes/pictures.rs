@@ -12,9 +12,7 @@ use serde_json::{Value, json};
 use crate::circuits::{CollapsedCircuit, Supernode, collapse, members_within};
 use crate::export::WireGraph;
 use crate::graph::Circuit;
-use crate::picture::{
-    BoxKind, Cells, PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg,
-};
+use crate::picture::{BoxKind, Cells, PictureSettings, arrange, csv_edges, csv_nodes, dot, graphml, png, svg};
 
 use super::super::app::{App, away};
 use super::super::cut::Cut;
@@ -54,6 +52,8 @@ struct Chosen {
     circuit: Circuit,
     collapsed: CollapsedCircuit,
     settings: PictureSettings,
+    /// Pinned nodes that the cut does not have.
+    n_outside: usize,
 }
 
 impl Part {
@@ -84,6 +84,7 @@ impl Part {
                 groups.push(Supernode { name: group.name.clone(), members });
             }
         }
+        let n_outside = self.pinned.iter().filter(|id| place(id).is_none()).count();
         let mut pinned: Vec<NodeIndex> = self.pinned.iter().filter_map(place).collect();
         if !pinned.is_empty() {
             pinned.extend(groups.iter().flat_map(|group| group.members.iter().copied()));
@@ -104,7 +105,7 @@ impl Part {
             return Err(Refusal::bad_request(message));
         }
         let collapsed = collapse(&circuit, &groups)?;
-        Ok(Chosen { circuit, collapsed, settings: PictureSettings { max_nodes, scale, ..usual } })
+        Ok(Chosen { circuit, collapsed, settings: PictureSettings { max_nodes, scale, ..usual }, n_outside })
     }
 
     fn relabel(&self, circuit: &mut Circuit) {
@@ -114,7 +115,7 @@ impl Part {
     }
 
     fn drawn(&self, whole: &Whole, id: &str, format: Format) -> Answer {
-        let Chosen { circuit, collapsed, settings } = self.chosen(whole)?;
+        let Chosen { circuit, collapsed, settings, .. } = self.chosen(whole)?;
         let text = svg(&circuit, &collapsed, &arrange(&circuit, &collapsed, &settings));
         Ok(match format {
             Format::Svg => download("image/svg+xml", &format!("{id}.svg"), text),
@@ -133,11 +134,19 @@ pub(in super::super) struct PictureAsked {
     scale: Option<f64>,
 }
 
-pub(in super::super) async fn svg_of_view(State(app): State<Arc<App>>, At(id): At<String>, Asked(asked): Asked<PictureAsked>) -> Answer {
+pub(in super::super) async fn svg_of_view(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Asked(asked): Asked<PictureAsked>,
+) -> Answer {
     of_view(app, id, asked, Format::Svg).await
 }
 
-pub(in super::super) async fn png_of_view(State(app): State<Arc<App>>, At(id): At<String>, Asked(asked): Asked<PictureAsked>) -> Answer {
+pub(in super::super) async fn png_of_view(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Asked(asked): Asked<PictureAsked>,
+) -> Answer {
     of_view(app, id, asked, Format::Png).await
 }
 
@@ -156,11 +165,19 @@ async fn of_view(app: Arc<App>, id: String, asked: PictureAsked, format: Format)
     .await
 }
 
-pub(in super::super) async fn picture(State(app): State<Arc<App>>, At(id): At<String>, Body(part): Body<Part>) -> Answer {
+pub(in super::super) async fn picture(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Body(part): Body<Part>,
+) -> Answer {
     away(move || part.drawn(&*app.graph(&id)?, &id, part.format.unwrap_or(Format::Svg))).await
 }
 
-pub(in super::super) async fn layout(State(app): State<Arc<App>>, At(id): At<String>, Body(part): Body<Part>) -> Answer {
+pub(in super::super) async fn layout(
+    State(app): State<Arc<App>>,
+    At(id): At<String>,
+    Body(part): Body<Part>,
+) -> Answer {
     away(move || {
         let whole = app.graph(&id)?;
         let chosen = part.chosen(&whole)?;
@@ -169,7 +186,7 @@ pub(in super::super) async fn layout(State(app): State<Arc<App>>, At(id): At<Str
     .await
 }
 
-fn laid_out(whole: &Whole, Chosen { circuit, collapsed, settings }: &Chosen) -> Response {
+fn laid_out(whole: &Whole, Chosen { circuit, collapsed, settings, n_outside }: &Chosen) -> Response {
     let arranged = arrange(circuit, collapsed, settings);
     let id = |node: NodeIndex| whole.id_of(circuit.node(node).id);
     let boxes: Vec<Value> = arranged
@@ -208,7 +225,7 @@ fn laid_out(whole: &Whole, Chosen { circuit, collapsed, settings }: &Chosen) -> 
         "boxes": boxes,
         "edges": edges,
         "rows": rows,
-        "hidden": {"nodes": hidden.nodes, "edges": hidden.edges, "targets": hidden.targets},
+        "hidden": {"nodes": hidden.nodes + n_outside, "edges": hidden.edges, "targets": hidden.targets},
     }))
 }
 
@@ -249,10 +266,16 @@ pub(in super::super) async fn export(
         Ok(match format {
             "graphml" => download("application/xml", &format!("{id}.graphml"), graphml(&circuit, &collapsed)),
             "dot" => download("text/vnd.graphviz; charset=utf-8", &format!("{id}.dot"), dot(&circuit, &collapsed)),
-            "csv" => download("text/csv; charset=utf-8", &format!("{id}.csv"), csv_edges(&circuit, &collapsed, Cells::Spreadsheet)),
-            "nodes.csv" => {
-                download("text/csv; charset=utf-8", &format!("{id}.nodes.csv"), csv_nodes(&circuit, &collapsed, Cells::Spreadsheet))
-            }
+            "csv" => download(
+                "text/csv; charset=utf-8",
+                &format!("{id}.csv"),
+                csv_edges(&circuit, &collapsed, Cells::Spreadsheet),
+            ),
+            "nodes.csv" => download(
+                "text/csv; charset=utf-8",
+                &format!("{id}.nodes.csv"),
+                csv_nodes(&circuit, &collapsed, Cells::Spreadsheet),
+            ),
             _ => return Err(not_found()),
         })
     })

@@ -15,7 +15,9 @@ use super::super::view::{View, etag_of};
 pub(in super::super) async fn read(State(app): State<Arc<App>>, At(id): At<String>, headers: HeaderMap) -> Answer {
     away(move || {
         let q_params = app.saving.read(&app.library, &id)?;
-        tagged(&etag_of(&q_params), headers.get(header::IF_NONE_MATCH), || Ok(json_response(&View::of_q_params(&q_params))))
+        tagged(&etag_of(&q_params), headers.get(header::IF_NONE_MATCH), || {
+            Ok(json_response(&View::of_q_params(&q_params)))
+        })
     })
     .await
 }
@@ -24,9 +26,12 @@ pub(in super::super) async fn save(
     State(app): State<Arc<App>>,
     At(id): At<String>,
     headers: HeaderMap,
-    Body(view): Body<View>,
+    Body(view): Body<Map<String, Value>>,
 ) -> Answer {
     away(move || {
+        // A list would do for a structure, too.
+        let view: View = serde_json::from_value(Value::Object(view))
+            .map_err(|error| Refusal::bad_request(format!("the view cannot be understood: {error}")))?;
         view.check()?;
         let known = headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok());
         let known = known.ok_or_else(|| {
