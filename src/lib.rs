@@ -126,6 +126,8 @@ pub mod ops;
 pub mod picture;
 pub mod prune;
 pub mod replacement;
+#[cfg(feature = "serve")]
+pub mod serve;
 // Without the command line nothing prints to a terminal or makes up file names.
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;

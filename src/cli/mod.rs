@@ -13,10 +13,14 @@ mod inspect;
 mod intervene;
 mod manual;
 mod memory;
+#[cfg(feature = "serve")]
+mod open_page;
 mod output_file;
 mod prompt;
 mod prune;
 mod row_args;
+#[cfg(feature = "serve")]
+mod serve;
 mod setup;
 mod setups;
 mod shortened;
@@ -46,6 +50,8 @@ pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use manual::{CompletionsArgs, ManArgs};
 pub use prune::PruneArgs;
+#[cfg(feature = "serve")]
+pub use serve::ServeArgs;
 pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
@@ -87,6 +93,9 @@ enum Command {
     Heads(Box<HeadsArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
+    /// Show graphs in the browser, explore, trace and steer: a page, and the HTTP interface behind it
+    #[cfg(feature = "serve")]
+    Serve(Box<ServeArgs>),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
     /// Make transcoders for a model from plain text
@@ -136,6 +145,8 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => compare::run_diff(&args),
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(*args),
         Command::Features(args) => features::run(&args),
         Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {

@@ -37,6 +37,7 @@ mod reference;
 mod rooms;
 mod sampled;
 mod sampled_trace;
+mod serve;
 mod setups;
 mod smollm2;
 mod streams;
