@@ -2,8 +2,10 @@
 
 mod compare;
 mod config;
+mod counted;
 mod direction;
 mod effects_text;
+mod evaluate;
 mod features;
 mod file_kind;
 mod graph_args;
@@ -22,6 +24,7 @@ mod shortened;
 mod signals;
 mod summary;
 mod terminal;
+mod text_args;
 mod trace;
 mod verify;
 
@@ -36,6 +39,7 @@ use crate::{Error, Result, text};
 use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use evaluate::EvaluateArgs;
 pub use features::FeaturesArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
@@ -81,6 +85,8 @@ enum Command {
     Verify(VerifyArgs),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// How good a set of transcoders is: reconstruction, predictions with features in place of MLPs, scores of graphs
+    Evaluate(Box<EvaluateArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
     Setups(SetupsArgs),
     /// Print a script that completes commands and options in a shell
@@ -127,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
         Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),

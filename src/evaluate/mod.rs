@@ -6,7 +6,7 @@
 //! its first part alone. Figures are of the weights as they are stored.
 
 mod graphs;
-mod layers;
+pub(crate) mod layers;
 mod options;
 mod reconstruction;
 mod replaced;

@@ -13,7 +13,6 @@ const MIN_PROMPT_TOKENS: usize = 4;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextOptions {
     /// How files are read.
-    #[serde(skip)]
     pub format: TextFormat,
     /// All documents, and not only those that training leaves out.
     pub all_text: bool,

@@ -1,44 +1,30 @@
 //! `circuitscope features collect`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::token_count;
 use crate::Result;
+use crate::cli::counted::Counted;
 use crate::cli::note;
 use crate::cli::setup::SetupArgs;
-use crate::features::{CollectOptions, Settings, Shard, Split, TOKENS_PHASE, TextFormat, collect, inputs};
-use crate::job::{Job, Progress};
-
-/// Time between two lines of progress where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(30);
+use crate::cli::text_args::TextArgs;
+use crate::features::{CollectOptions, Settings, Shard, TOKENS_PHASE, collect, inputs};
 
 #[derive(Debug, Args)]
 pub(super) struct CollectArgs {
     #[command(flatten)]
     setup: SetupArgs,
-    /// Text: plain, JSON lines, compressed or not (.gz, .xz, .zst); folders; `-` for the standard input
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
-    text: Vec<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
     /// Folder to write
     #[arg(long, short, value_name = "FOLDER")]
     out: PathBuf,
-    /// The field of JSON lines that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    field: String,
-    /// What a document is in plain text: file, paragraphs or lines
-    #[arg(long, value_name = "WHAT", default_value = "file")]
-    split: Split,
     /// Tokens of a sequence; sequences do not reach over the end of a document
     #[arg(long, value_name = "N", default_value_t = Settings::default().context)]
     context: usize,
     /// Stop after so many tokens, such as 300k or 1.5M [default: all]
-    #[arg(long, value_name = "N", value_parser = token_count)]
+    #[arg(long, value_name = "N", value_parser = crate::cli::text_args::token_count)]
     tokens: Option<u64>,
     /// Strongest examples that are kept of each feature
     #[arg(long, value_name = "N", default_value_t = Settings::default().n_top)]
@@ -80,7 +66,7 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
             n_sampled: args.sampled,
             seed: args.seed,
         },
-        format: TextFormat { field: args.field.clone(), split: args.split },
+        format: args.text.format(),
         max_tokens: args.tokens,
         shard: args.shard,
         mergeable: args.mergeable,
@@ -88,12 +74,10 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
         keep_every_secs: args.keep_every,
     };
     options.settings.check()?;
-    let inputs = inputs(&args.text)?;
+    let inputs = inputs(&args.text.text)?;
     let tracer = args.setup.open(None)?;
-    let shown = Arc::new(Shown::new(args.setup.quiet));
-    let show = shown.clone();
-    let job = Job::default().with_progress(move |progress| show.show(progress));
-    let collected = collect(tracer.replacement(), &inputs, &args.out, &options, &job);
+    let shown = Counted::new(args.setup.quiet, &[TOKENS_PHASE]);
+    let collected = collect(tracer.replacement(), &inputs, &args.out, &options, &shown.job());
     shown.finish();
     let collected = collected?;
     if !args.setup.quiet {
@@ -109,53 +93,4 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
         note(&format!("wrote {}", args.out.display()));
     }
     Ok(())
-}
-
-/// A bar in a terminal, a line now and then elsewhere.
-struct Shown {
-    quiet: bool,
-    bar: Option<ProgressBar>,
-    start: Instant,
-    last_line: Mutex<Instant>,
-}
-
-impl Shown {
-    fn new(quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(ProgressBar::no_length);
-        Self { quiet, bar, start: Instant::now(), last_line: Mutex::new(Instant::now()) }
-    }
-
-    fn show(&self, progress: Progress) {
-        if self.quiet || progress.phase != TOKENS_PHASE {
-            return;
-        }
-        if let Some(bar) = &self.bar {
-            if bar.position() == 0 {
-                let template = match progress.total {
-                    0 => "{spinner} {pos} tokens {per_sec}",
-                    _ => "tokens {bar:40} {pos}/{len} {per_sec} {eta} left",
-                };
-                if let Ok(style) = ProgressStyle::with_template(template) {
-                    bar.set_style(style);
-                }
-                if progress.total > 0 {
-                    bar.set_length(progress.total as u64);
-                }
-            }
-            bar.set_position(progress.done as u64);
-            return;
-        }
-        let mut last = self.last_line.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.elapsed() >= LINE_EVERY {
-            *last = Instant::now();
-            let secs = self.start.elapsed().as_secs_f64();
-            note(&format!("{} tokens, {:.0} s", progress.done, secs));
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }
