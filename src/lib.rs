@@ -115,6 +115,7 @@ pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod graph;
+pub mod heads;
 mod input;
 pub mod intervene;
 pub mod job;
@@ -130,6 +131,7 @@ pub mod replacement;
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;
 pub mod tracer;
+pub mod train;
 pub mod transcoder;
 pub mod weights;
 

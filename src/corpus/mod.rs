@@ -5,7 +5,6 @@ mod pieces;
 mod sequences;
 mod stream;
 
-pub(crate) use pieces::Pieces;
-pub use pieces::{Input, Piece, Split, TextFormat, inputs};
+pub use pieces::{Input, Piece, Pieces, Split, TextFormat, inputs};
 pub(crate) use sequences::{Sequence, Sequencer, batches};
 pub(crate) use stream::{Cursor, Part, Stream};

@@ -48,13 +48,15 @@ impl FromStr for Split {
     }
 }
 
-/// A text to read: a file, or the standard input.
+/// A text to read: a file, the standard input, or a text that is part of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// A file.
     File(PathBuf),
     /// The standard input.
     Stdin,
+    /// A text that is part of the program.
+    Embedded(&'static str, &'static [u8]),
 }
 
 impl Input {
@@ -65,6 +67,7 @@ impl Input {
                 path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
             }
             Input::Stdin => "-".to_owned(),
+            Input::Embedded(name, _) => (*name).to_owned(),
         }
     }
 
@@ -73,6 +76,7 @@ impl Input {
         match self {
             Input::File(path) => std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
             Input::Stdin => 0,
+            Input::Embedded(_, text) => text.len() as u64,
         }
     }
 
@@ -81,6 +85,7 @@ impl Input {
         match self {
             Input::File(path) => path.display().to_string(),
             Input::Stdin => "the standard input".to_owned(),
+            Input::Embedded(name, _) => format!("the text of `{name}`"),
         }
     }
 }
@@ -154,14 +159,14 @@ impl Default for TextFormat {
 /// A piece of a document, tokenised on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Its text.
+    /// Of a line or more, or a part of one that is very long.
     pub text: String,
     /// Whether the document ends with it.
     pub ends_document: bool,
 }
 
 /// The pieces of one file, in order.
-pub(crate) struct Pieces<'a> {
+pub struct Pieces<'a> {
     reader: Box<dyn BufRead>,
     shown: String,
     format: &'a TextFormat,
@@ -176,12 +181,12 @@ pub(crate) struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Opens a file; compression is told by its first bytes, JSON lines by the name (of the standard input by its first
-    /// character).
+    /// Opens a file; compression is told by its first bytes, JSON lines by the name, or where that says nothing by the first
+    /// character.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Text`] for compression that this build cannot read.
-    pub(crate) fn open(input: &Input, format: &'a TextFormat) -> Result<Self> {
+    pub fn open(input: &Input, format: &'a TextFormat) -> Result<Self> {
         let shown = input.shown();
         let io = |doing| {
             let path = PathBuf::from(&shown);
@@ -196,11 +201,17 @@ impl<'a> Pieces<'a> {
                 Box::new(file)
             }
             Input::Stdin => Box::new(std::io::stdin()),
+            Input::Embedded(_, text) => Box::new(*text),
         };
         let mut reader = plain(BufReader::with_capacity(1 << 18, file), &shown)?;
+        // Where the name says nothing, the first character does.
+        let is_named = |path: &Path| TEXT_ENDS.iter().any(|end| plain_name(path).ends_with(end));
         let is_json = match input {
-            Input::File(path) => [".jsonl", ".ndjson"].iter().any(|end| plain_name(path).ends_with(end)),
-            Input::Stdin => {
+            Input::File(path) if is_named(path) => {
+                [".jsonl", ".ndjson"].iter().any(|end| plain_name(path).ends_with(end))
+            }
+            Input::Embedded(..) => false,
+            Input::File(_) | Input::Stdin => {
                 let start = reader.fill_buf().map_err(io("cannot read"))?;
                 start.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
             }
@@ -213,7 +224,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Text`] for what is no text, no JSON or has no such field.
-    pub(crate) fn next(&mut self) -> Result<Option<Piece>> {
+    pub fn next_piece(&mut self) -> Result<Option<Piece>> {
         loop {
             if self.rest.len() >= 2 * PIECE_BYTES {
                 let after = self.rest.split_off(cut(&self.rest));
@@ -430,7 +441,7 @@ mod tests {
     fn pieces(path: &Path, format: &TextFormat) -> Result<Vec<(String, bool)>> {
         let mut pieces = Pieces::open(&Input::File(path.to_owned()), format)?;
         let mut all = Vec::new();
-        while let Some(piece) = pieces.next()? {
+        while let Some(piece) = pieces.next_piece()? {
             all.push((piece.text, piece.ends_document));
         }
         Ok(all)

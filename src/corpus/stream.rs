@@ -115,7 +115,7 @@ impl<'a> Stream<'a> {
             let mut pieces = Pieces::open(input, format)?;
             for _ in 0..n_pieces {
                 job.check()?;
-                match pieces.next()? {
+                match pieces.next_piece()? {
                     Some(piece) => stream.at_start = piece.ends_document,
                     None => {
                         let problem = "it is shorter than it was when the interrupted run read it".to_owned();
@@ -164,7 +164,7 @@ impl<'a> Stream<'a> {
                 Some(pieces) => pieces,
                 none => none.insert(Pieces::open(input, self.format)?),
             };
-            let Some(piece) = pieces.next()? else {
+            let Some(piece) = pieces.next_piece()? else {
                 self.file_has_ended = true;
                 continue;
             };

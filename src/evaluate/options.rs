@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Part, Sequence, TextFormat};
 use crate::error::{Error, Result};
+use crate::features::sequence_hash;
 use crate::replacement::Replacement;
 
 /// Prompts shorter than this say little about graphs.
@@ -58,7 +59,7 @@ pub struct EvaluateOptions {
     pub layer_tokens: usize,
     /// Prompts whose graphs are scored; 0 leaves graphs out.
     pub prompts: usize,
-    /// Tokens of a prompt at most.
+    /// Tokens of a prompt; sequences that are not longer are cut somewhere, told by a hash.
     pub prompt_tokens: usize,
     /// Prompts of these whose features are ablated too.
     pub ablation_prompts: usize,
@@ -136,8 +137,14 @@ impl<'a> Kept<'a> {
         let begins = self.last_document != Some(sequence.document);
         self.last_document = Some(sequence.document);
         let prompts = if begins { &mut self.beginnings } else { &mut self.others };
-        if prompts.len() < self.options.prompts && sequence.tokens.len() >= MIN_PROMPT_TOKENS {
-            let n = sequence.tokens.len().min(self.options.prompt_tokens);
+        let (len, wanted) = (sequence.tokens.len(), self.options.prompt_tokens);
+        if prompts.len() < self.options.prompts && len > MIN_PROMPT_TOKENS {
+            // What follows a prompt is a token of the text, and not always its last, which is easily told.
+            let hash = sequence_hash(sequence.tokens.iter().copied());
+            let n = match len > wanted {
+                true => wanted,
+                false => MIN_PROMPT_TOKENS + (hash % (len - MIN_PROMPT_TOKENS) as u64) as usize,
+            };
             prompts.push(sequence.tokens[..n].to_vec());
         }
     }

@@ -39,4 +39,4 @@ pub use search::{ActiveHere, Found, SearchBy, active_on, search};
 pub use tokens::TokenStore;
 pub use virtual_weights::{VirtualWeight, VirtualWeights};
 
-pub use crate::corpus::{Input, Split, TextFormat, inputs};
+pub use crate::corpus::{Input, Piece, Pieces, Split, TextFormat, inputs};

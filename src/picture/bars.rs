@@ -30,7 +30,7 @@ const BELOW: f64 = 44.0;
 const TICKS: f64 = 44.0;
 /// Width of all bars that the width of one is chosen for.
 const WANTED_WIDTH: f64 = 560.0;
-const BAR_WIDTHS: [f64; 2] = [4.0, 40.0];
+const BAR_WIDTHS: [f64; 2] = [4.0, 64.0];
 
 /// The charts, one above the other.
 pub fn bar_charts(charts: &[BarChart]) -> String {

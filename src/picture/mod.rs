@@ -7,6 +7,7 @@
 
 mod arrange;
 mod bars;
+mod curves;
 mod heat_map;
 mod legend;
 mod node_text;
@@ -24,6 +25,7 @@ mod table;
 pub use crate::text::Cells;
 pub use arrange::{Arrangement, BoxKind, DrawnBox, DrawnEdge, Hidden, PictureSettings, Point, arrange};
 pub use bars::{BarChart, bar_charts};
+pub use curves::training_svg;
 pub use heat_map::{HeatMap, heat_map};
 pub use plot::{sweep_csv, sweep_svg};
 pub use png::{characters_without_font, png};

@@ -306,6 +306,17 @@ fn correlation(x: &[f64], y: &[f64]) -> f64 {
     product(x, mx, y, my) / (product(x, mx, x, mx) * product(y, my, y, my)).sqrt()
 }
 
+/// Where a prompt ends: FNV-1a and the end of splitmix64 tell it of short ones.
+fn prompt_length(tokens: &[u32], wanted: usize) -> usize {
+    let bytes = tokens.iter().flat_map(|token| token.to_le_bytes());
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let hash = hash ^ (hash >> 31);
+    if tokens.len() > wanted { wanted } else { 4 + (hash % (tokens.len() as u64 - 4)) as usize }
+}
+
 /// Scores of a prompt's graph, and the rank correlations of its ablations.
 fn traced(replacement: &Replacement, tokens: &[u32], n: usize) -> (f64, f64, Option<[f64; 2]>) {
     let job = Job::default();
@@ -403,11 +414,12 @@ fn every_figure_is_that_of_a_literal_twin_in_every_family() {
             assert_substituted(actual, one[0].0, one.map(|(_, found, _)| found), &format!("{family}, layer {layer}"));
         }
 
-        // Beginnings of documents of four tokens and more: four of the five.
+        // Beginnings of documents of more than four tokens, then of their later sequences; nine tokens of those that
+        // are longer.
         let beginnings = TEXT.lines().map(|line| self::sequences(&replacement, line, 12).remove(0));
         let later = TEXT.lines().flat_map(|line| self::sequences(&replacement, line, 12).into_iter().skip(1));
-        let prompts = beginnings.chain(later).filter(|tokens| tokens.len() >= 4).take(4);
-        let prompts: Vec<Vec<u32>> = prompts.map(|tokens| tokens[..tokens.len().min(9)].to_vec()).collect();
+        let prompts = beginnings.chain(later).filter(|tokens| tokens.len() > 4).take(4);
+        let prompts: Vec<Vec<u32>> = prompts.map(|tokens| tokens[..prompt_length(&tokens, 9)].to_vec()).collect();
         let graphs = found.graphs.as_ref().unwrap();
         assert_eq!(graphs.prompts.len(), prompts.len(), "{family}");
         let twins: Vec<_> = prompts.iter().map(|tokens| traced(&replacement, tokens, 6)).collect();
@@ -536,6 +548,7 @@ fn what_cannot_be_measured_is_refused_by_name() {
     write("one.txt", "a");
     write("not.txt", "\u{0}");
     let qwen = root().join("fixtures/reference/qwen3_relu/transcoders");
+    let model = root().join("fixtures/reference/qwen3_relu/model");
     for (args, parts) in [
         (
             &["--text", "sentences.txt"][..],
@@ -545,6 +558,10 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (&["--text", "one.txt", "--all-text"], &["one.txt", "fewer than two tokens"]),
         (&["--text", "not.txt"], &["not.txt", "zero byte"]),
         (&["--text", "missing.txt"], &["missing.txt"]),
+        (
+            &["--model", model.to_str().unwrap(), "--transcoders", qwen.to_str().unwrap()],
+            &["--text", "no file is named"],
+        ),
         (&["--text", "sentences.txt", "--context", "1"], &["`context` is 1", "2.."]),
         (&["--text", "sentences.txt", "--context", "99999"], &["99999"]),
         (&["--text", "sentences.txt", "--prompt-tokens", "999"], &["`prompt_tokens` is 999", "--prompt-tokens"]),
@@ -553,7 +570,7 @@ fn what_cannot_be_measured_is_refused_by_name() {
         (&["--text", "sentences.txt", "-o", "no/quality.json"], &["no folder `no`"]),
         (&["--text", "sentences.txt", "--picture", "a.pdf"], &["a.pdf", ".svg"]),
         (&["--text", "sentences.txt", "--all-text", "--held-out"], &["--all-text", "--held-out"]),
-        (&["--text", "sentences.txt", "--transcoders", qwen.to_str().unwrap()], &["transcoders"]),
+        (&["--transcoders", qwen.to_str().unwrap()], &["transcoders"]),
     ] {
         refused_with(folder.path(), &[&["evaluate"], args].concat(), parts);
     }

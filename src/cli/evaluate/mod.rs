@@ -9,15 +9,16 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::counted::Counted;
+use super::features::token_count;
 use super::output_file::{check_drawing, check_folder, check_json_output, write_picture};
 use super::setup::SetupArgs;
-use super::text_args::{TextArgs, token_count};
 use super::{Format, json_text, print_json, print_text};
-use crate::Result;
-use crate::corpus::{Input, inputs};
+use crate::corpus::{Input, Split, TextFormat, inputs};
 use crate::evaluate::{EvaluateOptions, PROMPTS_PHASE, REPLACED_PHASE, TOKENS_PHASE, TextOptions, evaluate};
 use crate::export::{check_not_input, replace_file};
 use crate::picture::png;
+use crate::weights::{ATLAS, atlas_sentences};
+use crate::{Error, Result};
 
 /// Tokens that are read where no number is given.
 const DEFAULT_TOKENS: &str = "50k";
@@ -29,8 +30,16 @@ const PNG_SCALE: f64 = 2.0;
 pub struct EvaluateArgs {
     #[command(flatten, next_help_heading = "Model")]
     setup: SetupArgs,
-    #[command(flatten, next_help_heading = "Text")]
-    text: TextArgs,
+    /// Text: plain, JSON lines, compressed or not (.gz, .xz, .zst); folders; `-` for the standard input [default for
+    /// `atlas`: its own sentences]
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Text")]
+    text: Vec<PathBuf>,
+    /// The field of JSON lines that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Text")]
+    field: String,
+    /// What a document is in plain text: file, paragraphs or lines [default: file]
+    #[arg(long, value_name = "WHAT", help_heading = "Text")]
+    split: Option<Split>,
     /// Documents that training leaves out, about one of 20: the default
     #[arg(long, help_heading = "Text", conflicts_with = "all_text")]
     held_out: bool,
@@ -86,9 +95,9 @@ fn some_tokens(text: &str) -> Result<usize, String> {
 /// Those of [`evaluate`]; outputs that cannot be written.
 pub(super) fn run(args: &EvaluateArgs) -> Result<()> {
     args.setup.start_threads()?;
-    let options = EvaluateOptions {
+    let mut options = EvaluateOptions {
         text: TextOptions {
-            format: args.text.format(),
+            format: TextFormat { field: args.field.clone(), split: args.split.unwrap_or_default() },
             all_text: args.all_text,
             context: args.context,
             max_tokens: Some(args.tokens),
@@ -100,8 +109,8 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<()> {
         ablation_prompts: args.ablation_prompts,
         ablated: args.ablate,
     };
-    let inputs = inputs(&args.text.text)?;
-    let read: Vec<&Path> = inputs.iter().filter_map(file_of).collect();
+    let named = if args.text.is_empty() { None } else { Some(inputs(&args.text)?) };
+    let read: Vec<&Path> = named.iter().flatten().filter_map(file_of).collect();
     if let Some(path) = &args.output {
         check_not_input(path, &read)?;
         check_json_output(path)?;
@@ -112,6 +121,14 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<()> {
         check_drawing(path)?;
     }
     let tracer = args.setup.open(None)?;
+    let inputs = match named {
+        Some(inputs) => inputs,
+        None if tracer.model_name() == ATLAS => {
+            options.text.format.split = args.split.unwrap_or(Split::Lines);
+            vec![Input::Embedded(ATLAS, atlas_sentences())]
+        }
+        None => return Err(Error::Text { file: "--text".into(), problem: "no file is named".into() }),
+    };
     let shown = Counted::new(args.setup.quiet, &[TOKENS_PHASE, REPLACED_PHASE, PROMPTS_PHASE]);
     let quality = evaluate(tracer.replacement(), &inputs, &options, &shown.job());
     shown.finish();
@@ -138,6 +155,6 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<()> {
 fn file_of(input: &Input) -> Option<&Path> {
     match input {
         Input::File(path) => Some(path),
-        Input::Stdin => None,
+        Input::Stdin | Input::Embedded(..) => None,
     }
 }

@@ -4,27 +4,34 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::token_count;
 use crate::Result;
 use crate::cli::counted::Counted;
 use crate::cli::note;
 use crate::cli::setup::SetupArgs;
-use crate::cli::text_args::TextArgs;
-use crate::features::{CollectOptions, Settings, Shard, TOKENS_PHASE, collect, inputs};
+use crate::features::{CollectOptions, Settings, Shard, Split, TOKENS_PHASE, TextFormat, collect, inputs};
 
 #[derive(Debug, Args)]
 pub(super) struct CollectArgs {
     #[command(flatten)]
     setup: SetupArgs,
-    #[command(flatten)]
-    text: TextArgs,
+    /// Text: plain, JSON lines, compressed or not (.gz, .xz, .zst); folders; `-` for the standard input
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
     /// Folder to write
     #[arg(long, short, value_name = "FOLDER")]
     out: PathBuf,
+    /// The field of JSON lines that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    field: String,
+    /// What a document is in plain text: file, paragraphs or lines
+    #[arg(long, value_name = "WHAT", default_value = "file")]
+    split: Split,
     /// Tokens of a sequence; sequences do not reach over the end of a document
     #[arg(long, value_name = "N", default_value_t = Settings::default().context)]
     context: usize,
     /// Stop after so many tokens, such as 300k or 1.5M [default: all]
-    #[arg(long, value_name = "N", value_parser = crate::cli::text_args::token_count)]
+    #[arg(long, value_name = "N", value_parser = token_count)]
     tokens: Option<u64>,
     /// Strongest examples that are kept of each feature
     #[arg(long, value_name = "N", default_value_t = Settings::default().n_top)]
@@ -66,7 +73,7 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
             n_sampled: args.sampled,
             seed: args.seed,
         },
-        format: args.text.format(),
+        format: TextFormat { field: args.field.clone(), split: args.split },
         max_tokens: args.tokens,
         shard: args.shard,
         mergeable: args.mergeable,
@@ -74,7 +81,7 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
         keep_every_secs: args.keep_every,
     };
     options.settings.check()?;
-    let inputs = inputs(&args.text.text)?;
+    let inputs = inputs(&args.text)?;
     let tracer = args.setup.open(None)?;
     let shown = Counted::new(args.setup.quiet, &[TOKENS_PHASE]);
     let collected = collect(tracer.replacement(), &inputs, &args.out, &options, &shown.job());

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use clap::Args;
 
+use super::token_count;
 use crate::Result;
 use crate::cli::note;
 use crate::cli::setup::{GraphSource, SetupArgs};
-use crate::cli::text_args::token_count;
 use crate::error::Error;
 use crate::export::check_writable;
 use crate::features::{FeatureSet, LabelOptions, label_features, write_labels};
