@@ -111,6 +111,7 @@ pub mod circuits;
 pub mod cli;
 pub mod corpus;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod graph;

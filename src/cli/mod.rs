@@ -2,8 +2,10 @@
 
 mod compare;
 mod config;
+mod counted;
 mod direction;
 mod effects_text;
+mod evaluate;
 mod features;
 mod file_kind;
 mod graph_args;
@@ -44,6 +46,7 @@ use self::terminal::Color;
 pub use compare::{CommonArgs, DiffArgs};
 pub use config::{Config, NamedSetup};
 pub use direction::{NamedDirection, directions};
+pub use evaluate::EvaluateArgs;
 pub use features::FeaturesArgs;
 pub use heads::HeadsArgs;
 pub use inspect::InspectArgs;
@@ -98,6 +101,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// How good a set of transcoders is: reconstruction, predictions with features in place of MLPs, scores of graphs
+    Evaluate(Box<EvaluateArgs>),
     /// Make transcoders for a model from plain text
     Train(Box<TrainArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
@@ -148,6 +153,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(*args),
         Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),

@@ -31,7 +31,7 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// A hash of a sequence's tokens.
-pub(super) fn sequence_hash(tokens: impl Iterator<Item = u32>) -> u64 {
+pub(crate) fn sequence_hash(tokens: impl Iterator<Item = u32>) -> u64 {
     let mut hash = Hash::default();
     tokens.for_each(|token| hash.add(token));
     mix(hash.value())

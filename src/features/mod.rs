@@ -22,6 +22,7 @@ mod token_classes;
 mod tokens;
 mod virtual_weights;
 
+pub(crate) use accumulate::sequence_hash;
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
 pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};

@@ -8,6 +8,7 @@ mod command_line;
 mod data_traps;
 mod docs;
 mod doors;
+mod evaluate;
 mod export;
 #[cfg(target_os = "linux")]
 mod faults;
