@@ -1,5 +1,6 @@
 //! Arithmetic on rows. Everything here is inlined into a `pulp::Arch::dispatch`, which compiles it for the widest vectors
-//! that the processor has; sums are taken in one order, whatever the number of threads.
+//! that the processor has; sums are taken in one order, whatever the number of threads. What is dispatched is a call of
+//! one function that is always inlined: a closure's own body need not be, and then each `mul_add` is a function call.
 
 /// Values that are added side by side.
 const LANES: usize = 64;

@@ -100,13 +100,16 @@ fn above(layer: &Layer, x: &[f32], floor: f32) -> Vec<Candidate> {
             Some(packed) => packed.product(products, x),
             None => product_with_transpose(products, x, &layer.w_enc, (n_tokens, d_model, n_features)),
         }
-        pulp::Arch::new().dispatch(|| {
-            for (row, products) in products.chunks(n_features).enumerate() {
-                scan(&mut found, (tile * TILE_TOKENS + row) as u32, products, layer, floor);
-            }
-        });
+        pulp::Arch::new().dispatch(|| scan_tile(&mut found, tile * TILE_TOKENS, products, layer, floor));
     }
     found
+}
+
+#[inline(always)]
+fn scan_tile(found: &mut Vec<Candidate>, first: usize, products: &[f32], layer: &Layer, floor: f32) {
+    for (row, products) in products.chunks(layer.n_features).enumerate() {
+        scan(found, (first + row) as u32, products, layer, floor);
+    }
 }
 
 #[inline(always)]
