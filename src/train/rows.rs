@@ -1,9 +1,25 @@
-//! Arithmetic on rows. Everything here is inlined into a `pulp::Arch::dispatch`, which compiles it for the widest vectors
-//! that the processor has; sums are taken in one order, whatever the number of threads. What is dispatched is a call of
-//! one function that is always inlined: a closure's own body need not be, and then each `mul_add` is a function call.
+//! Arithmetic on rows. Everything here is inlined into functions that [`wide`] compiles for the widest vectors that the
+//! processor has; sums are taken in one order, whatever the number of threads.
 
 /// Values that are added side by side.
 const LANES: usize = 64;
+
+/// Calls a function compiled for the widest vectors. It must be `#[inline(always)]`: a closure cannot be, and where its body
+/// is not inlined each `mul_add` is a call into the system's library.
+pub(super) fn wide<A, R>(function: impl Fn(A) -> R, args: A) -> R {
+    pulp::Arch::new().dispatch(Wide(function, args))
+}
+
+struct Wide<F, A>(F, A);
+
+impl<A, R, F: Fn(A) -> R> pulp::WithSimd for Wide<F, A> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+        (self.0)(self.1)
+    }
+}
 
 /// `out += factor · row`
 #[inline(always)]

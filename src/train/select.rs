@@ -1,6 +1,7 @@
 //! Which features are active on which tokens of a batch: the encoder's product, and what is kept of it.
 
 use super::layer::Layer;
+use super::rows::wide;
 use crate::ops::{PackedWeight, product_with_transpose};
 
 /// Tokens whose pre-activations are in memory at once.
@@ -100,13 +101,13 @@ fn above(layer: &Layer, x: &[f32], floor: f32) -> Vec<Candidate> {
             Some(packed) => packed.product(products, x),
             None => product_with_transpose(products, x, &layer.w_enc, (n_tokens, d_model, n_features)),
         }
-        pulp::Arch::new().dispatch(|| scan_tile(&mut found, tile * TILE_TOKENS, products, layer, floor));
+        wide(scan_tile, (&mut found, tile * TILE_TOKENS, &*products, layer, floor));
     }
     found
 }
 
 #[inline(always)]
-fn scan_tile(found: &mut Vec<Candidate>, first: usize, products: &[f32], layer: &Layer, floor: f32) {
+fn scan_tile((found, first, products, layer, floor): (&mut Vec<Candidate>, usize, &[f32], &Layer, f32)) {
     for (row, products) in products.chunks(layer.n_features).enumerate() {
         scan(found, (first + row) as u32, products, layer, floor);
     }

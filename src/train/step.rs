@@ -15,7 +15,7 @@
 use rayon::prelude::*;
 
 use super::layer::{Layer, Moments};
-use super::rows::{AdamStep, add_scaled, dot};
+use super::rows::{AdamStep, add_scaled, dot, wide};
 use super::select::{Active, Choice, choose};
 use crate::ops::{product_with_transpose, transpose_product};
 
@@ -105,13 +105,13 @@ pub(super) fn error(layers: &[Layer], active: &[&Active], batch: &[LayerBatch], 
     if !layer.w_skip.is_empty() {
         product_with_transpose(&mut out, x, &layer.w_skip, (y.len() / d_model, d_model, d_model));
     }
-    pulp::Arch::new().dispatch(|| add_decoded(&mut out, y, layers, active, target));
+    wide(add_decoded, (&mut out[..], &y[..], layers, active, target));
     out
 }
 
 /// Adds what is decoded less what is wanted.
 #[inline(always)]
-fn add_decoded(out: &mut [f32], y: &[f32], layers: &[Layer], active: &[&Active], target: usize) {
+fn add_decoded((out, y, layers, active, target): (&mut [f32], &[f32], &[Layer], &[&Active], usize)) {
     let (d_model, b_dec) = (layers[target].d_model, &layers[target].b_dec);
     for (token, (out, y)) in out.chunks_mut(d_model).zip(y.chunks(d_model)).enumerate() {
         add_scaled(out, -1.0, y);
@@ -127,11 +127,11 @@ fn add_decoded(out: &mut [f32], y: &[f32], layers: &[Layer], active: &[&Active],
 
 /// Σ‖e‖² and Σ‖y − ȳ‖².
 pub(super) fn figures(error: &[f32], y: &[f32], d_model: usize) -> (f64, f64) {
-    pulp::Arch::new().dispatch(|| sums_of_squares(error, y, d_model))
+    wide(sums_of_squares, (error, y, d_model))
 }
 
 #[inline(always)]
-fn sums_of_squares(error: &[f32], y: &[f32], d_model: usize) -> (f64, f64) {
+fn sums_of_squares((error, y, d_model): (&[f32], &[f32], usize)) -> (f64, f64) {
     let n_tokens = (y.len() / d_model).max(1) as f64;
     // A column has a sum of its own, so that neighbouring columns are added side by side.
     let mut sums = vec![[0f64; 3]; d_model];
@@ -191,7 +191,7 @@ struct Gradient<'a> {
 impl<'a> Gradient<'a> {
     fn new(layer: &Layer, active: &'a Active, errors: &'a [Vec<f32>], factor: f32) -> Self {
         let mut deltas = vec![0f32; active.features.len()];
-        pulp::Arch::new().dispatch(|| add_deltas(&mut deltas, layer, active, errors, factor));
+        wide(add_deltas, (&mut deltas[..], layer, active, errors, factor));
         Self { by_feature: ByFeature::new(active, layer.n_features), active, deltas, errors, factor }
     }
 
@@ -214,7 +214,7 @@ impl<'a> Gradient<'a> {
 
 /// ⟨g_n, W_dec,i⟩ of every pair.
 #[inline(always)]
-fn add_deltas(deltas: &mut [f32], layer: &Layer, active: &Active, errors: &[Vec<f32>], factor: f32) {
+fn add_deltas((deltas, layer, active, errors, factor): (&mut [f32], &Layer, &Active, &[Vec<f32>], f32)) {
     let d_model = layer.d_model;
     for token in 0..active.n_tokens() {
         for pair in active.starts[token] as usize..active.starts[token + 1] as usize {
@@ -256,9 +256,9 @@ fn update(
     });
     note_activity(layer, active, &gradient.by_feature, settings);
 
-    pulp::Arch::new().dispatch(|| move_features(layer, &batch.x, &gradient, of_dead.as_ref(), settings));
+    wide(move_features, (&mut *layer, &batch.x[..], &gradient, of_dead.as_ref(), settings));
     let mut sum = vec![0f32; d_model];
-    pulp::Arch::new().dispatch(|| errors[0].chunks(d_model).for_each(|error| add_scaled(&mut sum, factor, error)));
+    wide(add_rows, (&mut sum[..], factor, &errors[0][..]));
     move_all(&mut layer.b_dec, &mut layer.moments.b_dec, &sum, settings);
     if !layer.w_skip.is_empty() {
         let mut sum = vec![0f32; d_model * d_model];
@@ -272,17 +272,26 @@ fn update(
 /// Moves a parameter that has a gradient in every step.
 fn move_all(values: &mut [f32], moments: &mut Moments, gradient: &[f32], settings: &StepSettings) {
     let adam = AdamStep::new(settings.lr, settings.step, 1);
-    pulp::Arch::new().dispatch(|| adam.apply(values, (&mut moments.first, &mut moments.second), gradient));
+    wide(move_row_of, (&adam, values, &mut *moments, gradient));
+}
+
+#[inline(always)]
+fn move_row_of((adam, values, moments, gradient): (&AdamStep, &mut [f32], &mut Moments, &[f32])) {
+    adam.apply(values, (&mut moments.first, &mut moments.second), gradient);
+}
+
+/// `sum += factor · row` of all rows.
+#[inline(always)]
+fn add_rows((sum, factor, rows): (&mut [f32], f32, &[f32])) {
+    for row in rows.chunks(sum.len()) {
+        add_scaled(sum, factor, row);
+    }
 }
 
 /// Moves the rows of every feature that has a gradient.
 #[inline(always)]
 fn move_features(
-    layer: &mut Layer,
-    x: &[f32],
-    gradient: &Gradient,
-    of_dead: Option<&Gradient>,
-    settings: &StepSettings,
+    (layer, x, gradient, of_dead, settings): (&mut Layer, &[f32], &Gradient, Option<&Gradient>, &StepSettings),
 ) {
     let (d_model, n_tokens) = (layer.d_model, gradient.active.n_tokens());
     let mut row = RowGradient { enc: vec![0.0; d_model], dec: vec![0.0; d_model * layer.n_written], bias: 0.0 };
@@ -372,13 +381,13 @@ fn ask_dead(layer: &Layer, batch: &LayerBatch, dead: &[usize], error: &[f32]) ->
         active.starts.push(active.features.len() as u32);
     }
     let mut left = error.to_vec();
-    pulp::Arch::new().dispatch(|| add_own(&mut left, layer, &active));
+    wide(add_own, (&mut left[..], layer, &active));
     (active, left, (dead.len() as f32 / wanted as f32).min(1.0))
 }
 
 /// Adds what features write to their own layer.
 #[inline(always)]
-fn add_own(out: &mut [f32], layer: &Layer, active: &Active) {
+fn add_own((out, layer, active): (&mut [f32], &Layer, &Active)) {
     for (token, out) in out.chunks_mut(layer.d_model).enumerate() {
         let (features, values) = active.of(token);
         for (&feature, &value) in features.iter().zip(values) {
