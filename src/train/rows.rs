@@ -1,25 +1,30 @@
-//! Arithmetic on rows. Everything here is inlined into functions that [`wide`] compiles for the widest vectors that the
+//! Arithmetic on rows. Everything here is inlined into functions that `wide!` compiles for the widest vectors that the
 //! processor has; sums are taken in one order, whatever the number of threads.
 
 /// Values that are added side by side.
 const LANES: usize = 64;
 
-/// Calls a function compiled for the widest vectors. It must be `#[inline(always)]`: a closure cannot be, and where its body
-/// is not inlined each `mul_add` is a call into the system's library.
-pub(super) fn wide<A, R>(function: impl Fn(A) -> R, args: A) -> R {
-    pulp::Arch::new().dispatch(Wide(function, args))
+/// A function of one tuple, compiled for the widest vectors. Its body stands in a method that is always inlined: where one is
+/// not, as in a closure, each `mul_add` is a call into the system's library.
+macro_rules! wide {
+    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>($args:pat => $types:ty) -> $out:ty $body:block) => {
+        $(#[$meta])*
+        fn $name<$life>(args: $types) -> $out {
+            struct Run<$life>($types);
+            impl<$life> pulp::WithSimd for Run<$life> {
+                type Output = $out;
+
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> $out {
+                    let $args = self.0;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Run(args))
+        }
+    };
 }
-
-struct Wide<F, A>(F, A);
-
-impl<A, R, F: Fn(A) -> R> pulp::WithSimd for Wide<F, A> {
-    type Output = R;
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) -> R {
-        (self.0)(self.1)
-    }
-}
+pub(super) use wide;
 
 /// `out += factor · row`
 #[inline(always)]

@@ -101,15 +101,16 @@ fn above(layer: &Layer, x: &[f32], floor: f32) -> Vec<Candidate> {
             Some(packed) => packed.product(products, x),
             None => product_with_transpose(products, x, &layer.w_enc, (n_tokens, d_model, n_features)),
         }
-        wide(scan_tile, (&mut found, tile * TILE_TOKENS, &*products, layer, floor));
+        scan_tile((&mut found, tile * TILE_TOKENS, &*products, layer, floor));
     }
     found
 }
 
-#[inline(always)]
-fn scan_tile((found, first, products, layer, floor): (&mut Vec<Candidate>, usize, &[f32], &Layer, f32)) {
-    for (row, products) in products.chunks(layer.n_features).enumerate() {
-        scan(found, (first + row) as u32, products, layer, floor);
+wide! {
+    fn scan_tile<'a>((found, first, products, layer, floor) => (&'a mut Vec<Candidate>, usize, &'a [f32], &'a Layer, f32)) -> () {
+        for (row, products) in products.chunks(layer.n_features).enumerate() {
+            scan(found, (first + row) as u32, products, layer, floor);
+        }
     }
 }
 

@@ -105,21 +105,22 @@ pub(super) fn error(layers: &[Layer], active: &[&Active], batch: &[LayerBatch], 
     if !layer.w_skip.is_empty() {
         product_with_transpose(&mut out, x, &layer.w_skip, (y.len() / d_model, d_model, d_model));
     }
-    wide(add_decoded, (&mut out[..], &y[..], layers, active, target));
+    add_decoded((&mut out[..], &y[..], layers, active, target));
     out
 }
 
-/// Adds what is decoded less what is wanted.
-#[inline(always)]
-fn add_decoded((out, y, layers, active, target): (&mut [f32], &[f32], &[Layer], &[&Active], usize)) {
-    let (d_model, b_dec) = (layers[target].d_model, &layers[target].b_dec);
-    for (token, (out, y)) in out.chunks_mut(d_model).zip(y.chunks(d_model)).enumerate() {
-        add_scaled(out, -1.0, y);
-        add_scaled(out, 1.0, b_dec);
-        for (source, written) in writers(layers, target) {
-            let (features, values) = active[source].of(token);
-            for (&feature, &value) in features.iter().zip(values) {
-                add_scaled(out, value, layers[source].dec_row(feature as usize, written));
+wide! {
+    /// Adds what is decoded less what is wanted.
+    fn add_decoded<'a>((out, y, layers, active, target) => (&'a mut [f32], &'a [f32], &'a [Layer], &'a [&'a Active], usize)) -> () {
+        let (d_model, b_dec) = (layers[target].d_model, &layers[target].b_dec);
+        for (token, (out, y)) in out.chunks_mut(d_model).zip(y.chunks(d_model)).enumerate() {
+            add_scaled(out, -1.0, y);
+            add_scaled(out, 1.0, b_dec);
+            for (source, written) in writers(layers, target) {
+                let (features, values) = active[source].of(token);
+                for (&feature, &value) in features.iter().zip(values) {
+                    add_scaled(out, value, layers[source].dec_row(feature as usize, written));
+                }
             }
         }
     }
@@ -127,22 +128,23 @@ fn add_decoded((out, y, layers, active, target): (&mut [f32], &[f32], &[Layer], 
 
 /// Σ‖e‖² and Σ‖y − ȳ‖².
 pub(super) fn figures(error: &[f32], y: &[f32], d_model: usize) -> (f64, f64) {
-    wide(sums_of_squares, (error, y, d_model))
+    sums_of_squares((error, y, d_model))
 }
 
-#[inline(always)]
-fn sums_of_squares((error, y, d_model): (&[f32], &[f32], usize)) -> (f64, f64) {
-    let n_tokens = (y.len() / d_model).max(1) as f64;
-    // A column has a sum of its own, so that neighbouring columns are added side by side.
-    let mut sums = vec![[0f64; 3]; d_model];
-    for (y, e) in y.chunks(d_model).zip(error.chunks(d_model)) {
-        for ((sums, &y), &e) in sums.iter_mut().zip(y).zip(e) {
-            let (y, e) = (f64::from(y), f64::from(e));
-            *sums = [sums[0] + y, sums[1] + y * y, sums[2] + e * e];
+wide! {
+    fn sums_of_squares<'a>((error, y, d_model) => (&'a [f32], &'a [f32], usize)) -> (f64, f64) {
+        let n_tokens = (y.len() / d_model).max(1) as f64;
+        // A column has a sum of its own, so that neighbouring columns are added side by side.
+        let mut sums = vec![[0f64; 3]; d_model];
+        for (y, e) in y.chunks(d_model).zip(error.chunks(d_model)) {
+            for ((sums, &y), &e) in sums.iter_mut().zip(y).zip(e) {
+                let (y, e) = (f64::from(y), f64::from(e));
+                *sums = [sums[0] + y, sums[1] + y * y, sums[2] + e * e];
+            }
         }
+        let variance = sums.iter().map(|sums| sums[1] - sums[0] * sums[0] / n_tokens).sum();
+        (sums.iter().map(|sums| sums[2]).sum(), variance)
     }
-    let variance = sums.iter().map(|sums| sums[1] - sums[0] * sums[0] / n_tokens).sum();
-    (sums.iter().map(|sums| sums[2]).sum(), variance)
 }
 
 /// The pairs of each feature, in the order of their tokens.
@@ -191,7 +193,7 @@ struct Gradient<'a> {
 impl<'a> Gradient<'a> {
     fn new(layer: &Layer, active: &'a Active, errors: &'a [Vec<f32>], factor: f32) -> Self {
         let mut deltas = vec![0f32; active.features.len()];
-        wide(add_deltas, (&mut deltas[..], layer, active, errors, factor));
+        add_deltas((&mut deltas[..], layer, active, errors, factor));
         Self { by_feature: ByFeature::new(active, layer.n_features), active, deltas, errors, factor }
     }
 
@@ -212,16 +214,17 @@ impl<'a> Gradient<'a> {
     }
 }
 
-/// ⟨g_n, W_dec,i⟩ of every pair.
-#[inline(always)]
-fn add_deltas((deltas, layer, active, errors, factor): (&mut [f32], &Layer, &Active, &[Vec<f32>], f32)) {
-    let d_model = layer.d_model;
-    for token in 0..active.n_tokens() {
-        for pair in active.starts[token] as usize..active.starts[token + 1] as usize {
-            let feature = active.features[pair] as usize;
-            for (written, error) in errors.iter().enumerate() {
-                let error = &error[token * d_model..][..d_model];
-                deltas[pair] += factor * dot(error, layer.dec_row(feature, written));
+wide! {
+    /// ⟨g_n, W_dec,i⟩ of every pair.
+    fn add_deltas<'a>((deltas, layer, active, errors, factor) => (&'a mut [f32], &'a Layer, &'a Active, &'a [Vec<f32>], f32)) -> () {
+        let d_model = layer.d_model;
+        for token in 0..active.n_tokens() {
+            for pair in active.starts[token] as usize..active.starts[token + 1] as usize {
+                let feature = active.features[pair] as usize;
+                for (written, error) in errors.iter().enumerate() {
+                    let error = &error[token * d_model..][..d_model];
+                    deltas[pair] += factor * dot(error, layer.dec_row(feature, written));
+                }
             }
         }
     }
@@ -256,9 +259,9 @@ fn update(
     });
     note_activity(layer, active, &gradient.by_feature, settings);
 
-    wide(move_features, (&mut *layer, &batch.x[..], &gradient, of_dead.as_ref(), settings));
+    move_features((&mut *layer, &batch.x[..], &gradient, of_dead.as_ref(), settings));
     let mut sum = vec![0f32; d_model];
-    wide(add_rows, (&mut sum[..], factor, &errors[0][..]));
+    add_rows((&mut sum[..], factor, &errors[0][..]));
     move_all(&mut layer.b_dec, &mut layer.moments.b_dec, &sum, settings);
     if !layer.w_skip.is_empty() {
         let mut sum = vec![0f32; d_model * d_model];
@@ -272,45 +275,46 @@ fn update(
 /// Moves a parameter that has a gradient in every step.
 fn move_all(values: &mut [f32], moments: &mut Moments, gradient: &[f32], settings: &StepSettings) {
     let adam = AdamStep::new(settings.lr, settings.step, 1);
-    wide(move_row_of, (&adam, values, &mut *moments, gradient));
+    move_row_of((&adam, values, &mut *moments, gradient));
 }
 
-#[inline(always)]
-fn move_row_of((adam, values, moments, gradient): (&AdamStep, &mut [f32], &mut Moments, &[f32])) {
-    adam.apply(values, (&mut moments.first, &mut moments.second), gradient);
-}
-
-/// `sum += factor · row` of all rows.
-#[inline(always)]
-fn add_rows((sum, factor, rows): (&mut [f32], f32, &[f32])) {
-    for row in rows.chunks(sum.len()) {
-        add_scaled(sum, factor, row);
+wide! {
+    fn move_row_of<'a>((adam, values, moments, gradient) => (&'a AdamStep, &'a mut [f32], &'a mut Moments, &'a [f32])) -> () {
+        adam.apply(values, (&mut moments.first, &mut moments.second), gradient);
     }
 }
 
-/// Moves the rows of every feature that has a gradient.
-#[inline(always)]
-fn move_features(
-    (layer, x, gradient, of_dead, settings): (&mut Layer, &[f32], &Gradient, Option<&Gradient>, &StepSettings),
-) {
-    let (d_model, n_tokens) = (layer.d_model, gradient.active.n_tokens());
-    let mut row = RowGradient { enc: vec![0.0; d_model], dec: vec![0.0; d_model * layer.n_written], bias: 0.0 };
-    for feature in 0..layer.n_features {
-        let is_asked = of_dead.is_some_and(|of_dead| !of_dead.by_feature.of(feature).is_empty());
-        if gradient.by_feature.of(feature).is_empty() && !is_asked {
-            continue;
+wide! {
+    /// `sum += factor · row` of all rows.
+    fn add_rows<'a>((sum, factor, rows) => (&'a mut [f32], f32, &'a [f32])) -> () {
+        for row in rows.chunks(sum.len()) {
+            add_scaled(sum, factor, row);
         }
-        row.enc.fill(0.0);
-        row.dec.fill(0.0);
-        row.bias = 0.0;
-        gradient.add_to(feature, x, &mut row);
-        if let Some(of_dead) = of_dead {
-            of_dead.add_to(feature, x, &mut row);
+    }
+}
+
+wide! {
+    /// Moves the rows of every feature that has a gradient.
+    fn move_features<'a>((layer, x, gradient, of_dead, settings) => (&'a mut Layer, &'a [f32], &'a Gradient<'a>, Option<&'a Gradient<'a>>, &'a StepSettings)) -> () {
+        let (d_model, n_tokens) = (layer.d_model, gradient.active.n_tokens());
+        let mut row = RowGradient { enc: vec![0.0; d_model], dec: vec![0.0; d_model * layer.n_written], bias: 0.0 };
+        for feature in 0..layer.n_features {
+            let is_asked = of_dead.is_some_and(|of_dead| !of_dead.by_feature.of(feature).is_empty());
+            if gradient.by_feature.of(feature).is_empty() && !is_asked {
+                continue;
+            }
+            row.enc.fill(0.0);
+            row.dec.fill(0.0);
+            row.bias = 0.0;
+            gradient.add_to(feature, x, &mut row);
+            if let Some(of_dead) = of_dead {
+                of_dead.add_to(feature, x, &mut row);
+            }
+            if settings.choice == Choice::Positive {
+                add_decoder_lengths(layer, gradient, feature, n_tokens, &mut row.dec);
+            }
+            move_row(layer, feature, &row, settings);
         }
-        if settings.choice == Choice::Positive {
-            add_decoder_lengths(layer, gradient, feature, n_tokens, &mut row.dec);
-        }
-        move_row(layer, feature, &row, settings);
     }
 }
 
@@ -381,17 +385,18 @@ fn ask_dead(layer: &Layer, batch: &LayerBatch, dead: &[usize], error: &[f32]) ->
         active.starts.push(active.features.len() as u32);
     }
     let mut left = error.to_vec();
-    wide(add_own, (&mut left[..], layer, &active));
+    add_own((&mut left[..], layer, &active));
     (active, left, (dead.len() as f32 / wanted as f32).min(1.0))
 }
 
-/// Adds what features write to their own layer.
-#[inline(always)]
-fn add_own((out, layer, active): (&mut [f32], &Layer, &Active)) {
-    for (token, out) in out.chunks_mut(layer.d_model).enumerate() {
-        let (features, values) = active.of(token);
-        for (&feature, &value) in features.iter().zip(values) {
-            add_scaled(out, value, layer.dec_row(feature as usize, 0));
+wide! {
+    /// Adds what features write to their own layer.
+    fn add_own<'a>((out, layer, active) => (&'a mut [f32], &'a Layer, &'a Active)) -> () {
+        for (token, out) in out.chunks_mut(layer.d_model).enumerate() {
+            let (features, values) = active.of(token);
+            for (&feature, &value) in features.iter().zip(values) {
+                add_scaled(out, value, layer.dec_row(feature as usize, 0));
+            }
         }
     }
 }
