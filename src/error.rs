@@ -381,6 +381,14 @@ pub enum Error {
     #[error("cannot collect features into `{folder}`: {problem}")]
     Collect { folder: String, problem: String },
 
+    /// Features of another program that cannot be read.
+    #[error("the features in `{path}`: {problem}")]
+    FeatureFiles { path: String, problem: String },
+
+    /// A service that names features did not do so.
+    #[error("the explainer {url}: {problem}")]
+    Explainer { url: String, problem: String },
+
     /// A setting outside its range; `name` is the field that holds it.
     #[error("`{name}` is {value}, expected {range}")]
     Setting { name: &'static str, value: f64, range: &'static str },
@@ -439,7 +447,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
-            Error::Hub { .. } => ErrorKind::Network,
+            Error::Hub { .. } | Error::Explainer { .. } => ErrorKind::Network,
             Error::TooManyLinks { .. }
             | Error::PromptTooLong { .. }
             | Error::OutOfMemory { .. }
@@ -519,6 +527,7 @@ impl Error {
             | Error::UnknownHook { .. }
             | Error::FeaturesVersion { .. }
             | Error::Text { .. }
+            | Error::FeatureFiles { .. }
             | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }

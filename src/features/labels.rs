@@ -127,9 +127,15 @@ pub fn label_features(
 /// # Errors
 /// The files cannot be written.
 pub fn write_labels(folder: &Path, labels: &BTreeMap<FeatureId, ScoredLabel>) -> Result<()> {
-    let names: BTreeMap<String, &str> = labels.iter().map(|(id, l)| (id.to_string(), l.label.as_str())).collect();
+    let names = labels.iter().map(|(id, label)| (*id, label.label.clone())).collect();
     let scores: BTreeMap<String, &ScoredLabel> = labels.iter().map(|(id, label)| (id.to_string(), label)).collect();
     write_json(&folder.join(SCORES_FILE), &scores)?;
+    write_names(folder, &names)
+}
+
+/// Writes `feature_labels.json` alone.
+pub(super) fn write_names(folder: &Path, names: &BTreeMap<FeatureId, String>) -> Result<()> {
+    let names: BTreeMap<String, &str> = names.iter().map(|(id, label)| (id.to_string(), label.as_str())).collect();
     write_json(&folder.join(Labels::FILE), &names)
 }
 
@@ -150,7 +156,7 @@ pub(super) fn score_of(set: &FeatureSet, id: FeatureId) -> Result<Option<ScoredL
     Ok(Some(score).filter(|score| label == Some(score.label.as_str())))
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let failed = |e: serde_json::Error| Error::Io { doing: "cannot write", path: path.to_owned(), source: e.into() };
     let json = serde_json::to_vec_pretty(value).map_err(failed)?;
     replace_file(path, |writer| std::io::Write::write_all(writer, &json))

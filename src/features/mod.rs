@@ -8,6 +8,7 @@ mod accumulate;
 mod collect;
 mod corpus;
 mod dashboard;
+mod exchange;
 mod files;
 mod histogram;
 mod label_text;
@@ -27,10 +28,14 @@ mod virtual_weights;
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
 pub use corpus::{Input, Split, TextFormat, inputs};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
-pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};
+pub use exchange::{
+    Agreement, Bundle, EXPORT_PHASE, ExportFormat, Exported, IMPORT_PHASE, INDEX_FILE, ImportOptions, Imported, export,
+    import, read_names,
+};
+pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window, check_labels_beside};
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
 pub use labels::{LABELS_PHASE, LabelOptions, SCORES_FILE, ScoredLabel, label_features, write_labels};
-pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
+pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Provenance, Settings, Shard, Subject, TextFile, TextSource};
 pub use merge::merge;
 pub use pushes::{Push, Pushes, pushes};
 pub use report::{
