@@ -9,6 +9,7 @@ mod collect;
 mod corpus;
 mod dashboard;
 mod exchange;
+mod explainer;
 mod files;
 mod histogram;
 mod label_text;
@@ -32,9 +33,10 @@ pub use exchange::{
     Agreement, Bundle, EXPORT_PHASE, ExportFormat, Exported, IMPORT_PHASE, INDEX_FILE, ImportOptions, Imported, export,
     import, read_names,
 };
+pub use explainer::{Answer, Asked, EXPLAIN_PHASE, EXPLANATIONS_FILE, Explained, Explainer, Secret, explain_features};
 pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window, check_labels_beside};
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
-pub use labels::{LABELS_PHASE, LabelOptions, SCORES_FILE, ScoredLabel, label_features, write_labels};
+pub use labels::{LABELS_PHASE, LabelOptions, SCORES_FILE, ScoredLabel, import_labels, label_features, write_labels};
 pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Provenance, Settings, Shard, Subject, TextFile, TextSource};
 pub use merge::merge;
 pub use pushes::{Push, Pushes, pushes};

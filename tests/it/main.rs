@@ -8,9 +8,11 @@ mod command_line;
 mod data_traps;
 mod docs;
 mod doors;
+mod explainer;
 mod export;
 #[cfg(target_os = "linux")]
 mod faults;
+mod feature_formats;
 mod feature_labels;
 mod features;
 mod finite;

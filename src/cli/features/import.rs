@@ -88,10 +88,7 @@ fn write_agreement(text: &mut String, agreement: &Agreement) {
     row("same token strongest", percent(agreement.share_same_token));
     row("activation within a tenth of theirs", percent(agreement.share_near));
     if agreement.n_whole > 0 && agreement.n_whole < agreement.n_examples {
-        row(
-            &format!("the same of the {} that begin a text", agreement.n_whole),
-            percent(agreement.share_near_whole),
-        );
+        row(&format!("the same of the {} that begin a text", agreement.n_whole), percent(agreement.share_near_whole));
     }
     row("median of activation here over theirs", format!("{:.3}", agreement.median_ratio));
     row("correlation of activations", format!("{:.3}", agreement.correlation));
@@ -99,7 +96,9 @@ fn write_agreement(text: &mut String, agreement: &Agreement) {
         row("logits pushed most that are theirs too", percent(share));
     }
     if agreement.n_whole == 0 {
-        text.push_str("  examples are cut out of texts: what stood before them is not known, and changes activations\n");
+        text.push_str(
+            "  examples are cut out of texts: what stood before them is not known, and changes activations\n",
+        );
     }
 }
 

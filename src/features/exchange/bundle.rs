@@ -94,7 +94,8 @@ impl Bundle {
             let (Some(name), Some(offsets)) = (name, offsets) else {
                 return Err(damaged(format!("layer {layer} has no `filename` or no `offsets`")));
             };
-            crate::text::check_file_name(name).map_err(|problem| damaged(format!("the file name {name:?} {problem}")))?;
+            crate::text::check_file_name(name)
+                .map_err(|problem| damaged(format!("the file name {name:?} {problem}")))?;
             let offsets: Option<Vec<u64>> = offsets.iter().map(Value::as_u64).collect();
             let offsets = offsets.filter(|offsets| offsets.is_sorted() && !offsets.is_empty());
             let Some(offsets) = offsets else {

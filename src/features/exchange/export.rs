@@ -66,7 +66,8 @@ pub fn export(
     }
     check_writable(out)?;
     let total = (0..set.n_layers()).map(|layer| set.n_features(layer)).sum();
-    let mut writer = Writer { set, replacement, out, job, total, done: Exported { n_features: 0, n_alive: 0, n_files: 0 } };
+    let mut writer =
+        Writer { set, replacement, out, job, total, done: Exported { n_features: 0, n_alive: 0, n_files: 0 } };
     match format {
         ExportFormat::CircuitTracer => writer.bundle()?,
         ExportFormat::CircuitTracerFiles => writer.files()?,
@@ -107,7 +108,8 @@ impl Writer<'_> {
         let made = features.par_iter().zip(&pushed).map(|(&feature, pushes)| -> Result<(usize, bool, Vec<u8>)> {
             let dashboard = self.set.dashboard(layer, feature)?;
             let bytes = make(feature, &dashboard, pushes);
-            let bytes = bytes.map_err(|source| Error::Io { doing: "cannot write to", path: self.out.to_owned(), source })?;
+            let bytes =
+                bytes.map_err(|source| Error::Io { doing: "cannot write to", path: self.out.to_owned(), source })?;
             Ok((feature, !dashboard.is_dead(), bytes))
         });
         let made = made.collect::<Result<Vec<_>>>()?;

@@ -81,7 +81,10 @@ mod tests {
         for (layer, feature) in [(0, 0), (0, 82), (2, 3), (25, 16_383), (61, 1 << 20), (0, 1 << 26)] {
             assert_eq!(cantor_unpair(pair(layer, feature)), Some((layer as usize, feature as usize)));
         }
-        assert_eq!(cantor_unpair(2_305_458).map(|(layer, feature)| pair(layer as u64, feature as u64)), Some(2_305_458));
+        assert_eq!(
+            cantor_unpair(2_305_458).map(|(layer, feature)| pair(layer as u64, feature as u64)),
+            Some(2_305_458)
+        );
         assert!(cantor_unpair(u64::MAX).is_none_or(|(layer, _)| layer > 0));
     }
 

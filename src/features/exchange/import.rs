@@ -119,7 +119,10 @@ pub fn import(
 
 /// Files of another program.
 enum Source {
-    Bundle { folder: PathBuf, bundle: Bundle },
+    Bundle {
+        folder: PathBuf,
+        bundle: Bundle,
+    },
     /// By layer: features and their files.
     Files(BTreeMap<usize, Vec<(usize, PathBuf)>>),
     /// By layer: files of lines.
@@ -190,9 +193,7 @@ impl Source {
         let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match self {
             Source::Bundle { folder, .. } => vec![name(&folder.join(INDEX_FILE))],
-            Source::Files(layers) => {
-                layers.keys().map(|layer| format!("files of layer {layer}")).collect()
-            }
+            Source::Files(layers) => layers.keys().map(|layer| format!("files of layer {layer}")).collect(),
             Source::Lines(layers) => layers.values().flatten().map(name).collect(),
         }
     }
@@ -207,7 +208,8 @@ impl Source {
         };
         for layer in layers {
             let Some(&n_features) = subject.n_features.get(layer) else {
-                return Err(Error::NoSuchLayer { layer, n_layers }).context(|| "cannot import these features".to_owned());
+                return Err(Error::NoSuchLayer { layer, n_layers })
+                    .context(|| "cannot import these features".to_owned());
             };
             if let Source::Bundle { folder, bundle } = self
                 && bundle.n_features(layer) != n_features
@@ -266,8 +268,7 @@ impl Source {
                                 format!("line {number} is of layer {}, those before it of layer {layer}", line.layer);
                             return Err(lines.damaged(reason));
                         }
-                        check(line.index)
-                            .context(|| format!("cannot import line {number} of `{}`", path.display()))?;
+                        check(line.index).context(|| format!("cannot import line {number} of `{}`", path.display()))?;
                         give(line.index, line.foreign);
                     }
                 }
@@ -295,8 +296,7 @@ fn first_layer(path: &Path) -> Result<Option<usize>> {
 }
 
 fn read_file(path: &Path, feature: usize) -> Result<Foreign> {
-    let damaged =
-        |reason: String| Error::Damaged { file: path.display().to_string(), format: "feature", reason };
+    let damaged = |reason: String| Error::Damaged { file: path.display().to_string(), format: "feature", reason };
     let io = |source| Error::Io { doing: "cannot read", path: path.to_owned(), source };
     let size = path.metadata().map_err(io)?.len();
     if size > MAX_FILE_BYTES {
@@ -434,7 +434,11 @@ impl<'a> Import<'a> {
         }
         keep_examples(&mut examples, self.options.max_examples);
         // Those of files that do not say which are the strongest.
-        examples.iter_mut().filter(|e| e.is_top.is_none()).enumerate().for_each(|(rank, e)| e.is_top = Some(rank < N_TOP));
+        examples
+            .iter_mut()
+            .filter(|e| e.is_top.is_none())
+            .enumerate()
+            .for_each(|(rank, e)| e.is_top = Some(rank < N_TOP));
         let mut placed = Vec::with_capacity(examples.len());
         for example in examples {
             match self.place(example)? {
@@ -513,8 +517,7 @@ impl<'a> Import<'a> {
         for example in placed {
             let position = example.start + example.at as u32;
             let value = example.values[example.at];
-            let groups =
-                if example.is_top { Groups::TOP } else { Groups::of_interval(interval_of(max, value)) };
+            let groups = if example.is_top { Groups::TOP } else { Groups::of_interval(interval_of(max, value)) };
             match examples.iter_mut().find(|other| other.position == position) {
                 Some(same) => same.groups.0 |= groups.0,
                 None => examples.push(Example { position, value, groups, neighbors: neighbors(example) }),
@@ -586,9 +589,8 @@ impl<'a> Import<'a> {
         self.n_positions.sort_by(f64::total_cmp);
         let n_counted = self.tokens.len().saturating_sub(self.table.n_sequences());
         let n_positions = self.n_positions.get(self.n_positions.len() / 2).map_or(n_counted as u64, |&n| n as u64);
-        let hash = self.by_hash.iter().fold(0u64, |sum, (hash, same)| {
-            sum.wrapping_add(hash.wrapping_mul(same.len() as u64))
-        });
+        let hash =
+            self.by_hash.iter().fold(0u64, |sum, (hash, same)| sum.wrapping_add(hash.wrapping_mul(same.len() as u64)));
         let n_sequences = self.table.n_sequences() as u64;
         let manifest = Manifest {
             format_version: FEATURES_FORMAT_VERSION,

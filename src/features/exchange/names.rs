@@ -123,7 +123,11 @@ fn table(path: &Path, n_features: &[usize]) -> Result<Found> {
                 .map(|(layer, feature)| FeatureId { layer, feature }),
         };
         let Some(id) = id else {
-            let shown = if place.0 == place.1 { cell(place.0).to_owned() } else { format!("{}, {}", cell(place.0), cell(place.1)) };
+            let shown = if place.0 == place.1 {
+                cell(place.0).to_owned()
+            } else {
+                format!("{}, {}", cell(place.0), cell(place.1))
+            };
             return Err(damaged(format!("line {number}: {shown:?} is no feature such as 29_189, LAYER_FEATURE")));
         };
         check(id, n_features, path, number)?;
@@ -192,10 +196,14 @@ mod tests {
 
     #[test]
     fn tables_lines_and_objects_name_features() {
-        let expected: BTreeMap<String, String> =
-            [("0_3", "months, \"and\" days"), ("1_19", "two\nlines")].map(|(id, l)| (id.to_owned(), l.to_owned())).into();
+        let expected: BTreeMap<String, String> = [("0_3", "months, \"and\" days"), ("1_19", "two\nlines")]
+            .map(|(id, l)| (id.to_owned(), l.to_owned()))
+            .into();
         let of = |name, text: &str| read(name, text).unwrap();
-        assert_eq!(of("a.csv", "feature,label\r\n0_3,\"months, \"\"and\"\" days\"\r\n1_19,\"two\nlines\"\r\n"), expected);
+        assert_eq!(
+            of("a.csv", "feature,label\r\n0_3,\"months, \"\"and\"\" days\"\r\n1_19,\"two\nlines\"\r\n"),
+            expected
+        );
         assert_eq!(
             of(
                 "b.csv",

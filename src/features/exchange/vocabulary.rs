@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use crate::weights::Tokenizer;
 
 /// What stands for a space or a line break at other places.
-const MARKS: [(&str, &str); 6] = [("\u{2581}", " "), ("\u{120}", " "), ("\u{10a}", "\n"), ("⏎", "\n"), ("↵", "\n"), ("\u{109}", "\t")];
+const MARKS: [(&str, &str); 6] =
+    [("\u{2581}", " "), ("\u{120}", " "), ("\u{10a}", "\n"), ("⏎", "\n"), ("↵", "\n"), ("\u{109}", "\t")];
 
 /// Ids by text.
 pub(super) struct Vocabulary {
