@@ -183,9 +183,10 @@ fn a_services_labels_have_the_score_that_the_same_condition_has_by_itself() {
         says(&json!({"label": format!("the word {most}"), "on": [most]}).to_string())
     });
     let out = TempDir::new().unwrap();
-    let explainer = Explainer { max_features: 400, timeout: Duration::from_secs(60), ..quick(&service.url) };
+    let explainer =
+        Explainer { max_features: 200, n_parallel: 4, timeout: Duration::from_secs(60), ..quick(&service.url) };
     let found = explain_features(&replacement, &set, &options, &explainer, out.path(), &Job::default()).unwrap();
-    assert_eq!((found.n_asked, found.n_kept, found.n_unusable, found.answers.len()), (400, 0, 0, 400));
+    assert_eq!((found.n_asked, found.n_kept, found.n_unusable, found.answers.len()), (200, 0, 0, 200));
     let mut n_same = 0;
     for (id, answer) in &found.answers {
         let before = &automatic[id];
@@ -203,7 +204,7 @@ fn a_services_labels_have_the_score_that_the_same_condition_has_by_itself() {
         assert!(chosen.f1 >= before.f1, "{id}");
         assert!(chosen == before || chosen == answer, "{id}");
     }
-    assert!(n_same > 30, "{n_same} labels name the same token");
+    assert!(n_same > 15, "{n_same} labels name the same token");
     assert_eq!(found.labels.len(), automatic.len());
 }
 
@@ -355,7 +356,7 @@ fn the_command_takes_the_key_from_the_environment_and_never_shows_it() {
     let run = |url: &str, more: &[&str]| {
         let mut command = program(folder.path());
         command.args(["features", "label", "features", "--explainer", url, "--explainer-model", "m"]);
-        command.args(["--explain", "all", "--explain-at-most", "3"]).args(more);
+        command.args(["--explain", "all", "--explain-at-most", "3", "--explainer-parallel", "1"]).args(more);
         command.arg("--model").arg(&model).arg("--transcoders").arg(&transcoders);
         command.env("CIRCUITSCOPE_EXPLAINER_KEY", "sk-very-secret").output().unwrap()
     };

@@ -183,7 +183,8 @@ fn what_was_exported_is_imported_with_the_same_examples_and_agrees_with_its_mode
             }
             n_alive += 1;
             assert_eq!(a.count, b.count, "{name}: the histogram says how many activations there are");
-            close(b.mean.into(), a.mean.into(), 0.02 * f64::from(a.max), 0.05, &format!("{name}: mean"));
+            // A bin is a quarter of its start wide, and its middle stands for all of it.
+            close(b.mean.into(), a.mean.into(), 1e-4, 0.13, &format!("{name}: mean"));
             let most = b.tokens.first().expect("examples have tokens").token;
             assert!(a.tokens.iter().any(|count| count.token == most), "{name}: a token it is active on");
             assert!(b.tokens.iter().map(|count| b.share(count)).sum::<f64>() <= 1.05, "{name}");

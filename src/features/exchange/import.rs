@@ -146,6 +146,8 @@ impl Source {
                 list(path, 0, &mut files)?;
             } else {
                 check_is_file(path, "a file of features")?;
+                let found = path.metadata();
+                found.map_err(|source| Error::Io { doing: "cannot read", path: path.clone(), source })?;
                 files.push(path.clone());
             }
         }
