@@ -12,6 +12,7 @@ mod import;
 mod lines;
 mod names;
 mod neuronpedia;
+mod source;
 mod vocabulary;
 
 pub use agreement::Agreement;

@@ -44,7 +44,7 @@ pub(super) fn escaped(bytes: &[u8]) -> String {
 
 /// The bytes of a text that is `\xNN` throughout.
 fn unescaped(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || text.len() % 4 != 0 || text.is_empty() {
+    if !text.is_ascii() || !text.len().is_multiple_of(4) || text.is_empty() {
         return None;
     }
     let byte = |escape: &[u8]| {
