@@ -234,8 +234,7 @@ fn questions_are_those_that_the_documentation_has_and_show_no_text_that_labels_a
     }
     // Sixty lines, of which half are hidden: no more than the other half are seen, whole or in part.
     let text = std::fs::read_to_string(folder.path().join("text.txt")).unwrap();
-    let shown =
-        |line: &&str| lines.iter().any(|shown| shown.trim_end_matches(|c| c == '.') == line.trim_end_matches('.'));
+    let shown = |line: &&str| lines.iter().any(|shown| shown.trim_end_matches('.') == line.trim_end_matches('.'));
     let n_shown = text.lines().filter(shown).count();
     assert!((1..=30).contains(&n_shown), "{n_shown} of 60 lines are shown");
 }

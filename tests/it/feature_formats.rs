@@ -76,7 +76,7 @@ fn a_bundle_is_what_circuit_tracers_page_reads_features_that_are_never_active_to
         let n_features = set.n_features(layer);
         assert_eq!(bundle.n_features(layer), n_features, "an offset for each feature, and one more");
         let pushed = pushes(&replacement, layer, &(0..n_features).collect::<Vec<_>>(), 10).unwrap();
-        for feature in 0..n_features {
+        for (feature, pushed) in pushed.iter().enumerate() {
             let name = format!("{layer}_{feature}");
             let dashboard = set.dashboard(layer, feature).unwrap();
             let json: Value =
@@ -90,7 +90,7 @@ fn a_bundle_is_what_circuit_tracers_page_reads_features_that_are_never_active_to
             assert_eq!(quantiles.is_empty(), dashboard.is_dead(), "{name}");
             let frequency = f64::from(dashboard.count) / set.manifest().text.n_positions as f64;
             close(json["activation_frequency"].as_f64().unwrap(), frequency, 1e-12, 0.0, &name);
-            let top: Vec<String> = pushed[feature].top.iter().map(|push| set.tokens().text(push.token)).collect();
+            let top: Vec<String> = pushed.top.iter().map(|push| set.tokens().text(push.token)).collect();
             assert_eq!(texts(&json["top_logits"]), top, "{name}");
             if dashboard.is_dead() {
                 continue;
