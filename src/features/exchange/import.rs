@@ -115,8 +115,10 @@ struct Import<'a> {
     vocabulary: Vocabulary,
     tokens: Vec<u32>,
     table: SequenceTable,
-    /// Where the sequences of a hash begin.
-    by_hash: HashMap<u64, Vec<u32>>,
+    /// Where the first sequence of each hash begins.
+    by_hash: HashMap<u64, u32>,
+    /// The sum of the hashes of all sequences.
+    text_hash: u64,
     settings: Settings,
     samples: Vec<Sample>,
     labels: BTreeMap<FeatureId, String>,
@@ -163,6 +165,7 @@ impl<'a> Import<'a> {
             tokens: Vec::new(),
             table: SequenceTable::new(),
             by_hash: HashMap::new(),
+            text_hash: 0,
             settings: Settings { context: 2, ..Settings::default() },
             samples: Vec::new(),
             labels: BTreeMap::new(),
@@ -345,9 +348,11 @@ impl<'a> Import<'a> {
             return Ok(None);
         }
         let hash = sequence_hash(tokens.iter().copied());
-        let known = self.by_hash.get(&hash).into_iter().flatten().copied();
-        let same = |start: &u32| self.tokens.get(*start as usize..).is_some_and(|rest| rest.starts_with(&tokens));
-        let start = match known.filter(|start| self.ends_at(*start, tokens.len())).find(same) {
+        let known = self.by_hash.get(&hash).copied().filter(|&start| {
+            let same = self.tokens.get(start as usize..).is_some_and(|rest| rest.starts_with(&tokens));
+            same && self.ends_at(start, tokens.len())
+        });
+        let start = match known {
             Some(start) => start,
             None => {
                 let number = self.table.n_sequences() as u32;
@@ -356,7 +361,8 @@ impl<'a> Import<'a> {
                     problem: format!("they have more than {} tokens; keep fewer of each feature", u32::MAX),
                 })?;
                 self.tokens.extend(&tokens);
-                self.by_hash.entry(hash).or_default().push(start);
+                self.by_hash.entry(hash).or_insert(start);
+                self.text_hash = self.text_hash.wrapping_add(hash);
                 self.settings.context = self.settings.context.max(tokens.len());
                 start
             }
@@ -378,8 +384,6 @@ impl<'a> Import<'a> {
         self.n_positions.sort_by(f64::total_cmp);
         let n_counted = self.tokens.len().saturating_sub(self.table.n_sequences());
         let n_positions = self.n_positions.get(self.n_positions.len() / 2).map_or(n_counted as u64, |&n| n as u64);
-        let hash =
-            self.by_hash.iter().fold(0u64, |sum, (hash, same)| sum.wrapping_add(hash.wrapping_mul(same.len() as u64)));
         let n_sequences = self.table.n_sequences() as u64;
         let manifest = Manifest {
             format_version: FEATURES_FORMAT_VERSION,
@@ -387,7 +391,7 @@ impl<'a> Import<'a> {
             subject: self.subject,
             text: TextSource {
                 files: source.names().into_iter().map(|name| TextFile { name, n_documents: 0 }).collect(),
-                hash: format!("{hash:016x}"),
+                hash: format!("{:016x}", self.text_hash),
                 n_tokens: self.tokens.len() as u64,
                 n_positions,
                 n_sequences,
