@@ -109,10 +109,12 @@ pub mod circuits;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+pub mod corpus;
 pub mod error;
 pub mod export;
 pub mod features;
 pub mod graph;
+pub mod heads;
 mod input;
 pub mod intervene;
 pub mod job;
@@ -128,6 +130,7 @@ pub mod replacement;
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;
 pub mod tracer;
+pub mod train;
 pub mod transcoder;
 pub mod weights;
 

@@ -7,6 +7,7 @@ mod effects_text;
 mod features;
 mod file_kind;
 mod graph_args;
+mod heads;
 mod hints;
 mod inspect;
 mod intervene;
@@ -23,6 +24,7 @@ mod signals;
 mod summary;
 mod terminal;
 mod trace;
+mod train;
 mod verify;
 
 use std::io::Write;
@@ -36,7 +38,10 @@ use crate::{Error, Result, text};
 use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use config::{Config, NamedSetup};
+pub use direction::{NamedDirection, directions};
 pub use features::FeaturesArgs;
+pub use heads::HeadsArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use manual::{CompletionsArgs, ManArgs};
@@ -44,6 +49,7 @@ pub use prune::PruneArgs;
 pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
+pub use train::TrainArgs;
 pub use verify::VerifyArgs;
 
 /// Exit code of a command whose answer is no.
@@ -77,10 +83,14 @@ enum Command {
     Common(CommonArgs),
     /// Change features while the model runs, and compare what it predicts
     Intervene(Box<InterveneArgs>),
+    /// Attention explained: through which heads edges go, why a head looked there, and what heads do on random tokens
+    Heads(Box<HeadsArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// Make transcoders for a model from plain text
+    Train(Box<TrainArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
     Setups(SetupsArgs),
     /// Print a script that completes commands and options in a shell
@@ -127,10 +137,15 @@ pub fn main() -> ExitCode {
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
         Command::Features(args) => features::run(&args),
+        Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),
             Err(error) => Err(error),
+        },
+        Command::Train(args) => match train::run(&args) {
+            Err(Error::Cancelled) => return ExitCode::from(signals::EXIT_INTERRUPTED),
+            ended => ended,
         },
         Command::Setups(args) => setups::run(&args),
         Command::Completions(args) => manual::run_completions(&args),

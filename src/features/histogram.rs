@@ -81,7 +81,8 @@ impl Histogram {
 
     /// Counts what another histogram counted.
     pub fn merge(&mut self, other: &Histogram) {
-        for (&n, bin) in other.counts.iter().zip(other.first_bin..) {
+        // Inclusive, for the last bin has no successor.
+        for (&n, bin) in other.counts.iter().zip(other.first_bin..=u8::MAX) {
             if n > 0 {
                 self.add_to(bin, n);
             }
@@ -125,6 +126,13 @@ mod tests {
         }
         assert_eq!([bin_of(0.0), bin_of(-3.0), bin_of(1e-9), bin_of(f32::MAX)], [0, 0, 0, 255]);
         assert_eq!(bin_of(2.0) - bin_of(1.0), 4);
+    }
+
+    #[test]
+    fn the_last_bin_is_merged_too() {
+        let mut last = Histogram { first_bin: 255, counts: vec![3] };
+        last.merge(&last.clone());
+        assert_eq!(last, Histogram { first_bin: 255, counts: vec![6] });
     }
 
     #[test]

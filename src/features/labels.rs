@@ -15,7 +15,7 @@ use super::label_words::{name, tokens_named};
 use super::manifest::Subject;
 use super::pushes::pushes;
 use super::report::FeatureId;
-use super::sequences::{Sequence, batches};
+use crate::corpus::{Sequence, batches};
 use crate::error::{Error, ErrorContext, Result};
 use crate::export::replace_file;
 use crate::job::Job;

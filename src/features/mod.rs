@@ -6,7 +6,6 @@
 
 mod accumulate;
 mod collect;
-mod corpus;
 mod dashboard;
 mod exchange;
 mod explainer;
@@ -20,14 +19,12 @@ mod merge;
 mod pushes;
 mod report;
 mod search;
-mod sequences;
 mod state;
 mod token_classes;
 mod tokens;
 mod virtual_weights;
 
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
-pub use corpus::{Input, Split, TextFormat, inputs};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
 pub use exchange::{
     Agreement, Bundle, EXPORT_PHASE, ExportFormat, Exported, IMPORT_PHASE, INDEX_FILE, ImportOptions, Imported, export,
@@ -47,3 +44,5 @@ pub use report::{
 pub use search::{ActiveHere, Found, SearchBy, active_on, search};
 pub use tokens::TokenStore;
 pub use virtual_weights::{VirtualWeight, VirtualWeights};
+
+pub use crate::corpus::{Input, Piece, Pieces, Split, TextFormat, inputs};

@@ -11,6 +11,7 @@ mod edit;
 mod effects;
 mod followed;
 mod generate;
+mod head_change;
 mod original;
 mod plan;
 mod random;
@@ -27,6 +28,7 @@ pub use compare::{CompareOptions, Comparison, FeatureChange, Measure, TokenChang
 pub use effects::{Effects, Readout};
 pub use followed::{Followed, FollowedChange};
 pub use generate::GenerateOptions;
+pub use head_change::{HeadChange, HeadIntervention, HeadSpec};
 pub use original::{Original, Outcome};
 pub use plan::{Plan, Supernodes};
 pub use read_out::{FeatureGroup, GroupChange};

@@ -6,6 +6,7 @@
 //! targets above, as in the figures of Ameisen et al. 2025 and Lindsey et al. 2025.
 
 mod arrange;
+mod curves;
 mod heat_map;
 mod legend;
 mod node_text;
@@ -22,6 +23,7 @@ mod table;
 
 pub use crate::text::Cells;
 pub use arrange::{Arrangement, BoxKind, DrawnBox, DrawnEdge, Hidden, PictureSettings, Point, arrange};
+pub use curves::training_svg;
 pub use heat_map::{HeatMap, heat_map};
 pub use plot::{sweep_csv, sweep_svg};
 pub use png::{characters_without_font, png};

@@ -183,10 +183,13 @@ fn what_was_exported_is_imported_with_the_same_examples_and_agrees_with_its_mode
             }
             n_alive += 1;
             assert_eq!(a.count, b.count, "{name}: the histogram says how many activations there are");
-            // A bin is a quarter of its start wide, and its middle stands for all of it.
-            close(b.mean.into(), a.mean.into(), 1e-4, 0.13, &format!("{name}: mean"));
+            // A bin of ours is a quarter of its start wide, one of theirs a fiftieth of the largest activation; the middle
+            // stands for all of it.
+            close(b.mean.into(), a.mean.into(), 0.02 * f64::from(a.max), 0.13, &format!("{name}: mean"));
             let most = b.tokens.first().expect("examples have tokens").token;
-            assert!(a.tokens.iter().any(|count| count.token == most), "{name}: a token it is active on");
+            let is_active_on =
+                |(tokens, values, _): &Plain| tokens.iter().zip(values).any(|(&t, &v)| t == most && v > 0.0);
+            assert!(plain_examples(&set, &a).iter().any(is_active_on), "{name}: a token that it is active on");
             assert!(b.tokens.iter().map(|count| b.share(count)).sum::<f64>() <= 1.05, "{name}");
         }
         assert_eq!(found.n_alive, n_alive);

@@ -55,7 +55,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<()> {
 }
 
 /// A number of tokens such as `300000`, `300k` or `1.5M`.
-fn token_count(text: &str) -> Result<u64, String> {
+pub(super) fn token_count(text: &str) -> Result<u64, String> {
     let expected = || format!("{text:?} is no number of tokens such as 300000, 300k or 1.5M");
     let lower = text.to_ascii_lowercase();
     let (digits, unit) = match lower.strip_suffix(['k', 'm', 'g']) {

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::super::pushes::pushes;
-use super::super::sequences::{Sequence, batches};
+use crate::corpus::{Sequence, batches};
 use crate::error::{ErrorContext, Result};
 use crate::job::Job;
 use crate::model::{ForwardOptions, HookPoint, Hooks};
@@ -161,7 +161,7 @@ fn correlation(pairs: &[(f64, f64)]) -> f64 {
         let (x, y) = (x - mean.0, y - mean.1);
         (xx, yy, xy) = (xx + x * x, yy + y * y, xy + x * y);
     }
-    if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 }
+    if xx > 0.0 && yy > 0.0 { (xy / (xx * yy).sqrt()).clamp(-1.0, 1.0) } else { 0.0 }
 }
 
 /// Keeps the activations of the features that are looked at.

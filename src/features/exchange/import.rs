@@ -302,7 +302,7 @@ impl<'a> Import<'a> {
         let n_sampled = count.min(self.settings.n_sampled as u32);
         let scale = f64::from(n_sampled) / active.len() as f64;
         let scaled = |mut counts: Vec<TokenCount>| {
-            counts.iter_mut().for_each(|c| c.count = ((f64::from(c.count) * scale).round() as u32).max(1));
+            counts.iter_mut().for_each(|c| c.count = ((f64::from(c.count) * scale) as u32).max(1));
             counts
         };
         let mut examples: Vec<Example> = Vec::new();

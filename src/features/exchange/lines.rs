@@ -3,7 +3,7 @@
 use std::io::{BufRead, Read};
 use std::path::Path;
 
-use super::super::corpus::open_plain;
+use crate::corpus::open_plain;
 use crate::error::{Error, Result};
 
 /// Lines of features are some hundred kilobytes.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-use super::super::corpus::open_plain;
 use super::super::report::FeatureId;
 use super::lines::Lines;
 use super::neuronpedia::{layer_number, parse, preference};
+use crate::corpus::open_plain;
 use crate::error::{Error, ErrorContext, Result};
 use crate::labels::Labels;
 
