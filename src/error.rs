@@ -416,6 +416,14 @@ pub enum Error {
     #[error("cannot collect features into `{folder}`: {problem}")]
     Collect { folder: String, problem: String },
 
+    /// Features of another program that cannot be read.
+    #[error("the features in `{path}`: {problem}")]
+    FeatureFiles { path: String, problem: String },
+
+    /// A service that names features did not do so.
+    #[error("the explainer {url}: {problem}")]
+    Explainer { url: String, problem: String },
+
     /// Training that cannot be done as it was asked for.
     #[error("cannot train: {problem}")]
     Train { problem: String },
@@ -478,7 +486,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
-            Error::Hub { .. } => ErrorKind::Network,
+            Error::Hub { .. } | Error::Explainer { .. } => ErrorKind::Network,
             Error::TooManyLinks { .. }
             | Error::PromptTooLong { .. }
             | Error::OutOfMemory { .. }
@@ -567,6 +575,7 @@ impl Error {
             | Error::FeaturesVersion { .. }
             | Error::Text { .. }
             | Error::NothingHeldOut { .. }
+            | Error::FeatureFiles { .. }
             | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }

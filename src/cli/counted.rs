@@ -17,7 +17,8 @@ pub(super) struct Counted(Arc<Shown>);
 
 struct Shown {
     quiet: bool,
-    phases: &'static [&'static str],
+    /// Phases that are shown, and what they count.
+    phases: Vec<(&'static str, &'static str)>,
     bar: Option<ProgressBar>,
     start: Instant,
     now: Mutex<Now>,
@@ -29,8 +30,9 @@ struct Now {
 }
 
 impl Counted {
-    /// Shows those of `phases`, which are called after what they count.
-    pub fn new(quiet: bool, phases: &'static [&'static str]) -> Self {
+    /// Shows those of `phases`, which stand with the units that they count.
+    pub fn new(quiet: bool, phases: &[(&'static str, &'static str)]) -> Self {
+        let phases = phases.to_vec();
         let bar = (!quiet && std::io::stderr().is_terminal()).then(ProgressBar::no_length);
         let (start, last_line) = (Instant::now(), Instant::now());
         Self(Arc::new(Shown { quiet, phases, bar, start, now: Mutex::new(Now { phase: "", last_line }) }))
@@ -52,28 +54,28 @@ impl Counted {
 
 impl Shown {
     fn show(&self, Progress { phase, done, total }: Progress) {
-        if self.quiet || !self.phases.contains(&phase) {
+        let Some(&(_, unit)) = self.phases.iter().find(|(shown, _)| *shown == phase).filter(|_| !self.quiet) else {
             return;
-        }
+        };
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bar) = &self.bar {
             if now.phase != phase {
                 now.phase = phase;
-                begin(bar, phase, total);
+                begin(bar, unit, total);
             }
             bar.set_position(done as u64);
         } else if now.last_line.elapsed() >= LINE_EVERY {
             now.last_line = Instant::now();
             let of = if total > 0 { format!("{done} of {total}") } else { done.to_string() };
-            note(&format!("{of} {phase}, {:.0} s", self.start.elapsed().as_secs_f64()));
+            note(&format!("{of} {unit}, {:.0} s", self.start.elapsed().as_secs_f64()));
         }
     }
 }
 
-fn begin(bar: &ProgressBar, phase: &str, total: usize) {
+fn begin(bar: &ProgressBar, unit: &str, total: usize) {
     let template = match total {
-        0 => format!("{{spinner}} {{pos}} {phase} {{per_sec}}"),
-        _ => format!("{phase} {{bar:40}} {{pos}}/{{len}} {{per_sec}} {{eta}} left"),
+        0 => format!("{{spinner}} {{pos}} {unit} {{per_sec}}"),
+        _ => format!("{unit} {{bar:40}} {{pos}}/{{len}} {{per_sec}} {{eta}} left"),
     };
     if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style);

@@ -347,6 +347,16 @@ fn cut(text: &str) -> usize {
         .unwrap_or(text.len())
 }
 
+/// Opens a file, whether compressed or not.
+///
+/// # Errors
+/// A file that cannot be read; a compressed one in a build without compression.
+pub fn open_plain(path: &Path) -> Result<Box<dyn BufRead>> {
+    let file = std::fs::File::open(path);
+    let file = file.map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
+    plain(BufReader::with_capacity(1 << 18, Box::new(file)), &path.display().to_string())
+}
+
 /// The reader of what is in a file, whether compressed or not.
 fn plain(mut reader: BufReader<Box<dyn Read>>, shown: &str) -> Result<Box<dyn BufRead>> {
     let failed = |source| Error::Io { doing: "cannot read", path: PathBuf::from(shown), source };

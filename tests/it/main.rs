@@ -9,9 +9,11 @@ mod data_traps;
 mod docs;
 mod doors;
 mod evaluate;
+mod explainer;
 mod export;
 #[cfg(target_os = "linux")]
 mod faults;
+mod feature_formats;
 mod feature_labels;
 mod features;
 mod finite;

@@ -129,7 +129,8 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<()> {
         }
         None => return Err(Error::Text { file: "--text".into(), problem: "no file is named".into() }),
     };
-    let shown = Counted::new(args.setup.quiet, &[TOKENS_PHASE, REPLACED_PHASE, PROMPTS_PHASE]);
+    let shown =
+        Counted::new(args.setup.quiet, &[TOKENS_PHASE, REPLACED_PHASE, PROMPTS_PHASE].map(|phase| (phase, phase)));
     let quality = evaluate(tracer.replacement(), &inputs, &options, &shown.job());
     shown.finish();
     let quality = quality?;

@@ -83,7 +83,7 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
     options.settings.check()?;
     let inputs = inputs(&args.text)?;
     let tracer = args.setup.open(None)?;
-    let shown = Counted::new(args.setup.quiet, &[TOKENS_PHASE]);
+    let shown = Counted::new(args.setup.quiet, &[(TOKENS_PHASE, "tokens")]);
     let collected = collect(tracer.replacement(), &inputs, &args.out, &options, &shown.job());
     shown.finish();
     let collected = collected?;
