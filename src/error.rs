@@ -408,9 +408,21 @@ pub enum Error {
     #[error("cannot use the text `{file}`: {problem}")]
     Text { file: String, problem: String },
 
+    /// Text of which nothing is held out.
+    #[error("no document of `{file}` is held out: it has {n_documents}, and about one of 20 is, told by a hash")]
+    NothingHeldOut { file: String, n_documents: u64 },
+
     /// Features that cannot be collected or merged as asked for.
     #[error("cannot collect features into `{folder}`: {problem}")]
     Collect { folder: String, problem: String },
+
+    /// Features of another program that cannot be read.
+    #[error("the features in `{path}`: {problem}")]
+    FeatureFiles { path: String, problem: String },
+
+    /// A service that names features did not do so.
+    #[error("the explainer {url}: {problem}")]
+    Explainer { url: String, problem: String },
 
     /// Training that cannot be done as it was asked for.
     #[error("cannot train: {problem}")]
@@ -474,7 +486,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
-            Error::Hub { .. } => ErrorKind::Network,
+            Error::Hub { .. } | Error::Explainer { .. } => ErrorKind::Network,
             Error::TooManyLinks { .. }
             | Error::PromptTooLong { .. }
             | Error::OutOfMemory { .. }
@@ -562,6 +574,8 @@ impl Error {
             | Error::UnknownHook { .. }
             | Error::FeaturesVersion { .. }
             | Error::Text { .. }
+            | Error::NothingHeldOut { .. }
+            | Error::FeatureFiles { .. }
             | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
@@ -629,6 +643,9 @@ impl Error {
             Error::FeaturesMismatch { .. } => {
                 "open the model and the transcoders that the features were collected with; features.json names them"
                     .into()
+            }
+            Error::NothingHeldOut { .. } => {
+                "a text of more documents has some: plain text is one document unless it is split; or use all of it".into()
             }
             Error::UnknownNode { near, .. } if !near.is_empty() => format!("nearest are {}", near.join(", ")),
             Error::PrunedNode { cumulative, threshold, .. } if cumulative > threshold => {

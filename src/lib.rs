@@ -111,6 +111,7 @@ pub mod circuits;
 pub mod cli;
 pub mod corpus;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod graph;
@@ -126,6 +127,8 @@ pub mod ops;
 pub mod picture;
 pub mod prune;
 pub mod replacement;
+#[cfg(feature = "serve")]
+pub mod serve;
 // Without the command line nothing prints to a terminal or makes up file names.
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;

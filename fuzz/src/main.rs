@@ -5,6 +5,7 @@
 
 #![no_main]
 
+mod coverage;
 mod feature_targets;
 mod hub;
 mod memory;
@@ -60,6 +61,7 @@ fn start() {
         }
         std::process::exit(0);
     }
+    coverage::start();
     TARGET.with(|cell| assert!(cell.set(target).is_ok(), "there is one target"));
 }
 
@@ -70,6 +72,7 @@ fn read(input: &[u8]) -> Corpus {
         let before = memory::start();
         let result = catch_unwind(AssertUnwindSafe(|| (target.read)(input)));
         let grew = memory::grown_since(before);
+        coverage::note();
         if grew > target.max_bytes + MAX_BYTES_PER_BYTE * input.len() {
             eprintln!("{} MB of memory for {} bytes of input", grew >> 20, input.len());
             std::process::abort();

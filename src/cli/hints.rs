@@ -71,6 +71,9 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             Some("give the --model and --transcoders that the graph was traced with; its metadata names them".into())
         }
         Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
+        Error::NothingHeldOut { .. } => Some(
+            "`--split paragraphs` or `--split lines` makes more documents of plain text; `--all-text` uses all of it".into(),
+        ),
         Error::Device { .. } => Some("`--device` takes auto, cpu, cuda or cuda:N".into()),
         Error::UnknownNode { near, .. } if !near.is_empty() => {
             Some(format!("nearest are {}; `inspect` lists the strongest nodes", near.join(", ")))

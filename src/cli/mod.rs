@@ -2,8 +2,10 @@
 
 mod compare;
 mod config;
+mod counted;
 mod direction;
 mod effects_text;
+mod evaluate;
 mod features;
 mod file_kind;
 mod graph_args;
@@ -13,10 +15,14 @@ mod inspect;
 mod intervene;
 mod manual;
 mod memory;
+#[cfg(feature = "serve")]
+mod open_page;
 mod output_file;
 mod prompt;
 mod prune;
 mod row_args;
+#[cfg(feature = "serve")]
+mod serve;
 mod setup;
 mod setups;
 mod shortened;
@@ -40,12 +46,15 @@ use self::terminal::Color;
 pub use compare::{CommonArgs, DiffArgs};
 pub use config::{Config, NamedSetup};
 pub use direction::{NamedDirection, directions};
+pub use evaluate::EvaluateArgs;
 pub use features::FeaturesArgs;
 pub use heads::HeadsArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use manual::{CompletionsArgs, ManArgs};
 pub use prune::PruneArgs;
+#[cfg(feature = "serve")]
+pub use serve::ServeArgs;
 pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
@@ -87,8 +96,13 @@ enum Command {
     Heads(Box<HeadsArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
+    /// Show graphs in the browser, explore, trace and steer: a page, and the HTTP interface behind it
+    #[cfg(feature = "serve")]
+    Serve(Box<ServeArgs>),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// How good a set of transcoders is: reconstruction, predictions with features in place of MLPs, scores of graphs
+    Evaluate(Box<EvaluateArgs>),
     /// Make transcoders for a model from plain text
     Train(Box<TrainArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
@@ -136,7 +150,10 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => compare::run_diff(&args),
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(*args),
         Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),

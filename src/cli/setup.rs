@@ -24,7 +24,7 @@ pub(super) const VARIABLES: [&str; 4] =
     ["CIRCUITSCOPE_MODEL", "CIRCUITSCOPE_TRANSCODERS", "CIRCUITSCOPE_SETUP", "CIRCUITSCOPE_DEVICE"];
 
 /// The model and where it runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct SetupArgs {
     /// Base model: a folder in Hugging Face layout, a .gguf file, a Hub id org/name[@revision], or `atlas` [default: that
     /// of the set-up, of the graph, or `atlas`; env: CIRCUITSCOPE_MODEL]

@@ -133,7 +133,11 @@ fn write_head(text: &mut String, summary: &Summary) {
                 "of the whole graph, estimated from {} (θ {:.2e}){}",
                 plural(sampling.n_visited, "row"),
                 sampling.theta,
-                if sampling.theta > 0.0 && sampling.n_visited < FEW_ROWS { ": too few for ± to be trusted" } else { "" }
+                if sampling.theta > 0.0 && sampling.n_visited < FEW_ROWS {
+                    ": too few for ± to be trusted"
+                } else {
+                    ""
+                }
             ),
         );
     }

@@ -5,6 +5,6 @@ mod pieces;
 mod sequences;
 mod stream;
 
-pub use pieces::{Input, Piece, Pieces, Split, TextFormat, inputs};
+pub use pieces::{Input, Piece, Pieces, Split, TextFormat, inputs, open_plain};
 pub(crate) use sequences::{Sequence, Sequencer, batches};
 pub(crate) use stream::{Cursor, Part, Stream};

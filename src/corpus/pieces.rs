@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
 /// What is tokenised at once: long documents are cut into pieces of about this size, at the ends of lines.
@@ -21,7 +23,8 @@ const TEXT_ENDS: [&str; 5] = [".txt", ".text", ".md", ".jsonl", ".ndjson"];
 const COMPRESSED_ENDS: [&str; 3] = [".gz", ".xz", ".zst"];
 
 /// What a document is in plain text. Each line of a `.jsonl` file is one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Split {
     /// The whole file.
     #[default]
@@ -139,7 +142,7 @@ fn plain_name(path: &Path) -> String {
 }
 
 /// How files are read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TextFormat {
     /// The field of a line of JSON that holds the text.
     pub field: String,
@@ -342,6 +345,16 @@ fn cut(text: &str) -> usize {
         .or_else(|| window.clone().find(before_space))
         .or_else(|| window.clone().find(is_boundary))
         .unwrap_or(text.len())
+}
+
+/// Opens a file, whether compressed or not.
+///
+/// # Errors
+/// A file that cannot be read; a compressed one in a build without compression.
+pub fn open_plain(path: &Path) -> Result<Box<dyn BufRead>> {
+    let file = std::fs::File::open(path);
+    let file = file.map_err(|source| Error::Io { doing: "cannot read", path: path.to_owned(), source })?;
+    plain(BufReader::with_capacity(1 << 18, Box::new(file)), &path.display().to_string())
 }
 
 /// The reader of what is in a file, whether compressed or not.

@@ -58,6 +58,8 @@ pub(crate) struct Stream<'a> {
     /// Whether the next piece begins a document.
     at_start: bool,
     file_has_ended: bool,
+    /// Documents that have begun, wanted or not.
+    n_begun: u64,
 }
 
 impl<'a> Stream<'a> {
@@ -72,7 +74,17 @@ impl<'a> Stream<'a> {
     ) -> Self {
         let sequencer = Sequencer::new(tokenizer, context, limit);
         let cursor = Cursor { n_files: 0, n_pieces: 0, is_wanted: false, sequencer };
-        Self { inputs, format, part, tokenizer, cursor, pieces: None, at_start: true, file_has_ended: false }
+        Self {
+            inputs,
+            format,
+            part,
+            tokenizer,
+            cursor,
+            pieces: None,
+            at_start: true,
+            file_has_ended: false,
+            n_begun: 0,
+        }
     }
 
     /// From where another stream of the same text was.
@@ -87,8 +99,17 @@ impl<'a> Stream<'a> {
         cursor: Cursor,
         job: &Job,
     ) -> Result<Self> {
-        let mut stream =
-            Self { inputs, format, part, tokenizer, cursor, pieces: None, at_start: true, file_has_ended: false };
+        let mut stream = Self {
+            inputs,
+            format,
+            part,
+            tokenizer,
+            cursor,
+            pieces: None,
+            at_start: true,
+            file_has_ended: false,
+            n_begun: 0,
+        };
         let n_pieces = stream.cursor.n_pieces;
         if let Some(input) = inputs.get(stream.cursor.n_files).filter(|_| n_pieces > 0) {
             let mut pieces = Pieces::open(input, format)?;
@@ -110,6 +131,11 @@ impl<'a> Stream<'a> {
     /// How far it is.
     pub(crate) fn cursor(&self) -> &Cursor {
         &self.cursor
+    }
+
+    /// Documents that this stream has come by, those of other parts included.
+    pub(crate) fn n_begun(&self) -> u64 {
+        self.n_begun
     }
 
     /// The next unit: sequences of some 16,000 tokens in all, or fewer at a file's end; `None` at the end of the text.
@@ -144,6 +170,7 @@ impl<'a> Stream<'a> {
             };
             self.cursor.n_pieces += 1;
             if self.at_start {
+                self.n_begun += 1;
                 self.cursor.is_wanted = is_in(self.part, &piece.text);
             }
             self.at_start = piece.ends_document;

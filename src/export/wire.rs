@@ -122,7 +122,7 @@ pub struct WireLink {
 }
 
 /// One number for a (layer, feature): `(x+y)(x+y+1)/2 + y`. Wraps past i64, where no real feature is.
-fn cantor_pairing(layer: u32, feature: u32) -> i64 {
+pub(crate) fn cantor_pairing(layer: u32, feature: u32) -> i64 {
     let (x, y) = (u128::from(layer), u128::from(feature));
     ((x + y) * (x + y + 1) / 2 + y) as i64
 }

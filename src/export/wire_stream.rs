@@ -17,7 +17,7 @@ use super::link_heads::heads_of_link;
 use super::link_seed::{Ids, LinkSeed, WireEnds};
 use super::wire::{WireGraph, WireLink, WireMetadata, WireNode};
 use super::wire_read::{NodeReader, resolve};
-use crate::graph::{Circuit, CompactLink, HeadFlows, Link, Node, NodeId};
+use crate::graph::{Circuit, CircuitMeta, CompactLink, HeadFlows, Link, Node, NodeId};
 use crate::input::{is_stream, read_json};
 use crate::{Error, Result};
 
@@ -55,6 +55,11 @@ impl StreamedGraph {
         &self.header.nodes[node].node_id
     }
 
+    /// Where the graph comes from.
+    pub fn meta(&self) -> CircuitMeta {
+        self.header.circuit_meta(&self.nodes)
+    }
+
     /// Drops the other nodes and all links to them.
     pub fn keep_nodes(&mut self, is_kept: &[bool]) {
         let place = places(is_kept);
@@ -79,7 +84,7 @@ impl StreamedGraph {
             target: link.target as usize,
             weight: link.weight,
         });
-        let mut circuit = Circuit::new(self.header.circuit_meta(&self.nodes), self.nodes.clone(), links)?;
+        let mut circuit = Circuit::new(self.meta(), self.nodes.clone(), links)?;
         if !self.extra.is_empty() {
             let heads = self.links.iter().filter_map(|link| {
                 let extra = self.extra.get(&(link.source, link.target))?;

@@ -3,7 +3,9 @@
 
 use rayon::prelude::*;
 
-use super::dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
+use super::dashboard::{
+    Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE, interval_of,
+};
 use super::histogram::{Histogram, step_of};
 use super::manifest::{Hash, Settings};
 use crate::transcoder::Candidate;
@@ -31,7 +33,7 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// A hash of a sequence's tokens.
-pub(super) fn sequence_hash(tokens: impl Iterator<Item = u32>) -> u64 {
+pub(crate) fn sequence_hash(tokens: impl Iterator<Item = u32>) -> u64 {
     let mut hash = Hash::default();
     tokens.for_each(|token| hash.add(token));
     mix(hash.value())
@@ -198,9 +200,9 @@ impl FeatureStats {
         }
     }
 
-    /// Which interval a value is in, from 0: the step of the largest value is the last one, the first has all lower steps.
+    /// Which interval a value is in, from 0.
     fn interval(&self, value: f32) -> usize {
-        (N_INTERVALS - 1).saturating_sub(usize::from(step_of(self.max) - step_of(value)))
+        interval_of(self.max, value) - 1
     }
 
     fn wants_sample(&self, interval: usize, hash: u64, position: u32, settings: &Settings) -> bool {
@@ -400,7 +402,7 @@ pub(super) trait Tokens: Sync {
 }
 
 /// The tokens that occur most often, with the mean of their values; of equally frequent ones the smaller id first.
-fn most_frequent(mut tokens: Vec<(u32, f32)>, n: usize) -> Vec<TokenCount> {
+pub(super) fn most_frequent(mut tokens: Vec<(u32, f32)>, n: usize) -> Vec<TokenCount> {
     // Stable: values of a token are added in one order.
     tokens.sort_by_key(|&(token, _)| token);
     let mut counts: Vec<TokenCount> = tokens

@@ -358,6 +358,7 @@ impl<'a> Run<'a> {
             settings: self.options.settings.clone(),
             mergeable,
             shard: self.options.shard,
+            imported: None,
         }
     }
 

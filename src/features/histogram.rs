@@ -43,8 +43,7 @@ pub fn bin_start(bin: usize) -> f32 {
 }
 
 /// Where a step begins.
-#[cfg(test)]
-fn step_start(step: u8) -> f32 {
+pub(super) fn step_start(step: u8) -> f32 {
     lower_edge(step.into(), STEP_BITS)
 }
 
@@ -63,7 +62,8 @@ impl Histogram {
         self.add_to(bin_of(value), 1);
     }
 
-    fn add_to(&mut self, bin: u8, n: u32) {
+    /// Counts `n` more activations of a bin.
+    pub(super) fn add_to(&mut self, bin: u8, n: u32) {
         if self.counts.is_empty() {
             self.first_bin = bin;
         }

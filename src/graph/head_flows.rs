@@ -9,6 +9,9 @@ use crate::{Error, Result};
 /// Smaller parts of an edge would be shown as 0 %.
 const SHOWN_PART: f32 = 0.005;
 
+/// Edges whose largest part is smaller than this go through many heads.
+const MUCH: f32 = 0.1;
+
 /// A head, by its layer and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Head {
@@ -107,19 +110,31 @@ impl EdgeHeads {
     /// The largest flow and the direct part, each as a part of [`EdgeHeads::size`]: `18.6 71 %, direct 12 %`. A minus
     /// stands before parts that have the other sign than the edge.
     pub fn label(&self) -> String {
-        let size = self.size();
-        let percent = |part: f32| {
-            let sign = if part * self.effect < 0.0 { "-" } else { "" };
-            format!("{sign}{:.0} %", 100.0 * part.abs() / size)
-        };
-        let mut parts = Vec::new();
-        let is_shown = |part: f32| part.abs() >= SHOWN_PART * size && part != 0.0;
-        let top = self.strongest.first().filter(|flow| is_shown(flow.flow));
-        parts.extend(top.map(|flow| format!("{} {}", flow.head, percent(flow.flow))));
-        if is_shown(self.direct()) {
-            parts.push(format!("direct {}", percent(self.direct())));
-        }
-        parts.join(", ")
+        [self.top(), self.direct_part()].into_iter().flatten().map(|(text, _)| text).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The larger of the two parts of [`EdgeHeads::label`]; empty where neither is much.
+    pub fn short_label(&self) -> String {
+        let parts = [self.top(), self.direct_part()].into_iter().flatten();
+        let largest = parts.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
+        largest.filter(|(_, part)| part.abs() >= MUCH * self.size()).map_or_else(String::new, |(text, _)| text)
+    }
+
+    /// The largest flow in words, and how much it is.
+    fn top(&self) -> Option<(String, f32)> {
+        let flow = self.strongest.first()?;
+        Some((format!("{} {}", flow.head, self.percent(flow.flow)?), flow.flow))
+    }
+
+    /// What passes no head, likewise.
+    fn direct_part(&self) -> Option<(String, f32)> {
+        Some((format!("direct {}", self.percent(self.direct())?), self.direct()))
+    }
+
+    fn percent(&self, part: f32) -> Option<String> {
+        let share = part.abs() / self.size();
+        let sign = if part * self.effect < 0.0 { "-" } else { "" };
+        (share >= SHOWN_PART).then(|| format!("{sign}{:.0} %", 100.0 * share))
     }
 }
 

@@ -55,6 +55,22 @@ impl Original<'_> {
         options: &GenerateOptions,
         job: &Job,
     ) -> Result<Vec<u32>> {
+        self.generate_with(interventions, mode, options, job, &mut |_, _| ())
+    }
+
+    /// As [`Original::generate`]; `each` hears of every new token as soon as it is chosen, and of the logits that it was
+    /// chosen from. `[d_vocab]`
+    ///
+    /// # Errors
+    /// As [`Original::generate`].
+    pub fn generate_with(
+        &self,
+        interventions: &[Intervention],
+        mode: &Mode,
+        options: &GenerateOptions,
+        job: &Job,
+        each: &mut dyn FnMut(u32, &[f32]),
+    ) -> Result<Vec<u32>> {
         options.check()?;
         let config = &self.replacement.model.config;
         mode.check(config.n_layers)?;
@@ -83,6 +99,7 @@ impl Original<'_> {
             let logits = last_logits(self.replacement, &pass)?.remove(0);
             let next = sampler.choose(&logits)?;
             generated.push(next);
+            each(next, &logits);
             job.report("tokens", generated.len(), options.n_tokens);
             let n_past = cache.n_past();
             let is_over = self.replacement.end_tokens.contains(&next) || n_past == config.n_ctx;

@@ -20,8 +20,9 @@ mod sample;
 mod sweep;
 mod verify;
 
+pub(crate) use compare::Distribution;
 pub(crate) use random::Random;
-pub(crate) use verify::linearized_as_traced;
+pub(crate) use verify::{linearized_as_traced, spearman};
 
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
 pub use compare::{CompareOptions, Comparison, FeatureChange, Measure, TokenChange};

@@ -9,6 +9,7 @@ use super::arrange::{
 };
 use super::legend::{LEGEND_GAP, LEGEND_SIZE, Legend, Sign, largest_share};
 use super::node_text::{self, FONT_SIZE, SMALL};
+use super::sans;
 use crate::circuits::{CollapsedCircuit, heads_between};
 use crate::graph::{Circuit, EdgeHeads};
 use crate::text::xml;
@@ -21,7 +22,9 @@ const STRONG: f64 = 0.1;
 /// Edges of this share of their target's input show the head that they go through, where it is known.
 const LABELLED_SHARE: f64 = 0.1;
 /// Of these labels.
-const HEADS_SIZE: f64 = 6.5;
+const HEADS_SIZE: f64 = 7.0;
+/// Places of such a label that are tried on each piece of a line.
+const POINTS_OF_PIECE: usize = 12;
 /// Members that a tooltip names.
 const MAX_NAMED: usize = 12;
 
@@ -78,17 +81,29 @@ pub fn svg(circuit: &Circuit, collapsed: &CollapsedCircuit, arrangement: &Arrang
     let names: Vec<String> = arrangement.boxes.iter().map(|drawn| name(circuit, collapsed, drawn)).collect();
     out.push_str("<g fill=\"none\">\n");
     let heads = heads_of_edges(circuit, collapsed, arrangement);
-    let heads_of = |edge: &DrawnEdge| heads.get(&(edge.source, edge.target)).map(EdgeHeads::label).unwrap_or_default();
+    let heads_of = |edge: &DrawnEdge| heads.get(&(edge.source, edge.target));
     for edge in &arrangement.edges {
-        write_edge(&mut out, edge, [&names[edge.source], &names[edge.target]], &heads_of(edge));
+        write_edge(
+            &mut out,
+            edge,
+            [&names[edge.source], &names[edge.target]],
+            &heads_of(edge).map(EdgeHeads::label).unwrap_or_default(),
+        );
     }
     out.push_str("</g>\n");
     let largest = largest_share(&arrangement.boxes);
     for (drawn, name) in arrangement.boxes.iter().zip(&names) {
         write_box(&mut out, circuit, collapsed, drawn, name, largest);
     }
-    for edge in arrangement.edges.iter().filter(|edge| edge.share >= LABELLED_SHARE) {
-        write_heads(&mut out, edge, &heads_of(edge));
+    let mut taken: Vec<[f64; 4]> = arrangement
+        .boxes
+        .iter()
+        .map(|drawn| [drawn.x, drawn.y, drawn.x + drawn.width, drawn.y + drawn.height])
+        .collect();
+    // The strongest first: they come last in the list, and have the choice.
+    for edge in arrangement.edges.iter().rev().filter(|edge| edge.share >= LABELLED_SHARE) {
+        let label = heads_of(edge).map(EdgeHeads::short_label).unwrap_or_default();
+        write_heads(&mut out, edge, &label, &mut taken);
     }
     write_legend(&mut out, arrangement);
     out.push_str("</svg>\n");
@@ -110,19 +125,35 @@ fn heads_of_edges(
     heads_between(circuit, &group_of)
 }
 
-/// The head of an edge's largest flow, beside its arrowhead.
-fn write_heads(out: &mut String, edge: &DrawnEdge, label: &str) {
-    let Some(&[.., tip]) = edge.curve.last() else { return };
-    // The whole is in the tooltip.
-    let Some(head) = label.split(',').next().filter(|head| !head.is_empty()) else { return };
-    let (length, _) = arrow(edge.width());
+/// What of an edge goes where, beside its line: as near to the middle as there is room. Where there is none, the tooltip
+/// has it.
+fn write_heads(out: &mut String, edge: &DrawnEdge, label: &str, taken: &mut Vec<[f64; 4]>) {
+    if label.is_empty() {
+        return;
+    }
+    let (width, height) = (sans::width(label, HEADS_SIZE), HEADS_SIZE);
+    let points = edge.sampled(POINTS_OF_PIECE);
+    let middle = points.len() / 2;
+    let mut order: Vec<usize> = (0..points.len()).collect();
+    order.sort_by_key(|&at| at.abs_diff(middle));
+    let space_at = |at: usize| {
+        let (x, y) = (points[at].0 + edge.width() / 2.0 + 2.0, points[at].1);
+        [x, y - height / 2.0, x + width, y + height / 2.0]
+    };
+    let is_free = |space: &[f64; 4]| {
+        let apart =
+            |other: &[f64; 4]| space[2] < other[0] || other[2] < space[0] || space[3] < other[1] || other[3] < space[1];
+        taken.iter().all(apart)
+    };
+    let Some(space) = order.into_iter().map(space_at).find(is_free) else { return };
+    taken.push(space);
     let _ = writeln!(
         out,
         "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"{HEADS_SIZE}\" fill=\"#333\" stroke=\"#fff\" stroke-width=\"2.4\" \
          paint-order=\"stroke\">{}</text>",
-        tip.0 + 3.0 + edge.width() / 2.0,
-        tip.1 + length + 2.0,
-        xml(head)
+        space[0],
+        space[3] - 0.2 * height,
+        xml(label)
     );
 }
 

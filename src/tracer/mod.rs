@@ -19,6 +19,7 @@ pub use traced_graph::{TraceWork, TracedGraph};
 
 use crate::attribution::{Attribution, AttributionOptions, Target, TargetKind, attribute, retrace, targets_of};
 use crate::error::Result;
+use crate::features::check_labels_beside;
 use crate::graph::{AttributionGraph, FeatureId};
 use crate::intervene::{
     Alternative, Intervention, Original, Retraced, Verification, VerifyOptions, VerifyTarget, verify,
@@ -102,7 +103,12 @@ impl Tracer {
         let mut replacement = Replacement::open(model, &transcoders, &device)?;
         if let Some(file) = setup.label_file() {
             let beside = std::mem::take(&mut replacement.transcoders.labels);
-            replacement.transcoders.labels = Labels::read(file)?.or(beside);
+            let labels = Labels::read(file)?;
+            labels.check(&replacement.transcoders.n_features(), &file.display().to_string())?;
+            replacement.transcoders.labels = labels.or(beside);
+        }
+        if let Some(folder) = transcoders.path() {
+            check_labels_beside(&replacement, folder)?;
         }
         Ok(Self { replacement, device_note })
     }

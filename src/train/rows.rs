@@ -1,8 +1,30 @@
-//! Arithmetic on rows. Everything here is inlined into a `pulp::Arch::dispatch`, which compiles it for the widest vectors
-//! that the processor has; sums are taken in one order, whatever the number of threads.
+//! Arithmetic on rows. Everything here is inlined into functions that `wide!` compiles for the widest vectors that the
+//! processor has; sums are taken in one order, whatever the number of threads.
 
 /// Values that are added side by side.
 const LANES: usize = 64;
+
+/// A function of one tuple, compiled for the widest vectors. Its body stands in a method that is always inlined: where one is
+/// not, as in a closure, each `mul_add` is a call into the system's library.
+macro_rules! wide {
+    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>($args:pat => $types:ty) -> $out:ty $body:block) => {
+        $(#[$meta])*
+        fn $name<$life>(args: $types) -> $out {
+            struct Run<$life>($types);
+            impl<$life> pulp::WithSimd for Run<$life> {
+                type Output = $out;
+
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> $out {
+                    let $args = self.0;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Run(args))
+        }
+    };
+}
+pub(super) use wide;
 
 /// `out += factor · row`
 #[inline(always)]

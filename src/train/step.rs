@@ -14,8 +14,8 @@
 
 use rayon::prelude::*;
 
-use super::layer::Layer;
-use super::rows::{AdamStep, add_scaled, dot};
+use super::layer::{Layer, Moments};
+use super::rows::{AdamStep, add_scaled, dot, wide};
 use super::select::{Active, Choice, choose};
 use crate::ops::{product_with_transpose, transpose_product};
 
@@ -105,10 +105,17 @@ pub(super) fn error(layers: &[Layer], active: &[&Active], batch: &[LayerBatch], 
     if !layer.w_skip.is_empty() {
         product_with_transpose(&mut out, x, &layer.w_skip, (y.len() / d_model, d_model, d_model));
     }
-    pulp::Arch::new().dispatch(|| {
+    add_decoded((&mut out[..], &y[..], layers, active, target));
+    out
+}
+
+wide! {
+    /// Adds what is decoded less what is wanted.
+    fn add_decoded<'a>((out, y, layers, active, target) => (&'a mut [f32], &'a [f32], &'a [Layer], &'a [&'a Active], usize)) -> () {
+        let (d_model, b_dec) = (layers[target].d_model, &layers[target].b_dec);
         for (token, (out, y)) in out.chunks_mut(d_model).zip(y.chunks(d_model)).enumerate() {
             add_scaled(out, -1.0, y);
-            add_scaled(out, 1.0, &layer.b_dec);
+            add_scaled(out, 1.0, b_dec);
             for (source, written) in writers(layers, target) {
                 let (features, values) = active[source].of(token);
                 for (&feature, &value) in features.iter().zip(values) {
@@ -116,22 +123,28 @@ pub(super) fn error(layers: &[Layer], active: &[&Active], batch: &[LayerBatch], 
                 }
             }
         }
-    });
-    out
+    }
 }
 
 /// Σ‖e‖² and Σ‖y − ȳ‖².
 pub(super) fn figures(error: &[f32], y: &[f32], d_model: usize) -> (f64, f64) {
-    let n_tokens = (y.len() / d_model).max(1) as f64;
-    let (mut sums, mut squares) = (vec![0f64; d_model], 0f64);
-    for y in y.chunks(d_model) {
-        for (sum, &y) in sums.iter_mut().zip(y) {
-            *sum += f64::from(y);
-            squares += f64::from(y) * f64::from(y);
+    sums_of_squares((error, y, d_model))
+}
+
+wide! {
+    fn sums_of_squares<'a>((error, y, d_model) => (&'a [f32], &'a [f32], usize)) -> (f64, f64) {
+        let n_tokens = (y.len() / d_model).max(1) as f64;
+        // A column has a sum of its own, so that neighbouring columns are added side by side.
+        let mut sums = vec![[0f64; 3]; d_model];
+        for (y, e) in y.chunks(d_model).zip(error.chunks(d_model)) {
+            for ((sums, &y), &e) in sums.iter_mut().zip(y).zip(e) {
+                let (y, e) = (f64::from(y), f64::from(e));
+                *sums = [sums[0] + y, sums[1] + y * y, sums[2] + e * e];
+            }
         }
+        let variance = sums.iter().map(|sums| sums[1] - sums[0] * sums[0] / n_tokens).sum();
+        (sums.iter().map(|sums| sums[2]).sum(), variance)
     }
-    let of_means: f64 = sums.iter().map(|sum| sum * sum / n_tokens).sum();
-    (error.iter().map(|&e| f64::from(e) * f64::from(e)).sum(), squares - of_means)
 }
 
 /// The pairs of each feature, in the order of their tokens.
@@ -179,19 +192,8 @@ struct Gradient<'a> {
 
 impl<'a> Gradient<'a> {
     fn new(layer: &Layer, active: &'a Active, errors: &'a [Vec<f32>], factor: f32) -> Self {
-        let d_model = layer.d_model;
         let mut deltas = vec![0f32; active.features.len()];
-        pulp::Arch::new().dispatch(|| {
-            for token in 0..active.n_tokens() {
-                for pair in active.starts[token] as usize..active.starts[token + 1] as usize {
-                    let feature = active.features[pair] as usize;
-                    for (written, error) in errors.iter().enumerate() {
-                        let error = &error[token * d_model..][..d_model];
-                        deltas[pair] += factor * dot(error, layer.dec_row(feature, written));
-                    }
-                }
-            }
-        });
+        add_deltas((&mut deltas[..], layer, active, errors, factor));
         Self { by_feature: ByFeature::new(active, layer.n_features), active, deltas, errors, factor }
     }
 
@@ -207,6 +209,22 @@ impl<'a> Gradient<'a> {
             // Dead features answer for their own layer alone.
             for (error, dec) in self.errors.iter().zip(row.dec.chunks_mut(d_model)) {
                 add_scaled(dec, self.factor * value, &error[at..at + d_model]);
+            }
+        }
+    }
+}
+
+wide! {
+    /// ⟨g_n, W_dec,i⟩ of every pair.
+    fn add_deltas<'a>((deltas, layer, active, errors, factor) => (&'a mut [f32], &'a Layer, &'a Active, &'a [Vec<f32>], f32)) -> () {
+        let d_model = layer.d_model;
+        for token in 0..active.n_tokens() {
+            for pair in active.starts[token] as usize..active.starts[token + 1] as usize {
+                let feature = active.features[pair] as usize;
+                for (written, error) in errors.iter().enumerate() {
+                    let error = &error[token * d_model..][..d_model];
+                    deltas[pair] += factor * dot(error, layer.dec_row(feature, written));
+                }
             }
         }
     }
@@ -241,40 +259,63 @@ fn update(
     });
     note_activity(layer, active, &gradient.by_feature, settings);
 
-    let mut row = RowGradient { enc: vec![0.0; d_model], dec: vec![0.0; d_model * layer.n_written], bias: 0.0 };
-    pulp::Arch::new().dispatch(|| {
+    move_features((&mut *layer, &batch.x[..], &gradient, of_dead.as_ref(), settings));
+    let mut sum = vec![0f32; d_model];
+    add_rows((&mut sum[..], factor, &errors[0][..]));
+    move_all(&mut layer.b_dec, &mut layer.moments.b_dec, &sum, settings);
+    if !layer.w_skip.is_empty() {
+        let mut sum = vec![0f32; d_model * d_model];
+        transpose_product(&mut sum, &errors[0], &batch.x, (d_model, n_tokens, d_model));
+        sum.iter_mut().for_each(|value| *value *= factor);
+        move_all(&mut layer.w_skip, &mut layer.moments.w_skip, &sum, settings);
+    }
+    dead.len()
+}
+
+/// Moves a parameter that has a gradient in every step.
+fn move_all(values: &mut [f32], moments: &mut Moments, gradient: &[f32], settings: &StepSettings) {
+    let adam = AdamStep::new(settings.lr, settings.step, 1);
+    move_row_of((&adam, values, &mut *moments, gradient));
+}
+
+wide! {
+    fn move_row_of<'a>((adam, values, moments, gradient) => (&'a AdamStep, &'a mut [f32], &'a mut Moments, &'a [f32])) -> () {
+        adam.apply(values, (&mut moments.first, &mut moments.second), gradient);
+    }
+}
+
+wide! {
+    /// `sum += factor · row` of all rows.
+    fn add_rows<'a>((sum, factor, rows) => (&'a mut [f32], f32, &'a [f32])) -> () {
+        for row in rows.chunks(sum.len()) {
+            add_scaled(sum, factor, row);
+        }
+    }
+}
+
+wide! {
+    /// Moves the rows of every feature that has a gradient.
+    fn move_features<'a>((layer, x, gradient, of_dead, settings) => (&'a mut Layer, &'a [f32], &'a Gradient<'a>, Option<&'a Gradient<'a>>, &'a StepSettings)) -> () {
+        let (d_model, n_tokens) = (layer.d_model, gradient.active.n_tokens());
+        let mut row = RowGradient { enc: vec![0.0; d_model], dec: vec![0.0; d_model * layer.n_written], bias: 0.0 };
         for feature in 0..layer.n_features {
-            let is_asked = of_dead.as_ref().is_some_and(|of_dead| !of_dead.by_feature.of(feature).is_empty());
+            let is_asked = of_dead.is_some_and(|of_dead| !of_dead.by_feature.of(feature).is_empty());
             if gradient.by_feature.of(feature).is_empty() && !is_asked {
                 continue;
             }
             row.enc.fill(0.0);
             row.dec.fill(0.0);
             row.bias = 0.0;
-            gradient.add_to(feature, &batch.x, &mut row);
-            if let Some(of_dead) = &of_dead {
-                of_dead.add_to(feature, &batch.x, &mut row);
+            gradient.add_to(feature, x, &mut row);
+            if let Some(of_dead) = of_dead {
+                of_dead.add_to(feature, x, &mut row);
             }
             if settings.choice == Choice::Positive {
-                add_decoder_lengths(layer, &gradient, feature, n_tokens, &mut row.dec);
+                add_decoder_lengths(layer, gradient, feature, n_tokens, &mut row.dec);
             }
             move_row(layer, feature, &row, settings);
         }
-        let adam = AdamStep::new(settings.lr, settings.step, 1);
-        let mut sum = vec![0f32; d_model];
-        errors[0].chunks(d_model).for_each(|error| add_scaled(&mut sum, factor, error));
-        let moments = &mut layer.moments.b_dec;
-        adam.apply(&mut layer.b_dec, (&mut moments.first, &mut moments.second), &sum);
-    });
-    if !layer.w_skip.is_empty() {
-        let mut sum = vec![0f32; d_model * d_model];
-        transpose_product(&mut sum, &errors[0], &batch.x, (d_model, n_tokens, d_model));
-        sum.iter_mut().for_each(|value| *value *= factor);
-        let moments = &mut layer.moments.w_skip;
-        let adam = AdamStep::new(settings.lr, settings.step, 1);
-        adam.apply(&mut layer.w_skip, (&mut moments.first, &mut moments.second), &sum);
     }
-    dead.len()
 }
 
 /// Moves a feature's rows.
@@ -344,15 +385,20 @@ fn ask_dead(layer: &Layer, batch: &LayerBatch, dead: &[usize], error: &[f32]) ->
         active.starts.push(active.features.len() as u32);
     }
     let mut left = error.to_vec();
-    pulp::Arch::new().dispatch(|| {
-        for (token, left) in left.chunks_mut(d_model).enumerate() {
+    add_own((&mut left[..], layer, &active));
+    (active, left, (dead.len() as f32 / wanted as f32).min(1.0))
+}
+
+wide! {
+    /// Adds what features write to their own layer.
+    fn add_own<'a>((out, layer, active) => (&'a mut [f32], &'a Layer, &'a Active)) -> () {
+        for (token, out) in out.chunks_mut(layer.d_model).enumerate() {
             let (features, values) = active.of(token);
             for (&feature, &value) in features.iter().zip(values) {
-                add_scaled(left, value, layer.dec_row(feature as usize, 0));
+                add_scaled(out, value, layer.dec_row(feature as usize, 0));
             }
         }
-    });
-    (active, left, (dead.len() as f32 / wanted as f32).min(1.0))
+    }
 }
 
 /// The loss of the lengths that activations add, λ Σ a‖W_dec‖ / N: what it gives to activations, and a λ that follows the

@@ -16,7 +16,7 @@ const PAGES: [(&str, usize, usize); 7] = [
     ("docs/interventions.md", 10, 51),
     ("docs/tutorial.md", 20, 100),
     ("docs/attention.md", 12, 90),
-    ("docs/features.md", 3, 25),
+    ("docs/features.md", 5, 33),
     ("docs/setups.md", 3, 8),
 ];
 

@@ -771,6 +771,55 @@ fn an_empty_layer_has_edges_that_ascend() {
     assert!(folder.path().join("layer_0.safetensors").is_file());
 }
 
+/// The most anonymous memory that a command has, in KiB, looked at while it runs.
+#[cfg(target_os = "linux")]
+fn peak_kib(command: &mut Command) -> u64 {
+    let mut child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        if let Some(ended) = child.try_wait().unwrap() {
+            assert!(ended.success());
+            return peak;
+        }
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let figure = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = figure.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
+        peak = peak.max(kib.unwrap_or(0));
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn collecting_from_four_times_the_text_takes_no_more_memory() {
+    let folder = TempDir::new().unwrap();
+    let (model, transcoders) = (fixture("reference/llama_relu/model"), fixture("reference/llama_relu/transcoders"));
+    let mut n_tokens = Vec::new();
+    let peaks: Vec<u64> = [2500, 10_000]
+        .into_iter()
+        .map(|n_lines| {
+            let (text, out) = (format!("{n_lines}.txt"), format!("of_{n_lines}"));
+            written(&folder, &text, &long_text(n_lines));
+            let mut command = crate::support::program(folder.path());
+            command.args(["features", "collect", "--text", &text, "--out", &out, "--quiet", "--threads", "1"]);
+            // Little is kept of a feature, so that all of it is there after the shorter text.
+            command.args(["--split", "lines", "--sampled", "16", "--examples", "3", "--per-interval", "1"]);
+            // Neither run takes so long that it keeps its work, which takes memory of its own.
+            command.args(["--keep-every", "100000"]);
+            let peak = peak_kib(command.arg("--model").arg(&model).arg("--transcoders").arg(&transcoders));
+            n_tokens.push(FeatureSet::open(&folder.path().join(out)).unwrap().tokens().len());
+            peak
+        })
+        .collect();
+    let more = (n_tokens[1] - n_tokens[0]) as u64;
+    assert!(more > 150_000, "{more} tokens more");
+    // Of a token its number is held, of a sequence three, in lists that double as they grow, by an allocator that keeps
+    // what was freed. The activations at a position have some kilobytes.
+    let allowed = peaks[0] + peaks[0] / 20 + 64 * more / 1024;
+    assert!(peaks[1] <= allowed, "{} KiB after {} KiB, for {more} tokens more", peaks[1], peaks[0]);
+}
+
 #[test]
 #[ignore = "needs the larger test data"]
 fn smollm2_features_are_literal_too() {

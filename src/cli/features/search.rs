@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::setup::SetupArgs;
+use crate::cli::setup::{GraphSource, SetupArgs};
 use crate::cli::summary::{Align, cut, percent, write_table};
 use crate::cli::{Format, print_data, print_json};
 use crate::features::{ActiveHere, FeatureSet, Found, SearchBy, active_on, search};
@@ -60,7 +60,7 @@ pub(super) fn run(args: &SearchArgs) -> Result<()> {
     args.setup.start_threads()?;
     let set = FeatureSet::open_named(&args.folder)?;
     if args.on_text {
-        let tracer = args.setup.open(None)?;
+        let tracer = args.setup.open_with(None, Some(&GraphSource::of_features(&set)))?;
         let n = args.n.unwrap_or(3);
         let found = active_on(tracer.replacement(), &set, &args.query, n, &Job::default())?;
         return match args.format {

@@ -21,7 +21,11 @@ use crate::text::quoted;
 use crate::{Error, Result};
 
 use super::graph_args::{CellsFor, Thresholds, refuse_own_inputs, relabel_from};
+#[cfg(feature = "serve")]
+use super::open_page::OpenArgs;
 use super::output_file::{check_folder, check_json_output, write_picture};
+#[cfg(feature = "serve")]
+use super::setup::{GraphSource, SetupArgs};
 use super::{json_text, note, print_bytes, summary_text, terminal};
 use choose::ChooseArgs;
 use group::GroupArgs;
@@ -101,6 +105,9 @@ pub struct InspectArgs {
     /// Where to write what is printed otherwise; - is standard output
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    open: OpenArgs,
     /// Write the graph as JSON too, with the chosen nodes pinned and the supernodes stored
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     save: Option<PathBuf>,
@@ -245,10 +252,16 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         Some(path) => {
             write_picture(path, &bytes)?;
             note(&format!("wrote {}", path.display()));
-            Ok(())
         }
-        None => print_bytes(&bytes),
+        None => print_bytes(&bytes)?,
     }
+    #[cfg(feature = "serve")]
+    if args.open.open {
+        let source = GraphSource::of_circuit(&args.graph, &opened.circuit.meta);
+        let open = move || SetupArgs::default().open_with(None, Some(&source));
+        return args.open.show(&args.graph, Some(Box::new(open)));
+    }
+    Ok(())
 }
 
 /// The form that is asked for, or that the ending of the output names.

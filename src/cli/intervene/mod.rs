@@ -19,6 +19,8 @@ use crate::{Error, Result};
 use super::direction::{check_not_zero, directions};
 use super::graph_args::{CellsFor, refuse_own_inputs, relabel_from};
 use super::inspect::group::GroupArgs;
+#[cfg(feature = "serve")]
+use super::open_page::OpenArgs;
 use super::output_file::{check_drawing, write_picture};
 use super::prompt::OptionalPromptArgs;
 use super::setup::{GraphSource, SetupArgs};
@@ -125,6 +127,9 @@ pub struct InterveneArgs {
     /// them), or a sum such as '" Austin" + " Dallas" - 2 * " Sacramento"'; repeatable
     #[arg(long, value_name = "FILE or SUM", allow_hyphen_values = true, help_heading = "What to follow")]
     target_direction: Vec<String>,
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    open: OpenArgs,
     /// How many tokens and features to show
     #[arg(long, value_name = "N", default_value_t = CompareOptions::default().top, help_heading = "Output")]
     top: usize,
@@ -203,10 +208,14 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
         InterveneFormat::Text | InterveneFormat::Csv => print_text(&comparison_text(&run, &changes.described))?,
         InterveneFormat::Json => print_json(&run)?,
     }
-    match &args.picture {
-        Some(path) => draw(args, path, &supernode_svg(&diagram(&run, graph.as_ref(), &changes, &options.groups)?)),
-        None => Ok(()),
+    if let Some(path) = &args.picture {
+        draw(args, path, &supernode_svg(&diagram(&run, graph.as_ref(), &changes, &options.groups)?))?;
     }
+    #[cfg(feature = "serve")]
+    if let Some(path) = args.graph.as_ref().filter(|_| args.open.open) {
+        return args.open.show(path, Some(Box::new(move || Ok(tracer))));
+    }
+    Ok(())
 }
 
 /// The prompt that is given, else the graph's.
@@ -269,6 +278,10 @@ fn check_question(args: &InterveneArgs, changes: &Changes, groups: &[FeatureGrou
     }
     if args.sweep.is_some() && args.plan.is_some() && changes.alternatives.iter().any(|a| a.value.is_none()) {
         return contradiction("--sweep", "a plan with alternatives");
+    }
+    #[cfg(feature = "serve")]
+    if args.open.open && (is_sweep || args.graph.is_none()) {
+        return contradiction("--open", "a run without --graph, or with alternatives: the page shows a graph");
     }
     if is_sweep && args.generate.is_some() {
         return contradiction("--generate", "a plan with alternatives");

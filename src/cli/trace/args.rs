@@ -13,6 +13,8 @@ use crate::{Error, Result};
 use super::super::Format;
 use super::super::direction::{check_not_zero, directions};
 use super::super::graph_args::{Thresholds, file_name};
+#[cfg(feature = "serve")]
+use super::super::open_page::OpenArgs;
 use super::super::prompt::PromptArgs;
 use super::super::row_args::RowArgs;
 use super::super::setup::SetupArgs;
@@ -99,6 +101,9 @@ pub struct TraceArgs {
     /// How to print the summary
     #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     pub(super) format: Format,
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    pub(super) open: OpenArgs,
     /// With --format json: add `timings`, the time and memory of every phase; without them, equal runs print equal bytes
     #[arg(long, help_heading = "Output")]
     pub(super) timings: bool,

@@ -100,5 +100,11 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         say(&format!("\n{}", phases.text()));
         files.iter().for_each(|file| note(&format!("wrote {}", file.display())));
     }
+    #[cfg(feature = "serve")]
+    if let Some(file) = files.first().filter(|_| args.open.open) {
+        // The graph is in its file, and its memory is wanted for the next ones.
+        drop(graph);
+        return args.open.show(file, Some(Box::new(move || Ok(tracer))));
+    }
     Ok(())
 }

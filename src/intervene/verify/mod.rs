@@ -17,6 +17,8 @@ pub use contents::{ContentsCheck, Difference, PartCheck};
 pub use edges::EdgeCheck;
 pub use faithfulness::{AblationPoint, ErrorParts, Faithfulness, ModeFaithfulness, Predictor};
 
+pub(crate) use statistics::spearman;
+
 use super::original::Original;
 use crate::error::{Error, Result};
 use crate::graph::{AttributionGraph, FeatureId};
