@@ -96,7 +96,7 @@ fn francis_step(a: &mut [f64], n: usize, start: usize, last: usize, iterations: 
     let (mut sum, mut product) =
         (a[at(m, m)] + a[at(last, last)], a[at(m, m)] * a[at(last, last)] - a[at(m, last)] * a[at(last, m)]);
     // A shift that is no eigenvalue breaks a circle.
-    if iterations % 10 == 0 {
+    if iterations.is_multiple_of(10) {
         let size = a[at(last, m)].abs() + a[at(m, m - 1)].abs();
         (sum, product) = (1.5 * size, size * size);
     }

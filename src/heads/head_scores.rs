@@ -55,6 +55,10 @@ impl HeadScore {
     }
 }
 
+/// What a layer's heads write of what they read: the norm before them, `W_V`, `W_O`, and the norm after them, where there
+/// is one.
+type Written = (Norm, Tensor, Tensor, Option<Norm>);
+
 /// Sums attention of each head, one sequence a pass.
 struct Watch {
     length: usize,
@@ -63,7 +67,7 @@ struct Watch {
     /// By layer. `[n_layers][n_heads][4]`
     sums: Vec<Vec<[f64; 4]>>,
     /// Weights that copying is found from, kept in the first pass. `[n_layers]`
-    weights: Option<Vec<(Norm, Tensor, Tensor, Option<Norm>)>>,
+    weights: Option<Vec<Written>>,
 }
 
 impl Hooks for Watch {
@@ -164,7 +168,7 @@ fn ordinary_tokens(tokenizer: &Tokenizer, d_vocab: usize) -> Vec<u32> {
 ///
 /// The eigenvalues of the d_vocab × d_vocab matrix other than zero are those of `W_V (W_E W_U) W_O` read the other way
 /// round, which is d_head × d_head.
-fn copying(model: &Model, weights: Vec<(Norm, Tensor, Tensor, Option<Norm>)>, job: &Job) -> Result<Vec<Vec<f32>>> {
+fn copying(model: &Model, weights: Vec<Written>, job: &Job) -> Result<Vec<Vec<f32>>> {
     let config = &model.config;
     let through_vocabulary = model.embedding_by_unembedding()?;
     let (d_head, group) = (config.d_head, config.n_heads / config.n_kv_heads);

@@ -95,13 +95,13 @@ impl<'a> PushUp<'a> {
         let n_there = self.n_there(origins);
         let slots: HashMap<Origin, usize> = origins.iter().enumerate().map(|(slot, &origin)| (origin, slot)).collect();
         let mut resid = Tensor::zeros((n, 0, d_model), linear.final_normed.dtype(), linear.final_normed.device())?;
-        for layer in 0..end.min(linear.layers.len()) {
+        for (layer, &n_here) in n_there.iter().enumerate().take(end) {
             let sources = match layer {
                 0 => &linear.embed_sources,
                 above => &linear.mlp_sources[above - 1],
             };
-            resid = grown(resid, n_there[layer])?;
-            if let Some(added) = self.added(sources, pos, &slots, n_there[layer])? {
+            resid = grown(resid, n_here)?;
+            if let Some(added) = self.added(sources, pos, &slots, n_here)? {
                 let added = match layer.checked_sub(1).and_then(|below| linear.layers[below].output_norm.as_ref()) {
                     // The vectors are all at the first position.
                     Some(factors) => factors.push_forward_from(&added, pos)?,
@@ -110,14 +110,14 @@ impl<'a> PushUp<'a> {
                 let first = (resid.narrow(0, 0, 1)? + added)?;
                 resid = if n > 1 { Tensor::cat(&[first, resid.narrow(0, 1, n - 1)?], 0)? } else { first };
             }
-            if n_there[layer] == 0 {
+            if n_here == 0 {
                 continue;
             }
             let [w_v, w_o] = &self.transposed[layer];
-            let n_rows = n * n_there[layer];
+            let n_rows = n * n_here;
             let shape = resid.shape().clone();
             let rows = resid.reshape((n_rows, d_model))?;
-            let values = matmul(&rows, w_v)?.reshape((n, n_there[layer], linear.n_kv_heads * self.d_head))?;
+            let values = matmul(&rows, w_v)?.reshape((n, n_here, linear.n_kv_heads * self.d_head))?;
             see(layer, &values, &resid)?;
             // As many rows, one a target: sums have no other layout.
             let ragged = RaggedBatch::new(vec![0; n_rows]);

@@ -249,7 +249,7 @@ fn flows_and_hops_are_sums_over_all_paths() {
 }
 
 fn sign(set: usize, subset: usize) -> f64 {
-    if (set ^ subset).count_ones() % 2 == 0 { 1.0 } else { -1.0 }
+    if (set ^ subset).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
 }
 
 #[test]
@@ -730,7 +730,11 @@ fn changed_heads_change_held_targets_by_their_bills() {
         let prompt = traced.linear.tokens.clone();
         let mut original = Original::run(&traced.replacement, &prompt, &Job::default()).unwrap();
         let targets = &traced.found.targets;
-        let before = traced.replacement.model.forward(&[prompt.clone()], &mut (), ForwardOptions::default()).unwrap();
+        let before = traced
+            .replacement
+            .model
+            .forward(std::slice::from_ref(&prompt), &mut (), ForwardOptions::default())
+            .unwrap();
         // Another prompt of the same length.
         let mut other = prompt.clone();
         let middle = other.len() / 2;
@@ -804,7 +808,7 @@ fn a_head_that_is_switched_off_is_gone_from_the_free_model() {
         let mut original = Original::run(&traced.replacement, &prompt, &Job::default()).unwrap();
         for (layer, head, from) in [(0, 2, 0), (1, 1, 3), (3, 0, prompt.len() - 1)] {
             let mut without = Without { layer, head, from };
-            let pass = model.forward(&[prompt.clone()], &mut without, ForwardOptions::default()).unwrap();
+            let pass = model.forward(std::slice::from_ref(&prompt), &mut without, ForwardOptions::default()).unwrap();
             let expected: Vec<f32> = model.last_logits(&pass).unwrap().get(0).unwrap().to_vec1().unwrap();
             let change = HeadIntervention {
                 head: Head { layer: layer as u32, head: head as u32 },
