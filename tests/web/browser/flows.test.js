@@ -35,6 +35,7 @@ test("from_nothing_to_a_story_that_is_still_there_after_a_reload", options, asyn
   assert.match(await page.locator(".top-tokens .bar-row").first().innerText(), /1\.000\s+Austin/);
   await page.locator("dialog footer").getByRole("button", { name: "Trace", exact: true }).click();
   await page.getByRole("heading", { name: "New trace" }).waitFor({ state: "detached" });
+  await until(page, "app.opened >= 2");
   await drawn(page);
   assert.equal(await page.evaluate(() => /** @type {any} */ (window).circuitscope.app.graph.header.prompt), DALLAS);
 
