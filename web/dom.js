@@ -121,6 +121,8 @@ export function dialog(title, body, footer = [], name = "") {
     event.preventDefault();
     event.stopPropagation();
     box.close();
+    // Until the next frame the focus would be in a field that nobody sees, and keys would be typed there.
+    if (box.contains(document.activeElement)) /** @type {HTMLElement} */ (document.activeElement).blur();
   });
   box.addEventListener("pointerdown", (event) => {
     if (event.target === box) box.close();

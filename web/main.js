@@ -699,7 +699,12 @@ function step(by) {
 
 document.addEventListener("keydown", (event) => {
   const target = /** @type {Element} */ (event.target);
-  if (document.querySelector("dialog[open]")) return;
+  const dialogs = /** @type {NodeListOf<HTMLDialogElement>} */ (document.querySelectorAll("dialog[open]"));
+  if (dialogs.length > 0) {
+    // Where the focus has left the dialog, its own handler does not hear of it.
+    if (event.key === "Escape") dialogs[dialogs.length - 1].close();
+    return;
+  }
   if ((event.ctrlKey || event.metaKey) && !event.altKey) {
     const key = event.key.toLowerCase();
     if (key === "s") {

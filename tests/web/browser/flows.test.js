@@ -13,6 +13,7 @@ import {
   options,
   serve,
   startServer,
+  stopAfter,
   trace,
   until,
   view,
@@ -20,6 +21,16 @@ import {
 } from "./harness.mjs";
 
 after(closeBrowser);
+
+/** Focuses a box of the circuit that a new layout may be about to replace. @param {import("playwright-core").Page} page @param {string} which */
+async function focusBox(page, which) {
+  for (let tries = 0; tries < 40; tries++) {
+    await page.locator(which).focus();
+    await page.waitForTimeout(120);
+    if (await page.locator(which).evaluate((box) => box === document.activeElement)) return;
+  }
+  throw new Error(`${which} does not keep the focus`);
+}
 
 const TEXAS = "0_39_7",
   ASKS = "3_955_8";
@@ -35,6 +46,7 @@ test("from_nothing_to_a_story_that_is_still_there_after_a_reload", options, asyn
   assert.match(await page.locator(".top-tokens .bar-row").first().innerText(), /1\.000\s+Austin/);
   await page.locator("dialog footer").getByRole("button", { name: "Trace", exact: true }).click();
   await page.getByRole("heading", { name: "New trace" }).waitFor({ state: "detached" });
+  await until(page, "app.opened >= 2");
   await drawn(page);
   assert.equal(await page.evaluate(() => /** @type {any} */ (window).circuitscope.app.graph.header.prompt), DALLAS);
 
@@ -233,7 +245,7 @@ test("what_is_saved_comes_back_from_the_next_server", options, async (t) => {
   const file = JSON.parse(readFileSync(join(dir, "dallas.json"), "utf8"));
   assert.deepEqual([file.qParams.pinnedIds].flat().join(","), TEXAS);
   const second = await startServer(dir);
-  t.after(() => second.stop());
+  stopAfter(t, second);
   const other = await openPage(t);
   await other.goto(`${second.url}/?slug=dallas`);
   await drawn(other);
@@ -282,7 +294,7 @@ test("a_server_that_dies_and_comes_back_finds_the_page_as_it_was", options, asyn
   await page.getByText("The server does not answer.").waitFor();
   assert.deepEqual((await view(page)).pinned, [TEXAS, ASKS], "the page works on");
   const second = await startServer(dir, [], first.port);
-  t.after(() => second.stop());
+  stopAfter(t, second);
   await page.getByText("The server is back.").waitFor({ timeout: 10_000 });
   await page.locator(`g.box[data-key="${ASKS}"]`).waitFor();
   assert.equal(await page.locator("#banner").isVisible(), false);
@@ -318,9 +330,9 @@ test("everything_can_be_done_from_the_keyboard", options, async (t) => {
   await press("Enter", "p");
   assert.deepEqual((await view(page)).pinned, [ASKS, TEXAS, "0_656_2"]);
   await page.locator(`g.box[data-key="${TEXAS}"]`).waitFor();
-  await page.locator(`g.box[data-key="${TEXAS}"]`).focus();
+  await focusBox(page, `g.box[data-key="${TEXAS}"]`);
   await press("Space");
-  await page.locator(`g.box[data-key="${ASKS}"]`).focus();
+  await focusBox(page, `g.box[data-key="${ASKS}"]`);
   await press("Space", "g");
   assert.equal((await view(page)).groups.length, 1);
   await press("e");
@@ -331,7 +343,7 @@ test("everything_can_be_done_from_the_keyboard", options, async (t) => {
   assert.equal((await view(page)).groups.length, 0);
   await press("z");
   assert.equal((await view(page)).groups[0].name, "both");
-  await page.locator("g.box.group").focus();
+  await focusBox(page, "g.box.group");
   await press("Alt+ArrowRight");
   assert.ok((await view(page)).places["group:both"]);
   await press("w");

@@ -91,12 +91,19 @@ export async function startServer(dir, args = [], port = 0) {
 /** A server that ends with the test. @param {import("node:test").TestContext} t @param {string} dir @param {string[]} [args] */
 export async function serve(t, dir, args = []) {
   const server = await startServer(dir, args);
-  // Pages first: what they ask a server that is gone would be an error.
+  stopAfter(t, server);
+  return server;
+}
+
+/**
+ * Ends a server when the test ends, its pages first: what they ask a server that is gone would be an error.
+ * @param {import("node:test").TestContext} t @param {{stop: () => Promise<unknown>}} server
+ */
+export function stopAfter(t, server) {
   t.after(async () => {
     await Promise.all((contexts.get(t) ?? []).map((context) => context.close()));
     await server.stop();
   });
-  return server;
 }
 
 /**
