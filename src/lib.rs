@@ -109,10 +109,13 @@ pub mod circuits;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+pub mod corpus;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod graph;
+pub mod heads;
 mod input;
 pub mod intervene;
 pub mod job;
@@ -130,6 +133,7 @@ pub mod serve;
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;
 pub mod tracer;
+pub mod train;
 pub mod transcoder;
 pub mod weights;
 

@@ -2,11 +2,14 @@
 
 mod compare;
 mod config;
+mod counted;
 mod direction;
 mod effects_text;
+mod evaluate;
 mod features;
 mod file_kind;
 mod graph_args;
+mod heads;
 mod hints;
 mod inspect;
 mod intervene;
@@ -27,6 +30,7 @@ mod signals;
 mod summary;
 mod terminal;
 mod trace;
+mod train;
 mod verify;
 
 use std::io::Write;
@@ -40,7 +44,11 @@ use crate::{Error, Result, text};
 use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use config::{Config, NamedSetup};
+pub use direction::{NamedDirection, directions};
+pub use evaluate::EvaluateArgs;
 pub use features::FeaturesArgs;
+pub use heads::HeadsArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use manual::{CompletionsArgs, ManArgs};
@@ -50,6 +58,7 @@ pub use serve::ServeArgs;
 pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
+pub use train::TrainArgs;
 pub use verify::VerifyArgs;
 
 /// Exit code of a command whose answer is no.
@@ -83,6 +92,8 @@ enum Command {
     Common(CommonArgs),
     /// Change features while the model runs, and compare what it predicts
     Intervene(Box<InterveneArgs>),
+    /// Attention explained: through which heads edges go, why a head looked there, and what heads do on random tokens
+    Heads(Box<HeadsArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
     /// Show graphs in the browser, explore, trace and steer: a page, and the HTTP interface behind it
@@ -90,6 +101,10 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// How good a set of transcoders is: reconstruction, predictions with features in place of MLPs, scores of graphs
+    Evaluate(Box<EvaluateArgs>),
+    /// Make transcoders for a model from plain text
+    Train(Box<TrainArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
     Setups(SetupsArgs),
     /// Print a script that completes commands and options in a shell
@@ -138,10 +153,16 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(*args),
         Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),
             Err(error) => Err(error),
+        },
+        Command::Train(args) => match train::run(&args) {
+            Err(Error::Cancelled) => return ExitCode::from(signals::EXIT_INTERRUPTED),
+            ended => ended,
         },
         Command::Setups(args) => setups::run(&args),
         Command::Completions(args) => manual::run_completions(&args),

@@ -86,8 +86,9 @@ impl Original<'_> {
         let mut cache = KvCache::new(config.n_layers);
         let mut edit = self.edit(&resolved, mode);
         let prompt = std::slice::from_ref(&self.tokens);
-        let mut pass =
-            model.forward(prompt, &mut (&mut edit, self.hold(mode)), ForwardOptions::continuing(&mut cache, job))?;
+        let mut heads = self.heads().hooks(mode, config.n_layers, 0..self.n_pos());
+        let hooks = &mut (&mut edit, (&mut heads, self.hold(mode)));
+        let mut pass = model.forward(prompt, hooks, ForwardOptions::continuing(&mut cache, job))?;
 
         let is_held = options.keep_frozen && *mode != Mode::Free;
         let mut reference_cache = KvCache::new(config.n_layers);
@@ -120,7 +121,9 @@ impl Original<'_> {
                 false => (Hold::Nothing, None),
             };
             let mut edit = InterventionEdit::new(self.replacement, &resolved, constraint, n_past..n_past + 1);
-            pass = model.forward(&[vec![next]], &mut (&mut edit, hold), ForwardOptions::continuing(&mut cache, job))?;
+            let mut heads = self.heads().hooks(mode, config.n_layers, n_past..n_past + 1);
+            let hooks = &mut (&mut edit, (&mut heads, hold));
+            pass = model.forward(&[vec![next]], hooks, ForwardOptions::continuing(&mut cache, job))?;
         }
     }
 }

@@ -12,8 +12,8 @@ use crate::circuits::{PairPlan, SummarySettings, summarize_with_raw};
 use crate::export::raw_contents;
 use crate::graph::FeatureId;
 use crate::intervene::{
-    Alternative, Change, CompareOptions, FeatureGroup, FeatureSpec, GenerateOptions, Intervention, Measure, Mode,
-    Original, Plan, Positions, Supernodes, Sweep, VerifyOptions, named_values,
+    Alternative, Change, CompareOptions, FeatureGroup, FeatureSpec, GenerateOptions, HeadChange, HeadIntervention,
+    Intervention, Measure, Mode, Original, Plan, Positions, Supernodes, Sweep, VerifyOptions, named_values,
 };
 use crate::job::Job;
 use crate::picture::sweep_svg;
@@ -227,6 +227,7 @@ struct Changed {
 struct Understood {
     prompt: Prompt,
     interventions: Vec<Intervention>,
+    heads: Vec<HeadIntervention>,
     groups: Vec<FeatureGroup>,
     mode: Mode,
 }
@@ -240,11 +241,13 @@ impl Changed {
         };
         let supernodes: Supernodes =
             self.groups.iter().map(|group| (group.name.clone(), specs(&group.members))).collect();
-        let interventions = match self.changes.is_empty() {
+        let (interventions, heads) = match self.changes.is_empty() {
             true if must_change => return Err(Error::NothingToChange.into()),
-            true => Vec::new(),
+            true => (Vec::new(), Vec::new()),
             false => {
-                Plan::parse(&json!({"interventions": self.changes}).to_string(), "changes", &supernodes)?.interventions
+                let changes = json!({"interventions": self.changes}).to_string();
+                let plan = Plan::parse(&changes, "changes", &supernodes)?;
+                (plan.interventions, plan.heads)
             }
         };
         let groups = self.groups.iter().filter_map(|group| {
@@ -252,7 +255,7 @@ impl Changed {
                 group.members.iter().filter_map(|id| feature_at(id).ok()).map(|id| (id, None)).collect();
             (!members.is_empty()).then(|| FeatureGroup { name: group.name.clone(), members })
         });
-        Ok(Understood { prompt, interventions, groups: groups.collect(), mode: mode(self.mode.as_deref())? })
+        Ok(Understood { prompt, interventions, heads, groups: groups.collect(), mode: mode(self.mode.as_deref())? })
     }
 
     /// A command line that does the same.
@@ -268,6 +271,16 @@ impl Changed {
                 Change::Set(0.0) => ["--ablate".to_owned(), place],
                 Change::Set(value) => ["--set".to_owned(), format!("{place}={value}")],
                 Change::Scale(factor) => ["--scale".to_owned(), format!("{place}={factor}")],
+            });
+        }
+        for HeadIntervention { head, positions, change } in &understood.heads {
+            let place = format!("{head}@{positions}");
+            words.extend(match change {
+                HeadChange::Zero => vec!["--ablate-head".to_owned(), place],
+                HeadChange::Mean => vec!["--ablate-head".to_owned(), format!("{place}=mean")],
+                HeadChange::Like(prompt) => {
+                    vec!["--patch-head".to_owned(), place, "--from".to_owned(), prompt.clone()]
+                }
             });
         }
         words.extend(match &understood.mode {
@@ -412,8 +425,13 @@ impl InterveneRequest {
         };
         let top = self.top.unwrap_or(CompareOptions::default().top).min(1000);
         let compare = CompareOptions { target, top, features, measure, ..CompareOptions::default() };
-        let options =
-            RunOptions { mode: understood.mode.clone(), compare, generate: None, groups: understood.groups.clone() };
+        let options = RunOptions {
+            mode: understood.mode.clone(),
+            compare,
+            generate: None,
+            groups: understood.groups.clone(),
+            heads: understood.heads.clone(),
+        };
         let words = self.generate.map(Generate::words).unwrap_or_default();
         let command = self.changed.command(tracer, &prompt, &understood, &words);
         let run = tracer.intervene_with(prompt.clone(), &understood.interventions, &options, job)?;
@@ -451,9 +469,9 @@ fn continued(
     record: &Record,
 ) -> Answer<Value> {
     let options = generate.options(&app.work.limits)?;
-    let original = Original::run(tracer.replacement(), &prompt.tokens, job)?;
+    let mut original = Original::run(tracer.replacement(), &prompt.tokens, job)?;
     let tokenizer = tracer.tokenizer();
-    let continue_one = |which: &str, interventions: &[Intervention], mode: &Mode| {
+    let continue_one = |original: &Original, which: &str, interventions: &[Intervention], mode: &Mode| {
         let mut so_far = Vec::new();
         original.generate_with(interventions, mode, &options, job, &mut |token, _| {
             so_far.push(token);
@@ -464,8 +482,9 @@ fn continued(
             );
         })
     };
-    let original_tokens = continue_one("original", &[], &Mode::Free)?;
-    let changed_tokens = continue_one("changed", &understood.interventions, &understood.mode)?;
+    let original_tokens = continue_one(&original, "original", &[], &Mode::Free)?;
+    original.change_heads(&understood.heads, job)?;
+    let changed_tokens = continue_one(&original, "changed", &understood.interventions, &understood.mode)?;
     Ok(json!({
         "original": tokenizer.decode(&original_tokens),
         "changed": tokenizer.decode(&changed_tokens),
@@ -504,6 +523,7 @@ impl SweepRequest {
         let alternative = |&value: &f32| Alternative {
             name: format!("{name}={value}"),
             value: Some(value),
+            heads: Vec::new(),
             interventions: base
                 .iter()
                 .copied()
@@ -535,6 +555,7 @@ impl SweepRequest {
         let options = RunOptions {
             mode: understood.mode.clone(),
             compare: CompareOptions { target, ..CompareOptions::default() },
+            heads: understood.heads.clone(),
             ..RunOptions::default()
         };
         let command = self.changed.command(tracer, &prompt, &understood, &["--sweep".to_owned(), self.sweep.clone()]);

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use clap::Args;
 
+use super::import::provenance_text;
 use crate::Result;
 use crate::cli::setup::{GraphSource, SetupArgs};
 use crate::cli::summary::{Align, cut, percent, write_table};
@@ -68,7 +69,12 @@ pub(super) fn run(args: &ShowArgs) -> Result<()> {
     report.weights = weights(args, &set)?;
     match args.format {
         Format::Json => print_json(&report),
-        Format::Text => print_data(&report_text(&report, args)),
+        Format::Text => {
+            if let Some(imported) = &set.manifest().imported {
+                args.setup.note(&format!("from {}", provenance_text(imported)));
+            }
+            print_data(&report_text(&report, args))
+        }
     }
 }
 

@@ -49,6 +49,16 @@ pub struct InterveneArgs {
     /// Switch a feature or a supernode off; repeatable
     #[arg(long, value_name = "F", help_heading = "What to change")]
     ablate: Vec<String>,
+    /// Switch a head off: LAYER.HEAD or LAYER.HEAD@POSITIONS, such as 18.6@7; with =mean it writes its mean over the
+    /// prompt instead of nothing; repeatable
+    #[arg(long, value_name = "L.H[@P][=mean]", help_heading = "What to change")]
+    ablate_head: Vec<String>,
+    /// Let a head write what it writes at the same positions of the prompt --from; repeatable
+    #[arg(long, value_name = "L.H[@P]", requires = "from", help_heading = "What to change")]
+    patch_head: Vec<String>,
+    /// The prompt, of as many tokens, that --patch-head reads from
+    #[arg(long, value_name = "PROMPT", requires = "patch_head", help_heading = "What to change")]
+    from: Option<String>,
     /// The N most influential features of --graph: `--top-features 10 --scale 2` doubles them, `--scale 0` ablates them
     #[arg(long, value_name = "N", requires = "graph", help_heading = "What to change")]
     top_features: Option<usize>,
@@ -63,7 +73,8 @@ pub struct InterveneArgs {
     #[arg(long, value_name = "P,..", help_heading = "What to change")]
     like_at: Option<String>,
     /// Interventions from a JSON file: a list of {"node": "L_F_P" | "supernode": NAME | "layer", "feature", "position",
-    /// and "set": V | "scale": X | "ablate": true}, or {"interventions": [..], "alternatives": [{"name",
+    /// and "set": V | "scale": X | "ablate": true} and {"head": "L.H", "position", and "ablate": true | "mean": true |
+    /// "like": PROMPT}, or {"interventions": [..], "alternatives": [{"name",
     /// "interventions"}, ..]}, where every alternative is run on its own
     #[arg(long, value_name = "FILE", help_heading = "What to change")]
     plan: Option<PathBuf>,
@@ -185,7 +196,7 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     let compare = CompareOptions { target, top: args.top, features, followed, measure };
     let groups = read_groups(graph.as_ref(), &changes);
     check_question(args, &changes, &groups)?;
-    let options = RunOptions { mode, compare, generate, groups };
+    let options = RunOptions { mode, compare, generate, groups, heads: changes.heads.clone() };
 
     if !changes.alternatives.is_empty() {
         let (always, alternatives) = (&changes.interventions, &changes.alternatives);
@@ -262,7 +273,7 @@ fn check_question(args: &InterveneArgs, changes: &Changes, groups: &[FeatureGrou
     if args.top_features.is_some() && args.set.iter().chain(&args.scale).all(|text| text.contains('=')) {
         return contradiction("--top-features", "nothing to do with them: also give --scale X or --set V");
     }
-    if !is_sweep && changes.interventions.is_empty() {
+    if !is_sweep && changes.interventions.is_empty() && changes.heads.is_empty() {
         return Err(Error::NothingToChange);
     }
     if args.sweep.is_some() && args.plan.is_some() && changes.alternatives.iter().any(|a| a.value.is_none()) {
