@@ -1,6 +1,5 @@
 //! The page: its files are part of the program; while it is worked on they are read from a folder.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -117,6 +116,8 @@ fn accepts_gzip(value: &HeaderValue) -> bool {
 /// Nothing where the program is built without it, or where it makes nothing smaller.
 #[cfg(feature = "compressed")]
 pub(super) fn gzip(bytes: &[u8]) -> Option<Bytes> {
+    use std::io::Write;
+
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     encoder.write_all(bytes).ok()?;
     encoder.finish().ok().filter(|zipped| zipped.len() < bytes.len()).map(Bytes::from)

@@ -158,7 +158,7 @@ fn neuronpedias_calls_are_answered_in_their_order() {
         {"layer": 0, "index": 39, "token_active_position": 7, "steer_position": 0, "delta": 5.0}]}),
     )
     .json();
-    assert!(steered["DEFAULT_GENERATION"].as_str().unwrap().starts_with(&format!("<bos>{PROMPT} Austin")), "{steered}");
+    assert!(steered["DEFAULT_GENERATION"].as_str().unwrap().contains(&format!("{PROMPT} Austin")), "{steered}");
     assert_ne!(steered["DEFAULT_GENERATION"], steered["STEERED_GENERATION"]);
     for name in ["DEFAULT_LOGITS_BY_TOKEN", "STEERED_LOGITS_BY_TOKEN"] {
         let tokens = steered[name].as_array().unwrap();
