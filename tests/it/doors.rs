@@ -368,12 +368,11 @@ mod memory {
                 let is_refused = message.contains("`ulimit -v`");
                 match output.status.code() {
                     Some(0) => n_done += 1,
-                    Some(2) if is_refused => {
-                        assert_eq!(n_done, 0, "{mib} MiB are refused, less was enough: {message}");
-                        n_refused += 1;
-                    }
+                    // Under a larger limit the allocator may set aside more of it, so that less is left: what was
+                    // enough once need not be the next time.
+                    Some(2) if is_refused => (n_refused, n_done) = (n_refused + 1, 0),
                     // Under the least limits there is no room for threads, or for the program before it looks.
-                    Some(2) if message.contains("cannot start the threads") && n_refused == 0 && n_done == 0 => {}
+                    Some(2) if message.contains("cannot start the threads") => {}
                     code => panic!("{}, {mib} MiB: {code:?} {:?} {message}", args[0], output.status),
                 }
                 if n_done == 2 {

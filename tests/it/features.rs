@@ -709,7 +709,7 @@ fn numbers_that_no_text_has_are_refused_when_folders_are_merged() {
         (&|| set("n_positions", &most), &["features.json", &most, "positions"]),
         (&|| set("n_sequences", &most), &["features.json", &most, "sequences"]),
         // The documents of a text that comes first are before those of the next.
-        (&|| set("n_documents", &most), &["tokens.safetensors", "documents"]),
+        (&|| set("n_documents", "4294967296"), &["tokens.safetensors", "documents"]),
         (&|| overwrite(&tokens, "sequence_documents", &[0xff; 4]), &["tokens.safetensors", "documents"]),
         (&|| overwrite(&tokens, "sequence_units", &[0xff; 4]), &["tokens.safetensors", "units"]),
         (&|| overwrite(&bad.join("state_0.safetensors"), "sums", &[0x7f; 16]), &["state_0.safetensors", "the sums of"]),

@@ -360,7 +360,7 @@ fn a_name_that_two_supernodes_have_is_refused_with_both() {
     fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
         [&["intervene", PROMPT, "--graph", "graphs/dallas.json"], args].concat()
     }
-    let both = ["`twice`", "0_656_2", "0_90_2", "graphs/dallas.json"];
+    let both = ["twice (0_656_2) and twice (0_90_2)", "graphs/dallas.json"];
     for args in [&["--ablate", "twice"][..], &["--set", "TWICE=3"], &["--scale", "twice@2=2"]] {
         refused_with(folder, &with(args), &both);
     }
