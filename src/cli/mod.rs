@@ -1,7 +1,9 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
+mod collected;
 mod compare;
 mod config;
+mod dashboard_text;
 mod direction;
 mod effects_text;
 mod features;
