@@ -50,14 +50,21 @@ fn most_shared(of_each: &[Vec<String>], n: usize) -> Option<String> {
     best.map(|(.., part)| part.to_owned())
 }
 
-/// What a label says of each token that it names: `says "Austin" / "Dallas"` says `says "Austin"` and `says "Dallas"`. What
-/// is mixed says nothing.
+/// What a label says of each token that it names, and its clauses without tokens: `says "Austin" / "Dallas"` says `says
+/// "Austin"` and `says "Dallas"`, and `asks for capital (at "is"), two-hop` says `asks for capital` and `two-hop`. What is
+/// mixed says nothing.
 fn statements(label: &str) -> Vec<String> {
     let verb = label.split('"').next().unwrap_or_default();
-    match verb.starts_with("mixed") {
+    if verb.starts_with("mixed") {
+        return Vec::new();
+    }
+    let of_tokens = match verb.contains(", ") || verb.contains('(') {
         true => Vec::new(),
         false => tokens(label).into_iter().map(|token| format!("{verb}{token}")).collect(),
-    }
+    };
+    let clauses = label.split(", ").filter_map(|clause| clause.split(" (").next());
+    let clauses = clauses.filter(|clause| !clause.is_empty() && !clause.contains('"')).map(str::to_owned);
+    of_tokens.into_iter().chain(clauses).collect()
 }
 
 /// The texts in quotes of a label, quotes included.
@@ -101,6 +108,8 @@ mod tests {
         assert_eq!(shared(&labels, statements), None);
         assert_eq!(shared(&labels, tokens).as_deref(), Some("\"capital\""));
         assert_eq!(shared(&["\"a\"", "\"b\""], tokens), None, "half is not most");
+        let labels = ["Oklahoma (answer position), asks for capital, pushes \"DE\"", "asks for capital (at \"is\"), two-hop"];
+        assert_eq!(shared(&labels, statements).as_deref(), Some("asks for capital"));
         assert_eq!(shared(&["\"b\" / \"a\"", "\"a\" / \"b\""], tokens).as_deref(), Some("\"b\""), "the first");
         assert_eq!(common_beginning(&["say a", "say b"]).as_deref(), Some("say"));
         assert_eq!(common_beginning(&["\"of the\" / \"x\"", "\"of the\" after"]).as_deref(), Some("\"of the\""));

@@ -92,7 +92,10 @@ impl CollectedArgs {
             let dashboard = set.dashboard(layer as usize, feature as usize)?;
             let strongest = dashboard.top().next().map(|example| {
                 let window = set.window(example, WINDOW[0], WINDOW[1]);
-                NodeExample { value: example.value, tokens: window.texts, at: window.at }
+                // The token that begins a sequence stands for no text.
+                let n_skipped = usize::from(window.starts_sequence && window.at > 0);
+                let tokens = window.texts.into_iter().skip(n_skipped).collect();
+                NodeExample { value: example.value, tokens, at: window.at - n_skipped }
             });
             Ok(strongest)
         })

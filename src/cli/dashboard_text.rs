@@ -16,6 +16,9 @@ const COLUMNS: usize = 80;
 /// Columns of an example before its text.
 const VALUE_COLUMNS: usize = 10;
 
+/// Columns that the example of a node is indented by.
+const BELOW_COLUMNS: usize = 8;
+
 /// Columns of an example's text before its own token, at most.
 const BEFORE_COLUMNS: usize = 42;
 
@@ -218,7 +221,7 @@ fn write_examples(text: &mut String, examples: &[&ReportExample], max: f32, colo
         .map(|e| ExampleLine { value: e.value, tokens: &e.tokens, activations: &e.activations, at: e.at })
         .collect();
     let column = lines.iter().map(ExampleLine::columns_before).max().unwrap_or(0);
-    lines.iter().for_each(|line| write_example(text, line, column, max, color));
+    lines.iter().for_each(|line| write_example(text, line, column, COLUMNS, max, color));
 }
 
 /// A place where a feature is active.
@@ -240,16 +243,24 @@ impl ExampleLine<'_> {
 
 /// The example of a node, in one line below it.
 pub(super) fn example_below(example: &NodeExample) -> String {
-    let mut text = String::new();
+    let mut text = " ".repeat(BELOW_COLUMNS);
     let line = ExampleLine { value: example.value, tokens: &example.tokens, activations: &[], at: example.at };
-    write_example(&mut text, &line, line.columns_before(), example.value, false);
+    let width = COLUMNS - BELOW_COLUMNS;
+    write_example(&mut text, &line, line.columns_before(), width, example.value, false);
     text
 }
 
-/// One line: the activation, and the text with the example's own token, at a column of the text, marked.
-fn write_example(text: &mut String, example: &ExampleLine, column: usize, max: f32, color: bool) {
+/// One line of so many columns: the activation, and the text with the example's own token, at a column of the text, marked.
+fn write_example(
+    text: &mut String,
+    example: &ExampleLine,
+    column: usize,
+    width: usize,
+    max: f32,
+    color: bool,
+) {
     let marks = if color { 0 } else { 2 };
-    let width = COLUMNS - VALUE_COLUMNS - marks;
+    let width = width - VALUE_COLUMNS - marks;
     let shown: Vec<String> = example.tokens.iter().map(|token| terminal(token)).collect();
     let len = |i: usize| shown[i].chars().count();
     let own = len(example.at).min(width);
