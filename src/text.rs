@@ -263,7 +263,8 @@ mod tests {
         for text in ["", " Dallas", "\"", "a\\n\"b\"", "\n\t\r\0", "\u{301}x", HOSTILE] {
             assert_eq!(unquoted(&quoted(text)).as_deref(), Some(text), "{text:?}");
         }
-        for text in ["", "\"", "Dallas", "\"a", "a\"", "\"a\"b\"", "\"\\\"", "\"\\q\"", "\"\\u{110000}\"", "\"\\u{41\""] {
+        for text in ["", "\"", "Dallas", "\"a", "a\"", "\"a\"b\"", "\"\\\"", "\"\\q\"", "\"\\u{110000}\"", "\"\\u{41\""]
+        {
             assert_eq!(unquoted(text), None, "{text}");
         }
     }

@@ -22,10 +22,7 @@ impl Summary {
     ///
     /// # Errors
     /// Those of `example_of`, which is given (layer, feature).
-    pub fn add_examples(
-        &mut self,
-        mut example_of: impl FnMut(u32, u32) -> Result<Option<NodeExample>>,
-    ) -> Result<()> {
+    pub fn add_examples(&mut self, mut example_of: impl FnMut(u32, u32) -> Result<Option<NodeExample>>) -> Result<()> {
         let of_names = self.strongest_by_name.iter_mut().flat_map(|named| &mut named.nodes);
         let of_edges = self.nodes.iter_mut().flat_map(|summary| {
             let NodeSummary { node, inputs, outputs } = summary;

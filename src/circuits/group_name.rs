@@ -19,7 +19,8 @@ pub(super) fn shared_name(circuit: &Circuit, members: &[NodeIndex]) -> String {
     let named = of_labels(&whole).or_else(|| of_labels(&statements)).or_else(|| of_labels(&tokens));
     let named = named.or_else(|| (labels.len() == members.len()).then(|| common_beginning(&labels)).flatten());
     let pushed = || {
-        let of_each: Vec<Vec<String>> = members.iter().map(|&m| pushed_target(circuit, m).into_iter().collect()).collect();
+        let of_each: Vec<Vec<String>> =
+            members.iter().map(|&m| pushed_target(circuit, m).into_iter().collect()).collect();
         most_shared(&of_each, members.len()).map(|target| format!("pushes {target}"))
     };
     let first = || match (labels.first(), circuit.node(members[0]).id) {
@@ -108,7 +109,8 @@ mod tests {
         assert_eq!(shared(&labels, statements), None);
         assert_eq!(shared(&labels, tokens).as_deref(), Some("\"capital\""));
         assert_eq!(shared(&["\"a\"", "\"b\""], tokens), None, "half is not most");
-        let labels = ["Oklahoma (answer position), asks for capital, pushes \"DE\"", "asks for capital (at \"is\"), two-hop"];
+        let labels =
+            ["Oklahoma (answer position), asks for capital, pushes \"DE\"", "asks for capital (at \"is\"), two-hop"];
         assert_eq!(shared(&labels, statements).as_deref(), Some("asks for capital"));
         assert_eq!(shared(&["\"b\" / \"a\"", "\"a\" / \"b\""], tokens).as_deref(), Some("\"b\""), "the first");
         assert_eq!(common_beginning(&["say a", "say b"]).as_deref(), Some("say"));

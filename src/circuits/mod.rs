@@ -30,8 +30,8 @@ pub use choose::Part;
 pub use cluster::{ClusterSettings, Directions, find_supernodes};
 pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, collapse};
 pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff};
-pub use example::NodeExample;
 pub use effects::{DirectEffects, EdgesSummed, EffectMap, Effects, LayerEffects, PathSums, PositionEffects};
+pub use example::NodeExample;
 pub use group::{GroupRequest, NamedGroup, members_within};
 #[cfg(feature = "cli")]
 pub(crate) use names::typed_position;

@@ -251,14 +251,7 @@ pub(super) fn example_below(example: &NodeExample) -> String {
 }
 
 /// One line of so many columns: the activation, and the text with the example's own token, at a column of the text, marked.
-fn write_example(
-    text: &mut String,
-    example: &ExampleLine,
-    column: usize,
-    width: usize,
-    max: f32,
-    color: bool,
-) {
+fn write_example(text: &mut String, example: &ExampleLine, column: usize, width: usize, max: f32, color: bool) {
     let marks = if color { 0 } else { 2 };
     let width = width - VALUE_COLUMNS - marks;
     let shown: Vec<String> = example.tokens.iter().map(|token| terminal(token)).collect();

@@ -127,8 +127,10 @@ fn write_positions(text: &mut String, summary: &Summary, effects: &Effects, show
     // The scores above are those of the whole graph, before pruning; shares are those of the circuit.
     let before = summary.scores.replacement.filter(|_| effects.edges == EdgesSummed::All);
     let begins = match before {
-        Some(replacement) => format!("{} of the influence begins at them, {} after pruning", percent(1.0 - replacement), percent(share)),
-        None => format!("{} of the influence begins at them", percent(share)),
+        Some(replacement) => {
+            format!("{} of the influence, {} after pruning", percent(1.0 - replacement), percent(share))
+        }
+        None => format!("{} of the influence", percent(share)),
     };
     let _ = writeln!(
         text,

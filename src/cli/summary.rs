@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use super::dashboard_text::example_below;
 use super::effects_text::write_effects;
-use crate::circuits::{NamedNodes, Neighbors, NodeExample, NodeSummary, PathGroup, Prediction, Summary, SummaryNode, SummaryPath};
+use crate::circuits::{
+    NamedNodes, Neighbors, NodeExample, NodeSummary, PathGroup, Prediction, Summary, SummaryNode, SummaryPath,
+};
 use crate::graph::{NodeKind, ShareEstimate};
 use crate::text::{quoted, shortened, terminal};
 

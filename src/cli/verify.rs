@@ -242,8 +242,7 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
         faithfulness.n_ablated,
         target_text(&faithfulness.target)
     );
-    let header =
-        ["mode", "prediction", "Pearson", "Spearman", "all: predicted", "real"].map(str::to_owned).to_vec();
+    let header = ["mode", "prediction", "Pearson", "Spearman", "all: predicted", "real"].map(str::to_owned).to_vec();
     let correlation = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     let rows = faithfulness.modes.iter().map(|mode| {
         vec![

@@ -1,14 +1,15 @@
 //! Which conditions best say where a feature is active: learnt on one half of a text, scored on the other.
 
-use std::collections::HashMap;
-
-use super::label_text::{Key, LabelText, View};
+use super::label_text::{Key, KeyMap, LabelText, View};
 
 /// Fewer activations on the learnt half say nothing; the other half must have at least one.
 const MIN_LEARNT: usize = 3;
 
 /// A feature that is active on more than this share of positions is called so.
 const EVERYWHERE: f64 = 0.5;
+
+/// With fewer activations to learn from, a key that was seen once may be all that there is.
+const FEW_LEARNT: usize = 8;
 
 /// Keys of a view that are tried.
 const MAX_KEYS: usize = 256;
@@ -20,7 +21,13 @@ const KEY_COST: f64 = 1.0;
 const MAX_PARTS: usize = 2;
 
 /// What a further part must add to F1.
-const PART_GAIN: f64 = 0.08;
+const PART_GAIN: f64 = 0.05;
+
+/// What says so much is not added to.
+const GOOD: f64 = 0.8;
+
+/// A key that was seen once is taken for a set of tokens where it held at no more than so many places.
+const MAX_SEEN_ONCE: usize = 3;
 
 /// What best says where a feature is active.
 #[derive(Clone, Debug)]
@@ -112,7 +119,7 @@ pub(super) fn best(text: &LabelText, active: &[u32]) -> Option<Found> {
     let search = Search { text, learnt, is_active };
     let mut named = Named { positions: Bits::new(text.n_learnt), n: 0, n_both: 0, n_keys: 0 };
     let mut parts: Vec<(View, Vec<Key>)> = Vec::new();
-    while parts.len() < MAX_PARTS {
+    while parts.len() < MAX_PARTS && search.f1(&named) < GOOD {
         let before = search.f1(&named);
         let candidates = View::ALL.into_iter().filter(|view| parts.iter().all(|(other, _)| other != view));
         let candidates = candidates.filter_map(|view| {
@@ -164,25 +171,25 @@ impl Search<'_> {
     /// The conditions of a view that, with what is `named` already, say best where the feature is active: by precision, as
     /// long as F1 grows; with that F1. Most frequent first.
     fn best_keys(&self, view: View, named: &Named) -> (Vec<Key>, f64) {
-        let mut counts: HashMap<Key, usize> = HashMap::new();
+        let mut counts: KeyMap<usize> = KeyMap::default();
         let mut keys = Vec::new();
         for &position in self.learnt.iter().filter(|&&at| !named.positions.has(at)) {
             self.text.keys_of(view, position as usize, &mut keys);
             keys.iter().for_each(|&key| *counts.entry(key).or_default() += 1);
         }
         let n_named = |key: Key| self.text.n_learnt_of(self.text.positions(view, key));
-        // Once is chance, unless there is little else.
-        let at_least = if self.learnt.len() < 8 { 1 } else { 2 };
-        let mut ranked: Vec<(f64, Key, usize)> = counts
-            .into_iter()
-            .filter(|&(_, n)| n >= at_least)
-            .map(|(key, n)| match view.max_keys() {
-                // Few keys must each say much.
-                Some(_) => (f1(n, n_named(key), self.learnt.len(), 0), key, n),
-                None => ((n as f64 - 0.5) / n_named(key) as f64, key, n),
-            })
-            .collect();
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let of_key = |(key, n): (Key, usize)| match view.max_keys() {
+            // Few keys must each say much.
+            Some(_) => (f1(n, n_named(key), self.learnt.len(), 0), key, n),
+            None => ((n as f64 - 0.5) / n_named(key) as f64, key, n),
+        };
+        // What was seen once may be chance: whether a view says where the feature is active, other keys tell, where there
+        // are others.
+        let has_others = self.learnt.len() >= FEW_LEARNT;
+        let (once, mut ranked): (Vec<Ranked>, Vec<Ranked>) =
+            counts.into_iter().map(of_key).partition(|&(.., n)| has_others && n == 1);
+        let by_precision = |a: &Ranked, b: &Ranked| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        ranked.sort_by(by_precision);
         ranked.truncate(view.max_keys().unwrap_or(MAX_KEYS));
         let (mut n_best, mut best) = (0, self.f1(named));
         let mut now = named.clone();
@@ -194,9 +201,22 @@ impl Search<'_> {
         }
         ranked.truncate(n_best);
         ranked.sort_by(|a, b| b.2.cmp(&a.2).then(a.1.cmp(&b.1)));
+        // Once the view is found to say it, its rare keys are likely to as well: each is worth it that is right more often
+        // than half of F1.
+        if view.is_set_of_tokens() && n_best > 0 {
+            let mut once: Vec<Ranked> = once
+                .into_iter()
+                .filter(|&(precision, key, _)| precision > best / 2.0 && n_named(key) <= MAX_SEEN_ONCE)
+                .collect();
+            once.sort_by(by_precision);
+            ranked.extend(once);
+        }
         (ranked.into_iter().map(|(_, key, _)| key).collect(), best)
     }
 }
+
+/// How much a key says, the key, and at how many learnt positions it holds.
+type Ranked = (f64, Key, usize);
 
 /// How many positions two ascending lists share.
 fn n_common(a: &[u32], b: &[u32]) -> usize {

@@ -2,6 +2,7 @@
 //! the text has.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::accumulate::sequence_hash;
 use super::files::FeatureSet;
@@ -77,6 +78,11 @@ impl View {
         View::State,
     ];
 
+    /// Whether its keys are tokens, of which a rare one is likely to be in a set that others like it are in.
+    pub(super) fn is_set_of_tokens(self) -> bool {
+        matches!(self, View::Token | View::Word)
+    }
+
     /// Keys that make a name, where several make none.
     pub(super) fn max_keys(self) -> Option<usize> {
         match self {
@@ -86,6 +92,26 @@ impl View {
             }
             _ => None,
         }
+    }
+}
+
+/// By condition. The order of its entries is the same in every run, but nothing rests on it.
+pub(super) type KeyMap<V> = HashMap<Key, V, BuildHasherDefault<KeyHasher>>;
+
+/// Some millions of conditions are looked up for every feature: quick, since nobody chooses them to collide.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(4) {
+            let word = word.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+            self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
     }
 }
 
@@ -116,7 +142,7 @@ pub(super) struct LabelText {
     /// Of each position.
     states: Vec<Vec<PlaceState>>,
     /// Where each condition holds, ascending.
-    index: Vec<HashMap<Key, Vec<u32>>>,
+    index: Vec<KeyMap<Vec<u32>>>,
 }
 
 impl LabelText {
@@ -152,7 +178,7 @@ impl LabelText {
             words: Vec::new(),
             is_frequent: Vec::new(),
             states: Vec::new(),
-            index: vec![HashMap::new(); View::ALL.len()],
+            index: vec![KeyMap::default(); View::ALL.len()],
         };
         let n_learnt_sequences = learnt.len();
         for (number, &i) in learnt.chain(scored).enumerate() {

@@ -117,7 +117,9 @@ fn the_table_of_a_part_of_the_rows_is_that_of_all_features() {
     };
     let targets = ["--target", " Austin", "--target", " Sacramento"];
     let whole = effects("whole", &[&targets[..], &["--rows", "all"]].concat());
-    for (slug, rows) in [("sampled", &["--rows", "60", "--nodes", "40"]), ("capped", &["--max-features", "40", "--batch-size", "8"])] {
+    for (slug, rows) in
+        [("sampled", &["--rows", "60", "--nodes", "40"]), ("capped", &["--max-features", "40", "--batch-size", "8"])]
+    {
         let part = effects(slug, &[&targets[..], rows].concat());
         assert_eq!(part.len(), 2);
         for (whole, part) in whole.iter().zip(&part) {
@@ -130,7 +132,9 @@ fn the_table_of_a_part_of_the_rows_is_that_of_all_features() {
             for (list, key) in [("positions", "features"), ("positions", "errors"), ("layers", "features")] {
                 let pairs = pairs(list, key);
                 assert!(pairs.len() >= 4);
-                pairs.iter().for_each(|(whole, part)| close(*part, *whole, 1e-3, 1e-3, &format!("{slug}: {key} of {list}")));
+                pairs
+                    .iter()
+                    .for_each(|(whole, part)| close(*part, *whole, 1e-3, 1e-3, &format!("{slug}: {key} of {list}")));
             }
             assert_eq!(part["direct"]["unselected"].as_f64(), Some(0.0));
             close(part["value"].as_f64().unwrap(), whole["value"].as_f64().unwrap(), 1e-3, 1e-4, "the logit");

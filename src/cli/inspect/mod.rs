@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::circuits::{
-    Effects, Report, SummarySettings, collapse, find_node, find_nodes, has_strange_partner, members_within, neighborhood, open_graph,
-    rename, save, summarize, summarize_with_raw,
+    Effects, Report, SummarySettings, collapse, find_node, find_nodes, has_strange_partner, members_within,
+    neighborhood, open_graph, rename, save, summarize, summarize_with_raw,
 };
 use crate::error::ErrorContext;
 use crate::graph::{Circuit, NodeKind};
@@ -263,7 +263,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             };
             let report = Report::new(&opened, chosen.as_deref(), &groups, summary)?;
             match format {
-                InspectFormat::Json => json_text(&WithDashboards { report, dashboards: dashboards.reports })?.into_bytes(),
+                InspectFormat::Json => {
+                    json_text(&WithDashboards { report, dashboards: dashboards.reports })?.into_bytes()
+                }
                 _ => {
                     let text = terminal::shown(&(summary_text(&report.summary) + &report_text(&report)));
                     (text + &dashboards.text()).into_bytes()
