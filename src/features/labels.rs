@@ -78,7 +78,7 @@ pub fn label_features(
 ) -> Result<BTreeMap<FeatureId, ScoredLabel>> {
     set.manifest().subject.check_same(&Subject::of(replacement)?, set.folder().spec())?;
     let text = LabelText::new(set, options.max_tokens, |tokens| replacement.n_excluded(tokens));
-    let active = cached(|| active_positions(replacement, set, &text, job))?;
+    let active = active_positions(replacement, set, &text, job)?;
     let mut labels = BTreeMap::new();
     for (layer, active) in active.iter().enumerate() {
         job.check()?;
@@ -206,41 +206,4 @@ impl Hooks for Observer<'_> {
         }
         Ok(None)
     }
-}
-
-// TEMPORARY
-fn cached(make: impl FnOnce() -> Result<Vec<Vec<Vec<u32>>>>) -> Result<Vec<Vec<Vec<u32>>>> {
-    let Some(path) = std::env::var_os("CS_CACHE") else { return make() };
-    if let Ok(bytes) = std::fs::read(&path) {
-        let all: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let mut at = 0;
-        let mut next = || {
-            at += 1;
-            all[at - 1]
-        };
-        let n_layers = next();
-        return Ok((0..n_layers)
-            .map(|_| {
-                let n = next();
-                (0..n)
-                    .map(|_| {
-                        let n = next();
-                        (0..n).map(|_| next()).collect()
-                    })
-                    .collect()
-            })
-            .collect());
-    }
-    let active = make()?;
-    let mut out: Vec<u32> = vec![active.len() as u32];
-    for layer in &active {
-        out.push(layer.len() as u32);
-        for f in layer {
-            out.push(f.len() as u32);
-            out.extend(f);
-        }
-    }
-    let bytes: Vec<u8> = out.iter().flat_map(|x| x.to_le_bytes()).collect();
-    replace_file(Path::new(&path), |writer| std::io::Write::write_all(writer, &bytes))?;
-    Ok(active)
 }
