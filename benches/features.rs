@@ -1,6 +1,7 @@
 //! Collecting against the machine: tokens a second of `features collect`, as a share of those of the plain forward pass
 //! with one encoder product a layer, on the same sequences in the same run, by the clock and by processor time (which
-//! others on the machine disturb less); and the peak of memory.
+//! others on the machine disturb less); the peak of memory; and how long it takes to read one feature of what was
+//! collected.
 //!
 //!     cargo bench --bench features
 //!
@@ -92,6 +93,30 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("by {name}: collecting {collected:.0} tokens/s, {:.0} % of that", 100.0 * collected / plain);
     }
     println!("peak memory {}", peak());
+    reading(&folder.path().join("many0"))
+}
+
+/// How long one feature takes that was not read before, and opening the folder.
+fn reading(features: &Path) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    let set = FeatureSet::open(features)?;
+    let opening = start.elapsed().as_secs_f64();
+    let n = 2000.min(set.n_layers() * set.n_features(0));
+    let (mut longest, mut sum) = (0.0f64, 0.0);
+    for i in 0..n {
+        // All over the files.
+        let at = i.wrapping_mul(2_654_435_761) % (set.n_layers() * set.n_features(0));
+        let start = Instant::now();
+        std::hint::black_box(set.dashboard(at / set.n_features(0), at % set.n_features(0))?);
+        let secs = start.elapsed().as_secs_f64();
+        (longest, sum) = (longest.max(secs), sum + secs);
+    }
+    println!(
+        "opening {:.1} ms; reading a feature {:.1} µs on average, {:.1} µs at most",
+        1e3 * opening,
+        1e6 * sum / n as f64,
+        1e6 * longest
+    );
     Ok(())
 }
 

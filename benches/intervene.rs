@@ -68,6 +68,7 @@ fn bench(model: &str, transcoders: &str) -> Result<()> {
                 .map(|s| Intervention { change: Change::Set(i as f32), ..s })
                 .into_iter()
                 .collect(),
+            heads: Vec::new(),
         };
         let alternatives: Vec<Alternative> = (0..16).map(alternative).collect();
         let secs = median_secs(|| original.sweep(&alternatives, &Mode::Free, &Default::default(), &job).map(drop))?;

@@ -58,6 +58,18 @@ pub enum Error {
     #[error("`{name}` of the graph holds a value at {index} that is not finite")]
     GraphNotFinite { name: &'static str, index: usize },
 
+    /// Two nodes of a graph with no edge between them.
+    #[error("no edge leads from {source_id} to {target_id}")]
+    NoEdge { source_id: String, target_id: String },
+
+    /// Names that stand for several edges.
+    #[error("{n_edges} edges lead from {source_id} to {target_id}: name one node of each")]
+    SeveralEdges { source_id: String, target_id: String, n_edges: usize },
+
+    /// A target whose direction a graph's file does not tell.
+    #[error("the graph does not tell what its target {label:?} reads: trace it again")]
+    UnknownTarget { label: String },
+
     /// A number of a graph is negative that must not be.
     #[error("`{name}` of the graph holds a negative value at {index}")]
     GraphNegative { name: &'static str, index: usize },
@@ -254,6 +266,21 @@ pub enum Error {
     #[error("position {pos} does not exist: the prompt has {n_pos} positions, 0..={}", n_pos - 1)]
     NoSuchPosition { pos: usize, n_pos: usize },
 
+    /// A head that a layer does not have.
+    #[error("head {layer}.{head} does not exist: each layer has {n_heads} heads, 0..={}", n_heads - 1)]
+    NoSuchHead { layer: usize, head: usize, n_heads: usize },
+
+    /// A key that a query may not see.
+    #[error("score {score}: position {query} cannot look at {key}, {}", match window {
+        Some(window) if key <= query => format!("which is not among the last {window} that the layer's window shows"),
+        _ => "which comes after it".into(),
+    })]
+    KeyNotSeen { score: String, query: usize, key: usize, window: Option<usize> },
+
+    /// A key that gets all attention.
+    #[error("score {score}: the key has no rivals, it gets all of the attention")]
+    NoRivals { score: String },
+
     /// A feature that the transcoders do not have.
     #[error("feature {layer}_{feature} does not exist: layer {layer} has {n_features} features, 0..={}", n_features.saturating_sub(1))]
     NoSuchFeature { layer: usize, feature: usize, n_layers: usize, n_features: usize },
@@ -332,6 +359,10 @@ pub enum Error {
     #[error("`{graph}` has no supernode and no feature labelled `{name}`")]
     UnknownSupernode { name: String, graph: String, nearest: Option<String>, known: Vec<String> },
 
+    /// A name that several supernodes of a graph have.
+    #[error("`{graph}` has several supernodes named `{name}`: {}", members.join(" and "))]
+    AmbiguousSupernode { name: String, graph: String, members: Vec<String> },
+
     /// A feature of a graph that does not say how active it is.
     #[error("`{file}` does not say how active `{node}` is")]
     NoActivation { node: String, file: String },
@@ -381,9 +412,25 @@ pub enum Error {
     #[error("cannot use the text `{file}`: {problem}")]
     Text { file: String, problem: String },
 
+    /// Text of which nothing is held out.
+    #[error("no document of `{file}` is held out: it has {n_documents}, and about one of 20 is, told by a hash")]
+    NothingHeldOut { file: String, n_documents: u64 },
+
     /// Features that cannot be collected or merged as asked for.
     #[error("cannot collect features into `{folder}`: {problem}")]
     Collect { folder: String, problem: String },
+
+    /// Features of another program that cannot be read.
+    #[error("the features in `{path}`: {problem}")]
+    FeatureFiles { path: String, problem: String },
+
+    /// A service that names features did not do so.
+    #[error("the explainer {url}: {problem}")]
+    Explainer { url: String, problem: String },
+
+    /// Training that cannot be done as it was asked for.
+    #[error("cannot train: {problem}")]
+    Train { problem: String },
 
     /// A setting outside its range; `name` is the field that holds it.
     #[error("`{name}` is {value}, expected {range}")]
@@ -443,7 +490,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
-            Error::Hub { .. } => ErrorKind::Network,
+            Error::Hub { .. } | Error::Explainer { .. } => ErrorKind::Network,
             Error::TooManyLinks { .. }
             | Error::PromptTooLong { .. }
             | Error::OutOfMemory { .. }
@@ -455,6 +502,7 @@ impl Error {
             | Error::UnknownSource { .. }
             | Error::UnknownSetup { .. }
             | Error::UnknownSupernode { .. }
+            | Error::AmbiguousSupernode { .. }
             | Error::NoActivation { .. }
             | Error::NoCounterpart { .. }
             | Error::NotCached { .. }
@@ -464,6 +512,8 @@ impl Error {
             | Error::NoSuchPosition { .. }
             | Error::NoSuchFeature { .. }
             | Error::NoSuchLayer { .. }
+            | Error::NoSuchHead { .. }
+            | Error::NoEdge { .. }
             | Error::UnknownHookPoint { .. }
             | Error::InactiveFeature { .. } => ErrorKind::NotFound,
             Error::PromptLengths { .. }
@@ -495,11 +545,16 @@ impl Error {
             | Error::NotKept { .. }
             | Error::Collect { .. }
             | Error::NoFeatures { .. }
+            | Error::SeveralEdges { .. }
+            | Error::KeyNotSeen { .. }
+            | Error::NoRivals { .. }
+            | Error::Train { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }
             | Error::GraphIndex { .. }
             | Error::GraphOrder { .. }
             | Error::GraphNotFinite { .. }
+            | Error::UnknownTarget { .. }
             | Error::GraphNegative { .. }
             | Error::CircuitDuplicate { .. }
             | Error::CircuitCycle { .. }
@@ -524,6 +579,8 @@ impl Error {
             | Error::UnknownHook { .. }
             | Error::FeaturesVersion { .. }
             | Error::Text { .. }
+            | Error::NothingHeldOut { .. }
+            | Error::FeatureFiles { .. }
             | Error::SetupFile { .. }
             | Error::Plan { .. } => ErrorKind::Format,
         }
@@ -594,6 +651,9 @@ impl Error {
             Error::FeaturesMismatch { .. } => {
                 "open the model and the transcoders that the features were collected with; features.json names them"
                     .into()
+            }
+            Error::NothingHeldOut { .. } => {
+                "a text of more documents has some: plain text is one document unless it is split; or use all of it".into()
             }
             Error::UnknownNode { near, .. } if !near.is_empty() => format!("nearest are {}", near.join(", ")),
             Error::PrunedNode { cumulative, threshold, .. } if cumulative > threshold => {

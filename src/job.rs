@@ -71,6 +71,11 @@ impl Job {
         if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
+    /// A job that ends with this one and tells nobody: for parts of a call whose phases are not the call's own.
+    pub(crate) fn unreported(&self) -> Self {
+        Self { report: None, cancel: self.cancel.clone() }
+    }
+
     /// Tells how far a phase is.
     pub fn report(&self, phase: &'static str, done: usize, total: usize) {
         if let Some(report) = &self.report {

@@ -3,8 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::error::ErrorContext;
 use crate::input::read_json;
 use crate::{Error, Result};
+
+/// The layer and the feature of a key.
+fn numbers(key: &str) -> Option<(u32, u32)> {
+    let (layer, feature) = key.split_once('_')?;
+    Some((layer.parse().ok()?, feature.parse().ok()?))
+}
 
 /// Labels of features by `<layer>_<feature>`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,14 +52,33 @@ impl Labels {
     pub fn parse(bytes: &[u8], file: &str) -> Result<Labels> {
         let damaged = |reason: String| Error::Damaged { file: file.to_owned(), format: "label", reason };
         let by_feature: BTreeMap<String, String> = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
-        let is_feature = |key: &str| {
-            key.split_once('_')
-                .is_some_and(|(layer, feature)| layer.parse::<u32>().is_ok() && feature.parse::<u32>().is_ok())
-        };
-        if let Some(key) = by_feature.keys().find(|key| !is_feature(key)) {
+        if let Some(key) = by_feature.keys().find(|key| numbers(key).is_none()) {
             return Err(damaged(format!("key {key:?} is not <layer>_<feature>")));
         }
         Ok(Labels { by_feature })
+    }
+
+    /// Checks that all labels are of features of a set; `n_features` of each layer, and `file` names the labels in errors.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayer`], [`Error::NoSuchFeature`], with the file as context.
+    pub fn check(&self, n_features: &[usize], file: &str) -> Result<()> {
+        let n_layers = n_features.len();
+        for (layer, feature) in self.by_feature.keys().filter_map(|key| numbers(key)) {
+            let (layer, feature) = (layer as usize, feature as usize);
+            match n_features.get(layer) {
+                Some(&n) if feature < n => Ok(()),
+                Some(&n_features) => Err(Error::NoSuchFeature { layer, feature, n_layers, n_features }),
+                None => Err(Error::NoSuchLayer { layer, n_layers }),
+            }
+            .context(|| format!("cannot use the labels in `{file}`"))?;
+        }
+        Ok(())
+    }
+
+    /// All labels: (layer, feature) and text.
+    pub fn iter(&self) -> impl Iterator<Item = ((u32, u32), &str)> {
+        self.by_feature.iter().filter_map(|(key, label)| Some((numbers(key)?, label.as_str())))
     }
 
     /// These labels, and for features without one those of `other`.

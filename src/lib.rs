@@ -109,10 +109,13 @@ pub mod circuits;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+pub mod corpus;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod graph;
+pub mod heads;
 mod input;
 pub mod intervene;
 pub mod job;
@@ -124,10 +127,13 @@ pub mod ops;
 pub mod picture;
 pub mod prune;
 pub mod replacement;
+#[cfg(feature = "serve")]
+pub mod serve;
 // Without the command line nothing prints to a terminal or makes up file names.
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 mod text;
 pub mod tracer;
+pub mod train;
 pub mod transcoder;
 pub mod weights;
 

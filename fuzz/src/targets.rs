@@ -3,17 +3,22 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use circuitscope::circuits::{GroupRequest, Opening, SummarySettings, collapse, open_graph, prune_raw, summarize};
+use circuitscope::circuits::{
+    GroupRequest, Opening, SharedView, SummarySettings, collapse, open_graph, prune_raw, summarize,
+};
+use circuitscope::cli::{Config, directions};
 use circuitscope::export::{read_raw, stream_wire};
 use circuitscope::intervene::{FeatureSpec, Plan, Positions, Supernodes, Sweep};
 use circuitscope::labels::Labels;
 use circuitscope::model::{HookPoint, Model};
 use circuitscope::picture::{PictureSettings, arrange, svg};
 use circuitscope::prune::PruneSettings;
+use circuitscope::tracer::{Setup, Tracer};
 use circuitscope::transcoder::open as open_transcoders;
 use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_model};
 use serde_json::{Value, json};
 
+use crate::feature_targets;
 use crate::hub::HubOnThisMachine;
 use crate::mutate::Form;
 use crate::seeds::{self, bytes, fixture};
@@ -39,14 +44,19 @@ impl From<bool> for Reading {
 pub struct Target {
     pub form: Form,
     pub seeds: Vec<Vec<u8>>,
+    /// Memory that an input may take.
+    pub max_bytes: usize,
     pub read: Box<dyn Fn(&[u8]) -> Reading>,
 }
 
 impl Target {
-    fn new(form: Form, seeds: Vec<Vec<u8>>, read: impl Fn(&[u8]) -> bool + 'static) -> Target {
-        Target { form, seeds, read: Box::new(move |input| read(input).into()) }
+    pub fn new(form: Form, seeds: Vec<Vec<u8>>, read: impl Fn(&[u8]) -> bool + 'static) -> Target {
+        Target { form, seeds, max_bytes: MAX_BYTES, read: Box::new(move |input| read(input).into()) }
     }
 }
+
+/// Memory that an input may take where nothing else is said.
+const MAX_BYTES: usize = 64 << 20;
 
 /// Elements of a tensor that is read whole.
 const MAX_ELEMENTS: usize = 1 << 16;
@@ -76,7 +86,7 @@ pub fn folder_in_memory() -> PathBuf {
 }
 
 /// A file in a folder in memory that the reader finds under its name.
-fn in_folder(name: &'static str) -> (PathBuf, impl Fn(&[u8])) {
+pub fn in_folder(name: &'static str) -> (PathBuf, impl Fn(&[u8])) {
     let path = folder_in_memory().join(name);
     let to = path.clone();
     (path, move |input| std::fs::write(&to, input).expect("the folder can be written"))
@@ -89,29 +99,51 @@ fn copied(relative: &str, folder: &Path) {
     }
 }
 
+/// A target's name, and what makes it.
+type Named = (&'static str, fn() -> Target);
+
+const TARGETS: [Named; 26] = [
+    ("safetensors", safetensors),
+    ("npz", npz),
+    ("gguf", gguf),
+    ("config", config),
+    ("tokenizer", tokenizer),
+    ("yaml", yaml),
+    ("shards", shards),
+    ("raw", raw),
+    ("json", json_graph),
+    ("groups", groups),
+    ("plan", plan),
+    ("spec", spec),
+    ("labels", labels),
+    ("prompt", prompt),
+    ("hub", hub),
+    ("setups", setups),
+    ("address", address),
+    ("direction", direction),
+    ("token_sum", token_sum),
+    ("text", feature_targets::text),
+    ("compressed", feature_targets::compressed),
+    ("features", feature_targets::manifest),
+    ("features_layer", feature_targets::layer),
+    ("features_tokens", feature_targets::tokens),
+    ("features_state", feature_targets::state),
+    ("features_merged", feature_targets::merged_manifest),
+];
+
+/// The names of all targets.
+pub fn names() -> Vec<&'static str> {
+    TARGETS.iter().map(|(name, _)| *name).collect()
+}
+
 /// The target of a name.
 ///
 /// # Panics
 /// There is none.
 pub fn named(name: &str) -> Target {
-    match name {
-        "safetensors" => safetensors(),
-        "npz" => npz(),
-        "gguf" => gguf(),
-        "config" => config(),
-        "tokenizer" => tokenizer(),
-        "yaml" => yaml(),
-        "shards" => shards(),
-        "raw" => raw(),
-        "json" => json_graph(),
-        "groups" => groups(),
-        "plan" => plan(),
-        "spec" => spec(),
-        "labels" => labels(),
-        "prompt" => prompt(),
-        "hub" => hub(),
-        _ => panic!("no target `{name}`"),
-    }
+    let found = TARGETS.iter().find(|(known, _)| *known == name);
+    let (_, make) = found.unwrap_or_else(|| panic!("no target `{name}`; there are {}", names().join(", ")));
+    make()
 }
 
 fn safetensors() -> Target {
@@ -289,9 +321,97 @@ fn prompt() -> Target {
     })
 }
 
+/// `circuitscope.toml`, of the folder and of the user at once.
+fn setups() -> Target {
+    let (own, write_own) = in_folder("circuitscope.toml");
+    let (other, write_other) = in_folder("circuitscope.toml");
+    write_other(b"default = \"b\"\n[setup.b]\nmodel = \"atlas\"\n");
+    let seed = b"default = \"a\"\n\n[setup.a]\nmodel = \"./model\"\ntranscoders = \"org/name\"\nlabels = \"~/labels.json\"\ndevice = \"cpu\"\n";
+    Target::new(Form::Text, vec![seed.to_vec()], move |input| {
+        write_own(input);
+        Config::from_files([own.clone(), other.clone()]).is_ok_and(|config| {
+            let default = config.default.as_deref().map(|name| config.get(name));
+            let _ = config.get("c");
+            default.is_none_or(|setup| setup.is_ok() || config.default.as_deref() == Some("atlas"))
+        })
+    })
+}
+
+/// The address of a graph's page, for a JSON graph.
+fn address() -> Target {
+    let (path, write) = in_folder("graph.json");
+    write(&seeds::graphs().1);
+    let opened = open_graph(&path, &Opening::new(None, None).expect("no thresholds")).expect("a graph");
+    let circuit = &opened.circuit;
+    let ids: Vec<String> = circuit.graph().node_weights().take(4).map(|node| node.id.to_string()).collect();
+    let encoded = |value: Value| value.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+    let groups = encoded(json!([["a", ids[0]], ["b", ids[1], ids[2]]]));
+    let labels = encoded(json!([[ids[3], "a label"], [12, "by number"]]));
+    let seeds = [
+        format!(
+            "https://x.org/gpt2/graph?slug=a&pinnedIds={},{}&supernodes={groups}&clerps={labels}#x",
+            ids[0], ids[1]
+        ),
+        format!("?supernodes=[[\"a\",\"{}\"]]", ids[1]),
+    ];
+    Target::new(Form::Text, seeds.map(String::into_bytes).into(), move |input| {
+        let Ok(text) = std::str::from_utf8(input) else { return false };
+        let Ok(view) = SharedView::parse(text) else { return false };
+        let mut labelled = opened.circuit.clone();
+        view.relabel(&mut labelled);
+        let _ = view.pinned_in(&labelled);
+        let request = GroupRequest { shared: Some(view), ..GroupRequest::default() };
+        request.supernodes(&opened).is_ok_and(|groups| collapse(&labelled, &groups).is_ok())
+    })
+}
+
+/// A file of directions.
+fn direction() -> Target {
+    let tracer = Tracer::open(Setup::atlas()).expect("atlas");
+    let (path, write) = in_folder("a.safetensors");
+    let name = path.to_string_lossy().into_owned();
+    let d_model = tracer.replacement().model.config.d_model;
+    let header = json!({
+        "a": { "dtype": "F32", "shape": [d_model], "data_offsets": [0, 4 * d_model] },
+        "b": { "dtype": "F16", "shape": [d_model], "data_offsets": [4 * d_model, 6 * d_model] },
+    });
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut seed = (header.len() as u64).to_le_bytes().to_vec();
+    seed.extend(header);
+    seed.extend((0..6 * d_model).map(|at| (at % 48) as u8));
+    Target::new(Form::Safetensors, vec![seed], move |input| {
+        write(input);
+        let _ = directions(&format!("{name}:a"), &tracer);
+        directions(&name, &tracer).is_ok_and(|found| {
+            assert!(
+                found.iter().all(|direction| direction.vec.len() == d_model),
+                "directions are as long as the model is wide"
+            );
+            true
+        })
+    })
+}
+
+/// A sum of tokens. What could be a file is not tried: it may be one.
+fn token_sum() -> Target {
+    let tracer = Tracer::open(Setup::atlas()).expect("atlas");
+    let seeds =
+        [r#"" Austin" - " Dallas""#, r#"-2.5*" the"+ "\n" + 1e3 * "\u0061""#].map(|seed| seed.as_bytes().to_vec());
+    let target = Target::new(Form::Text, seeds.into(), move |input| {
+        std::str::from_utf8(input).is_ok_and(|text| directions(text, &tracer).is_ok())
+    });
+    let Target { read, .. } = target;
+    let read = Box::new(move |input: &[u8]| match input.contains(&b'"') && !input.contains(&b'/') {
+        true => read(input),
+        false => Reading::NotTried,
+    });
+    Target { read, ..target }
+}
+
 /// What the Hub, or the store that it sends to, answers.
 fn hub() -> Target {
     let hub = HubOnThisMachine::start();
     let seeds = HubOnThisMachine::answers();
-    Target { form: Form::Text, seeds, read: Box::new(move |input| hub.read(input)) }
+    Target { form: Form::Text, seeds, max_bytes: MAX_BYTES, read: Box::new(move |input| hub.read(input)) }
 }

@@ -17,12 +17,20 @@ use crate::replacement::{LinearModel, Origin, Sources, TargetBatch, TargetSite};
 #[derive(Debug)]
 pub struct Batch {
     pub plan: BatchPlan,
-    /// `[n_members, d_model]`
+    /// As [`TargetBatch`] has them.
     gradients: Tensor,
     /// The part of each value that is constant at the target itself: the bias effect begins with it. `[n_members]`
     constants: Vec<f32>,
     /// What the row of each member and its bias effect add up to. `[n_members]`
     pub values: Vec<f32>,
+}
+
+impl Batch {
+    /// What is pulled back.
+    pub fn to_targets(&self) -> TargetBatch {
+        let positions = self.plan.members.iter().map(|&(_, pos)| pos).collect();
+        TargetBatch { site: self.plan.site, positions, gradients: self.gradients.clone() }
+    }
 }
 
 /// Gets the rows of every batch that are in a device's memory, and the numbers of its members.
@@ -63,9 +71,12 @@ pub fn target_batches(linear: &LinearModel, targets: &[Target], limits: BatchLim
     let directions = targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_)));
     plans.extend(cut(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect(), limits));
     for (i, target) in targets.iter().enumerate() {
-        if let TargetKind::Feature { layer, .. } = target.kind {
-            plans.extend(cut(TargetSite::InputHook { layer }, vec![(i, target.pos)], limits));
-        }
+        let site = match target.kind {
+            TargetKind::Feature { layer, .. } => TargetSite::InputHook { layer },
+            TargetKind::AttentionInput { layer, .. } => TargetSite::AttentionInput { layer },
+            TargetKind::Direction(_) => continue,
+        };
+        plans.extend(cut(site, vec![(i, target.pos)], limits));
     }
     let batch = |plan: BatchPlan| -> Result<Batch> {
         let (mut gradients, mut constants, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -75,7 +86,12 @@ pub fn target_batches(linear: &LinearModel, targets: &[Target], limits: BatchLim
             constants.push(constant);
             values.push(value);
         }
-        Ok(Batch { plan, gradients: Tensor::stack(&gradients, 0)?, constants, values })
+        let gradients = match plan.site {
+            // One target a batch, with a gradient at each of its positions.
+            TargetSite::AttentionInput { .. } => gradients.remove(0),
+            TargetSite::InputHook { .. } | TargetSite::FinalNorm => Tensor::stack(&gradients, 0)?,
+        };
+        Ok(Batch { plan, gradients, constants, values })
     };
     plans.into_iter().map(batch).collect()
 }
@@ -94,6 +110,7 @@ fn at_site(linear: &LinearModel, target: &Target, pos: usize) -> Result<(Tensor,
             let bias = linear.input_bias(*layer).map_or(Ok(0.0), |bias| dot(encoder_vec, bias))?;
             Ok((encoder_vec.clone(), bias + b_enc, value))
         }
+        TargetKind::AttentionInput { gradients, constant, value, .. } => Ok((gradients.clone(), *constant, *value)),
     }
 }
 
@@ -202,9 +219,7 @@ fn pull_back(
     rows: &mut BatchRows,
     count: &RowCount,
 ) -> Result<()> {
-    let Batch { plan, gradients, .. } = batch;
-    let positions = plan.members.iter().map(|&(_, pos)| pos).collect();
-    let batch = TargetBatch { site: plan.site, positions, gradients };
+    let batch = batch.to_targets();
     count.job.check()?;
     linear.pull_back(&batch, &mut |sources, grad, ragged| {
         count.job.check()?;

@@ -9,10 +9,13 @@ mod plan;
 mod row_choice;
 mod rows;
 mod sampled;
+mod score_targets;
 mod targets;
 
+pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
 pub use row_choice::{RowChoice, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
+pub use score_targets::{FrozenScore, Score, Versus, score_sides};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
@@ -160,7 +163,7 @@ pub fn targets_of(
         let is_known = |target: &Target| -> Result<bool> {
             let is_zero = match &target.kind {
                 TargetKind::Direction(direction) => direction.abs()?.max(0)?.to_scalar::<f32>()? == 0.0,
-                TargetKind::Feature { .. } => false,
+                TargetKind::Feature { .. } | TargetKind::AttentionInput { .. } => false,
             };
             Ok(target.label == *label && !is_zero)
         };

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use candle_core::Tensor;
 
 use super::AttributionOptions;
+use super::score_targets::{Score, Versus, score_targets};
 use crate::error::{Error, Result};
 use crate::graph::AttributionGraph;
 use crate::replacement::{LinearModel, Replacement};
@@ -27,6 +28,13 @@ pub enum TargetRequest {
         /// Position in the prompt.
         pos: usize,
     },
+    /// An attention score: its query side and its key side, two targets.
+    Score {
+        /// The score.
+        score: Score,
+        /// What it is compared with.
+        versus: Versus,
+    },
     /// Any direction that the unembedding's input can have, used as it is. `[d_model]`
     Direction {
         /// Finite values. `[d_model]`
@@ -44,6 +52,7 @@ impl std::fmt::Display for TargetRequest {
             TargetRequest::Token(token) => write!(f, "token {token}"),
             TargetRequest::TokenDiff(first, second) => write!(f, "difference {first} {second}"),
             TargetRequest::Feature { layer, feature, pos } => write!(f, "feature {layer}_{feature}_{pos}"),
+            TargetRequest::Score { score, versus } => write!(f, "attention {score}{versus}"),
             TargetRequest::Direction { vec, label } => {
                 write!(f, "direction {}", vec.len())?;
                 vec.iter().try_for_each(|value| write!(f, " {value}"))?;
@@ -68,6 +77,10 @@ impl TargetRequest {
                 let mut parts = rest.split('_').map(|part| part.parse().ok());
                 let [layer, feature, pos] = [parts.next()??, parts.next()??, parts.next()??];
                 parts.next().is_none().then_some(TargetRequest::Feature { layer, feature, pos })
+            }
+            "attention" => {
+                let (score, versus) = rest.split_once(' ').unwrap_or((rest, ""));
+                Some(TargetRequest::Score { score: score.parse().ok()?, versus: Versus::parse(versus)? })
             }
             "direction" => {
                 let (n_values, mut rest) = rest.split_once(' ')?;
@@ -111,6 +124,17 @@ pub enum TargetKind {
         /// The feature's bias, part of the bias effect.
         b_enc: f32,
     },
+    /// On what the attention of a layer reads: the residual stream before it, at every position up to the target's.
+    AttentionInput {
+        /// The layer of the attention.
+        layer: usize,
+        /// `[pos + 1, d_model]`
+        gradients: Tensor,
+        /// What biases give, part of the bias effect.
+        constant: f32,
+        /// The value of the target.
+        value: f32,
+    },
 }
 
 /// One target node.
@@ -142,7 +166,8 @@ pub struct Chosen {
 /// A token's direction is `W_U[v] − mean(W_U)`, its weight its raw probability. Other targets have weight 1.
 ///
 /// # Errors
-/// [`Error::NoSuchPosition`], [`Error::NoSuchFeature`], [`Error::TokenOutOfRange`], a direction of a wrong length.
+/// [`Error::NoSuchPosition`], [`Error::NoSuchFeature`], [`Error::TokenOutOfRange`], a direction of a wrong length; of a
+/// score also [`Error::NoSuchLayer`], [`Error::NoSuchHead`], [`Error::KeyNotSeen`], [`Error::NoRivals`].
 pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: &AttributionOptions) -> Result<Chosen> {
     let (n_pos, d_model) = linear.final_normed.dims2()?;
     let check_pos = |pos: usize| if pos < n_pos { Ok(pos) } else { Err(Error::NoSuchPosition { pos, n_pos }) };
@@ -195,6 +220,9 @@ pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: 
                     weight: 1.0,
                     kind: TargetKind::Feature { layer: *layer, feature: *feature, encoder_vec, b_enc },
                 });
+            }
+            TargetRequest::Score { score, versus } => {
+                targets.extend(score_targets(replacement, linear, *score, *versus)?);
             }
             TargetRequest::Direction { vec, label } => {
                 if vec.len() != d_model || vec.iter().any(|v| !v.is_finite()) {
@@ -277,10 +305,24 @@ mod tests {
             TargetRequest::TokenDiff(7, 0),
             TargetRequest::Feature { layer: 3, feature: 955, pos: 8 },
             TargetRequest::Direction { vec: vec![0.1, -3e-9, 1.0], label: "1 2 and more".into() },
+            TargetRequest::Score { score: "18.6@18:7".parse().unwrap(), versus: Versus::Nothing },
+            TargetRequest::Score { score: "0.0@1:0".parse().unwrap(), versus: Versus::Key(5) },
+            TargetRequest::Score { score: "0.0@1:0".parse().unwrap(), versus: Versus::Rivals },
         ] {
             assert_eq!(TargetRequest::parse(&request.to_string()), Some(request));
         }
-        for text in ["", "tokens 7", "token x", "difference 1", "feature 1_2", "feature 1_2_3_4", "direction 3 1 2 a"] {
+        for text in [
+            "attention 18.6",
+            "attention 18.6@1:0 against 3",
+            "attention 1.2@3:1 versus x",
+            "",
+            "tokens 7",
+            "token x",
+            "difference 1",
+            "feature 1_2",
+            "feature 1_2_3_4",
+            "direction 3 1 2 a",
+        ] {
             assert_eq!(TargetRequest::parse(text), None, "{text}");
         }
     }

@@ -10,6 +10,7 @@ mod choose;
 mod cluster;
 mod collapse;
 mod compare;
+mod edge_heads;
 mod effects;
 mod example;
 mod group;
@@ -30,6 +31,7 @@ pub use choose::Part;
 pub use cluster::{ClusterSettings, Directions, find_supernodes};
 pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, collapse};
 pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff};
+pub use edge_heads::{collapsed_heads, heads_between};
 pub use effects::{DirectEffects, EdgesSummed, EffectMap, Effects, LayerEffects, PathSums, PositionEffects};
 pub use example::NodeExample;
 pub use group::{GroupRequest, NamedGroup, members_within};
@@ -47,6 +49,6 @@ pub use select::{Carried, Selection, carried, carrying_paths, neighborhood};
 pub use shared_view::SharedView;
 pub use subgraph::{circuit_scores, pinned_scores};
 pub use summary::{
-    Counts, NamedNodes, Neighbors, NodeSummary, Prediction, SharedEdge, Summary, SummaryNode, SummaryPath,
+    Counts, NamedNodes, Neighbors, NodeSummary, Prediction, SharedEdge, SharedHeads, Summary, SummaryNode, SummaryPath,
     SummaryScores, SummarySettings, summarize, summarize_with_raw,
 };

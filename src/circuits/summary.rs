@@ -9,7 +9,8 @@ use super::effects::direct_effects;
 use super::{Effects, NodeExample, PathGroup, find_nodes, strongest_path_groups};
 use crate::export::node_id_text;
 use crate::graph::{
-    AttributionGraph, Circuit, MAX_PATHS, Neighbor, NodeKind, Sampling, ShareEstimate, StrongestPaths, strongest_paths,
+    AttributionGraph, Circuit, EdgeHeads, MAX_PATHS, Neighbor, NodeKind, Sampling, ShareEstimate, StrongestPaths,
+    strongest_paths,
 };
 use crate::{Error, Result};
 
@@ -210,6 +211,33 @@ pub struct SharedEdge {
     pub weight: f32,
     /// `|weight|` as a part of all input, within the circuit, of the node that the edge leads to.
     pub edge_share: f64,
+    /// Through which heads it goes, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<SharedHeads>,
+}
+
+/// Through which heads an edge goes, in words and figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SharedHeads {
+    /// The largest flow and the direct part in per cent: `18.6 71 %, direct 12 %` ([`EdgeHeads::label`]).
+    pub label: String,
+    /// The largest flows, largest first: head and flow, in the units of the edge.
+    pub strongest: Vec<(String, f32)>,
+    /// The sum of all other flows.
+    pub rest: f32,
+    /// Parts of the edge that pass 0, 1, .. heads; the last: that many or more.
+    pub hops: Vec<f32>,
+}
+
+impl From<&EdgeHeads> for SharedHeads {
+    fn from(edge: &EdgeHeads) -> SharedHeads {
+        SharedHeads {
+            label: edge.label(),
+            strongest: edge.strongest.iter().map(|flow| (flow.head.to_string(), flow.flow)).collect(),
+            rest: edge.rest,
+            hops: edge.hops.clone(),
+        }
+    }
 }
 
 /// One path from a token to a target.
@@ -443,12 +471,18 @@ impl Describer<'_> {
     fn node_summary(&self, index: NodeIndex, top: usize) -> NodeSummary {
         NodeSummary {
             node: self.node(index),
-            inputs: self.neighbors(self.circuit.inputs(index), top),
-            outputs: self.neighbors(self.circuit.outputs(index), top),
+            inputs: self.neighbors(self.circuit.inputs(index), top, |other| (other, index)),
+            outputs: self.neighbors(self.circuit.outputs(index), top, |other| (index, other)),
         }
     }
 
-    fn neighbors(&self, neighbors: Vec<Neighbor>, top: usize) -> Neighbors {
+    /// `ends` gives source and target of the edge to a neighbour.
+    fn neighbors(
+        &self,
+        neighbors: Vec<Neighbor>,
+        top: usize,
+        ends: impl Fn(NodeIndex) -> (NodeIndex, NodeIndex),
+    ) -> Neighbors {
         let (negative, positive): (Vec<Neighbor>, Vec<Neighbor>) =
             neighbors.into_iter().partition(|neighbor| neighbor.edge.weight < 0.0);
         let described = |neighbors: &[Neighbor]| {
@@ -456,6 +490,10 @@ impl Describer<'_> {
                 node: self.node(neighbor.node),
                 weight: neighbor.edge.weight,
                 edge_share: neighbor.edge.share,
+                heads: {
+                    let (source, target) = ends(neighbor.node);
+                    self.circuit.edge_heads(source, target).map(SharedHeads::from)
+                },
             });
             edges.collect()
         };

@@ -7,14 +7,15 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::circuits::{ChangedFeature, Common, common, diff, open_circuit, relabel};
+use crate::circuits::{ChangedFeature, Common, Diff, common, diff, open_circuit, relabel};
+use crate::graph::Circuit;
 use crate::labels::Labels;
 use crate::text::{quoted, terminal};
 use crate::{Error, Result};
 
 use super::collected::label_from_beside;
 use super::graph_args::Thresholds;
-use super::{Format, print_json, print_text};
+use super::{Format, note, print_json, print_text};
 
 #[derive(Debug, Args)]
 pub struct DiffArgs {
@@ -70,8 +71,9 @@ pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
         labels.iter().for_each(|labels| relabel(circuit, labels));
     }
     let diff = diff(&left, &right);
+    let warning = of_other_features(&[&left, &right], &[&args.left, &args.right]);
     if args.format == Format::Json {
-        return print_json(&diff);
+        return print_json(&DiffReport { warning, diff });
     }
     let mut text = String::new();
     let _ = writeln!(text, "left        {}", quoted(&left.meta.prompt));
@@ -95,6 +97,32 @@ pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
     print_text(&text)
 }
 
+/// What `diff` prints as JSON.
+#[derive(Serialize)]
+struct DiffReport {
+    /// That the graphs are of different features.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
+    #[serde(flatten)]
+    diff: Diff,
+}
+
+/// Says, on stderr too, that graphs are of different transcoders, where they are.
+fn of_other_features(circuits: &[&Circuit], paths: &[&PathBuf]) -> Option<String> {
+    // Graphs of other programs may not say.
+    let mut said = circuits.iter().zip(paths).filter(|(circuit, _)| !circuit.meta.scan.is_empty());
+    let first = said.next()?;
+    let other = said.find(|(other, _)| other.meta.scan != first.0.meta.scan)?;
+    let shown = |(circuit, path): (&&Circuit, &&PathBuf)| format!("`{}` of {:?}", path.display(), circuit.meta.scan);
+    let warning = format!(
+        "features of one number are not the same in {} and {}, which are different transcoders",
+        shown(first),
+        shown(other)
+    );
+    note(&format!("warning: {warning}"));
+    Some(warning)
+}
+
 fn write_changed(text: &mut String, feature: &ChangedFeature) {
     let id = format!("{}_{}", feature.layer, feature.feature);
     let label = terminal(feature.label.as_deref().unwrap_or(""));
@@ -107,6 +135,9 @@ fn write_changed(text: &mut String, feature: &ChangedFeature) {
 /// What several graphs have in common, as JSON.
 #[derive(Serialize)]
 struct CommonReport {
+    /// That the graphs are of different features.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
     graphs: Vec<String>,
     at_least: usize,
     features: Vec<Common>,
@@ -131,8 +162,9 @@ pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
     }
     let (features, edges) = common(&circuits, at_least);
     let graphs: Vec<String> = args.graphs.iter().map(|path| path.display().to_string()).collect();
+    let warning = of_other_features(&circuits.iter().collect::<Vec<_>>(), &args.graphs.iter().collect::<Vec<_>>());
     if args.format == Format::Json {
-        return print_json(&CommonReport { graphs, at_least, features, edges });
+        return print_json(&CommonReport { warning, graphs, at_least, features, edges });
     }
     let mut text = format!(
         "{} features and {} edges in at least {at_least} of {} graphs\n",

@@ -15,19 +15,23 @@ pub(super) const CONFIG_FILE: &str = "circuitscope.toml";
 
 /// A model and what goes with it, under a name. Paths are those of this process, no longer relative to the file.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct NamedSetup {
+pub struct NamedSetup {
     pub name: String,
     /// The file that names it.
     pub file: PathBuf,
+    /// A folder, a file or a Hub id.
     pub model: String,
+    /// The same of its transcoders.
     pub transcoders: Option<String>,
+    /// A file of labels.
     pub labels: Option<PathBuf>,
+    /// `auto`, `cpu` or `cuda`.
     pub device: Option<String>,
 }
 
 /// Every set-up that this folder and this user have.
 #[derive(Debug, Default)]
-pub(super) struct Config {
+pub struct Config {
     /// By name; one of the folder hides one of the user.
     pub setups: BTreeMap<String, NamedSetup>,
     /// What is used where nothing else says what to use.
@@ -58,10 +62,17 @@ impl Config {
     ///
     /// # Errors
     /// A file that cannot be read or is no such configuration; a default that names no set-up.
-    pub(super) fn read() -> Result<Config> {
-        let files = [Some(PathBuf::from(CONFIG_FILE)), user_file()];
+    pub fn read() -> Result<Config> {
+        Config::from_files([Some(PathBuf::from(CONFIG_FILE)), user_file()].into_iter().flatten())
+    }
+
+    /// Reads files, the first of which win; they need not be there.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn from_files(files: impl IntoIterator<Item = PathBuf>) -> Result<Config> {
         let mut config = Config::default();
-        for path in files.into_iter().flatten() {
+        for path in files {
             let found = read_file(&path)?;
             config.files.push((path.clone(), found.is_some()));
             let Some((default, setups)) = found else { continue };
@@ -84,7 +95,7 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::UnknownSetup`], with the nearest name.
-    pub(super) fn get(&self, name: &str) -> Result<&NamedSetup> {
+    pub fn get(&self, name: &str) -> Result<&NamedSetup> {
         self.setups.get(name).ok_or_else(|| Error::UnknownSetup {
             name: name.to_owned(),
             nearest: nearest(name, self.setups.keys().map(String::as_str)).map(str::to_owned),

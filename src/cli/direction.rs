@@ -9,7 +9,8 @@ use crate::{Error, Result};
 
 /// A direction that the unembedding's input can have, and what it is called.
 #[derive(Debug, PartialEq)]
-pub(super) struct NamedDirection {
+pub struct NamedDirection {
+    /// The tensor's name, or the sum as it is printed.
     pub label: String,
     /// `[d_model]`
     pub vec: Vec<f32>,
@@ -28,7 +29,7 @@ struct Term {
 ///
 /// # Errors
 /// A file that cannot be read or holds other shapes than `[d_model]`; a sum that is none, or with a text that is no token.
-pub(super) fn directions(text: &str, tracer: &Tracer) -> Result<Vec<NamedDirection>> {
+pub fn directions(text: &str, tracer: &Tracer) -> Result<Vec<NamedDirection>> {
     let found = match parse_sum(text) {
         Some(terms) => sum(&terms, tracer).map(|direction| vec![direction]),
         None => from_file(text, tracer),

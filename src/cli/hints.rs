@@ -46,7 +46,10 @@ pub(super) fn hint(error: &Error) -> Option<String> {
                 .into(),
         ),
         Error::NothingToChange => {
-            Some("use --set, --scale, --ablate, --top-features, --like, --like-prompt, --plan or --sweep".into())
+            Some("use --set, --scale, --ablate, --ablate-head, --patch-head, --top-features, --like, --like-prompt, --plan or --sweep".into())
+        }
+        Error::AmbiguousSupernode { .. } => {
+            Some("name the features themselves, or make other supernodes with `--group NAME=ID,..`".into())
         }
         Error::UnknownSupernode { nearest, known, .. } => Some(match (nearest, known.is_empty()) {
             (Some(nearest), _) => format!("the nearest is `{nearest}`"),
@@ -56,7 +59,7 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             }
         }),
         Error::PromptLengths { .. } => Some(
-            "features are exchanged position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
+            "exchanges go position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
              of any length"
                 .into(),
         ),
@@ -68,6 +71,9 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             Some("give the --model and --transcoders that the graph was traced with; its metadata names them".into())
         }
         Error::InactiveFeature { .. } => Some("`--set` switches on a feature that is off".into()),
+        Error::NothingHeldOut { .. } => Some(
+            "`--split paragraphs` or `--split lines` makes more documents of plain text; `--all-text` uses all of it".into(),
+        ),
         Error::Device { .. } => Some("`--device` takes auto, cpu, cuda or cuda:N".into()),
         Error::UnknownNode { near, .. } if !near.is_empty() => {
             Some(format!("nearest are {}; `inspect` lists the strongest nodes", near.join(", ")))
@@ -99,6 +105,14 @@ fn damaged_hint(file: &Path, format: &str, reason: &str) -> Option<String> {
     };
     let kind = kind_of_file(file)?;
     let shown = file.display();
+    if (format, kind) == ("raw graph", "JSON") {
+        let beside = file.with_extension("safetensors");
+        let raw = match beside.is_file() {
+            true => format!("`{}` beside it", beside.display()),
+            false => "the .safetensors file that `trace` wrote with it".to_owned(),
+        };
+        return Some(format!("`{shown}` is a pruned graph or other JSON; the raw graph is {raw}"));
+    }
     if kind != right {
         return Some(format!("`{shown}` is {kind}; expected {expected}"));
     }

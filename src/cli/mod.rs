@@ -3,21 +3,28 @@
 mod collected;
 mod compare;
 mod config;
+mod counted;
 mod dashboard_text;
 mod direction;
 mod effects_text;
+mod evaluate;
 mod features;
 mod file_kind;
 mod graph_args;
+mod heads;
 mod hints;
 mod inspect;
 mod intervene;
 mod manual;
 mod memory;
+#[cfg(feature = "serve")]
+mod open_page;
 mod output_file;
 mod prompt;
 mod prune;
 mod row_args;
+#[cfg(feature = "serve")]
+mod serve;
 mod setup;
 mod setups;
 mod shortened;
@@ -25,6 +32,7 @@ mod signals;
 mod summary;
 mod terminal;
 mod trace;
+mod train;
 mod verify;
 
 use std::io::Write;
@@ -38,14 +46,21 @@ use crate::{Error, Result, text};
 use self::terminal::Color;
 
 pub use compare::{CommonArgs, DiffArgs};
+pub use config::{Config, NamedSetup};
+pub use direction::{NamedDirection, directions};
+pub use evaluate::EvaluateArgs;
 pub use features::FeaturesArgs;
+pub use heads::HeadsArgs;
 pub use inspect::InspectArgs;
 pub use intervene::InterveneArgs;
 pub use manual::{CompletionsArgs, ManArgs};
 pub use prune::PruneArgs;
+#[cfg(feature = "serve")]
+pub use serve::ServeArgs;
 pub use setups::SetupsArgs;
 pub use summary::summary_text;
 pub use trace::TraceArgs;
+pub use train::TrainArgs;
 pub use verify::VerifyArgs;
 
 /// Exit code of a command whose answer is no.
@@ -79,10 +94,19 @@ enum Command {
     Common(CommonArgs),
     /// Change features while the model runs, and compare what it predicts
     Intervene(Box<InterveneArgs>),
+    /// Attention explained: through which heads edges go, why a head looked there, and what heads do on random tokens
+    Heads(Box<HeadsArgs>),
     /// Check a raw graph against its model: do rows add up, are edges measured effects, do predictions come true
     Verify(VerifyArgs),
+    /// Show graphs in the browser, explore, trace and steer: a page, and the HTTP interface behind it
+    #[cfg(feature = "serve")]
+    Serve(Box<ServeArgs>),
     /// What features are active on: collect it from a text, show, search and merge it
     Features(Box<FeaturesArgs>),
+    /// How good a set of transcoders is: reconstruction, predictions with features in place of MLPs, scores of graphs
+    Evaluate(Box<EvaluateArgs>),
+    /// Make transcoders for a model from plain text
+    Train(Box<TrainArgs>),
     /// List the set-ups of circuitscope.toml: models and transcoders by name, for `--setup`
     Setups(SetupsArgs),
     /// Print a script that completes commands and options in a shell
@@ -128,11 +152,19 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => compare::run_diff(&args),
         Command::Common(args) => compare::run_common(&args),
         Command::Intervene(args) => intervene::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(*args),
         Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(EXIT_NO),
             Err(error) => Err(error),
+        },
+        Command::Train(args) => match train::run(&args) {
+            Err(Error::Cancelled) => return ExitCode::from(signals::EXIT_INTERRUPTED),
+            ended => ended,
         },
         Command::Setups(args) => setups::run(&args),
         Command::Completions(args) => manual::run_completions(&args),

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::error::ErrorContext;
 use crate::features::FeatureSet;
 use crate::graph::{CircuitMeta, GraphMeta};
-use crate::tracer::{Setup, Tracer};
+use crate::tracer::{BaseModel, Setup, Tracer};
 use crate::weights::ATLAS;
 
 use super::config::{Config, NamedSetup};
@@ -24,7 +24,7 @@ pub(super) const VARIABLES: [&str; 4] =
     ["CIRCUITSCOPE_MODEL", "CIRCUITSCOPE_TRANSCODERS", "CIRCUITSCOPE_SETUP", "CIRCUITSCOPE_DEVICE"];
 
 /// The model and where it runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct SetupArgs {
     /// Base model: a folder in Hugging Face layout, a .gguf file, a Hub id org/name[@revision], or `atlas` [default: that
     /// of the set-up, of the graph, or `atlas`; env: CIRCUITSCOPE_MODEL]
@@ -154,6 +154,27 @@ impl SetupArgs {
             self.note(note);
         }
         Ok(tracer)
+    }
+
+    /// Opens the model alone, as the same places name it.
+    ///
+    /// # Errors
+    /// As [`SetupArgs::open`]; [`crate::Error::Train`] for transcoders that were named.
+    pub(super) fn open_model(&self) -> Result<BaseModel> {
+        if let Some(transcoders) = &self.transcoders {
+            let problem = format!("--transcoders {transcoders} are there already; --from begins with their weights");
+            return Err(crate::Error::Train { problem });
+        }
+        let environment = VARIABLES.map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        let resolved = self.resolve(environment, Config::read, None)?;
+        if let Some(note) = &resolved.note {
+            self.note(note);
+        }
+        let model = BaseModel::open(&resolved.model, resolved.device.parse()?)?;
+        if let Some(note) = &model.device_note {
+            self.note(note);
+        }
+        Ok(model)
     }
 
     /// Which names win. `environment` holds the values of [`VARIABLES`]; `config` is read only where it matters.

@@ -1,4 +1,21 @@
-//! Signals that end the program: it leaves no half-written file behind, and the exit code is the shell's for the signal.
+//! Signals that end the program: it leaves no half-written file behind, and the exit code is the shell's for the signal. A
+//! command that can keep what it has done is asked to end first; a second signal ends it at once.
+
+use std::sync::OnceLock;
+
+use crate::job::CancelToken;
+
+/// What the first signal cancels.
+static GENTLE: OnceLock<CancelToken> = OnceLock::new();
+
+/// The exit code of a command that SIGINT ended.
+pub(super) const EXIT_INTERRUPTED: u8 = 130;
+
+/// The first signal from now on cancels the token.
+pub(super) fn cancel_first(token: &CancelToken) {
+    // A second command in one process keeps the first one's.
+    let _ = GENTLE.set(token.clone());
+}
 
 /// Removes temporary files when a signal ends the program, which then exits with 128 and the signal's number. Writing
 /// past the limit of a file's size becomes an error of the write.
@@ -16,7 +33,11 @@ pub(super) fn end_cleanly() {
     let (send, receive) = std::sync::mpsc::channel::<Signals>();
     let wait = move || {
         let Ok(mut signals) = receive.recv() else { return };
-        if let Some(signal) = signals.forever().next() {
+        for signal in signals.forever() {
+            if let Some(token) = GENTLE.get().filter(|token| !token.is_cancelled()) {
+                token.cancel();
+                continue;
+            }
             // `_exit`: what runs at a usual exit would wait for threads that compute or write.
             // SAFETY: ends the process, whatever state it is in.
             abandon_files(|| unsafe { libc::_exit(128 + signal) });

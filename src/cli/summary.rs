@@ -16,6 +16,9 @@ const MAX_LABEL_CHARS: usize = 48;
 /// The column that is left out where all entries are several nodes.
 const ACTIVATION: usize = 4;
 
+/// The column of the heads that edges go through, where they are known.
+const HEADS: usize = 4;
+
 /// Nodes of one name that are listed.
 const MAX_MEMBERS: usize = 3;
 
@@ -90,6 +93,9 @@ fn write_strongest(text: &mut String, summary: &Summary) {
     write_table_with(text, &aligns, header, rows, examples);
 }
 
+/// Of fewer rows, how far they scatter says little about how far off the estimate is.
+const FEW_ROWS: usize = 50;
+
 fn write_head(text: &mut String, summary: &Summary) {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12}{value}");
@@ -128,9 +134,14 @@ fn write_head(text: &mut String, summary: &Summary) {
         line(
             "influence",
             format!(
-                "of the whole graph, estimated from {} (θ {:.2e})",
+                "of the whole graph, estimated from {} (θ {:.2e}){}",
                 plural(sampling.n_visited, "row"),
-                sampling.theta
+                sampling.theta,
+                if sampling.theta > 0.0 && sampling.n_visited < FEW_ROWS {
+                    ": too few for ± to be trusted"
+                } else {
+                    ""
+                }
             ),
         );
     }
@@ -176,17 +187,26 @@ fn write_neighbors(text: &mut String, name: &str, neighbors: &Neighbors) {
         }
         let shown = if edges.len() < n_edges { format!("{} of {n_edges}", edges.len()) } else { n_edges.to_string() };
         let _ = writeln!(text, "\n{sign} {name} ({shown})");
-        let header = ["share", "weight", "node", "at", "label"].map(str::to_owned).to_vec();
+        let mut header = ["share", "weight", "node", "at", "label"].map(str::to_owned).to_vec();
+        let mut aligns = vec![Align::Right, Align::Right, Align::Left, Align::Left, Align::Left];
+        let has_heads = edges.iter().any(|edge| edge.heads.is_some());
+        if has_heads {
+            header.insert(HEADS, "heads".to_owned());
+            aligns.insert(HEADS, Align::Left);
+        }
         let rows = edges.iter().map(|edge| {
-            vec![
+            let mut row = vec![
                 percent(edge.edge_share),
                 format!("{:+.4}", edge.weight),
                 edge.node.id.clone(),
                 quoted(&edge.node.text),
                 label(&edge.node),
-            ]
+            ];
+            if has_heads {
+                row.insert(HEADS, edge.heads.as_ref().map(|heads| heads.label.clone()).unwrap_or_default());
+            }
+            row
         });
-        let aligns = [Align::Right, Align::Right, Align::Left, Align::Left, Align::Left];
         write_table_with(text, &aligns, header, rows, edges.iter().map(|edge| edge.node.example.as_ref()));
     }
 }

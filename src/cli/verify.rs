@@ -282,7 +282,8 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
 
 /// A label of a target: a token in quotes; what is in quotes itself, or names a feature, as it is.
 fn target_text(label: &str) -> String {
-    if label.starts_with('"') || label.starts_with("feature ") { terminal(label) } else { quoted(label) }
+    let is_name = ["\"", "feature ", "attention "].iter().any(|start| label.starts_with(start));
+    if is_name { terminal(label) } else { quoted(label) }
 }
 
 fn write_curve(text: &mut String, title: &str, points: &[CurvePoint]) {

@@ -11,6 +11,7 @@ use super::replace::replace_file;
 use crate::{Error, Result};
 
 /// The numbers of a column. `[len]`
+#[derive(Clone)]
 pub enum Numbers<'a> {
     /// Bytes.
     U8(&'a [u8]),
@@ -75,17 +76,33 @@ impl Numbers<'_> {
 /// # Errors
 /// The file cannot be written.
 pub fn write_columns(path: &Path, format: &str, columns: &[(&str, Numbers)]) -> Result<()> {
+    let shapes = columns.iter().map(|(_, numbers)| vec![numbers.dtype_and_len().1]).collect();
+    write_shaped(path, Some(format), columns, shapes)
+}
+
+/// Writes tensors of plain numbers, row-major, to `path`, all of them or nothing.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_tensors(path: &Path, tensors: &[(&str, &[usize], Numbers)]) -> Result<()> {
+    let shapes: Vec<Vec<usize>> = tensors.iter().map(|(_, shape, _)| shape.to_vec()).collect();
+    let columns: Vec<(&str, Numbers)> = tensors.iter().map(|(name, _, numbers)| (*name, numbers.clone())).collect();
+    write_shaped(path, None, &columns, shapes)
+}
+
+fn write_shaped(path: &Path, format: Option<&str>, columns: &[(&str, Numbers)], shapes: Vec<Vec<usize>>) -> Result<()> {
     let failed = |source: std::io::Error| Error::Io { doing: "cannot write", path: path.to_owned(), source };
     let mut offset = 0;
-    let infos = columns.iter().map(|(name, numbers)| {
+    let infos = columns.iter().zip(shapes).map(|((name, numbers), shape)| {
         let (dtype, len) = numbers.dtype_and_len();
+        debug_assert_eq!(shape.iter().product::<usize>(), len, "{name}");
         let start = offset;
         offset += len * dtype.bitsize() / 8;
-        ((*name).to_owned(), TensorInfo { dtype, shape: vec![len], data_offsets: (start, offset) })
+        ((*name).to_owned(), TensorInfo { dtype, shape, data_offsets: (start, offset) })
     });
     let infos: Vec<_> = infos.collect();
-    let meta = HashMap::from([(META_KEY.to_owned(), format.to_owned())]);
-    let header = Metadata::new(Some(meta), infos).map_err(|e| failed(std::io::Error::other(e)))?;
+    let meta = format.map(|format| HashMap::from([(META_KEY.to_owned(), format.to_owned())]));
+    let header = Metadata::new(meta, infos).map_err(|e| failed(std::io::Error::other(e)))?;
     let mut header = serde_json::to_vec(&header).map_err(|e| failed(e.into()))?;
     header.resize(header.len().next_multiple_of(align_of::<i64>()), b' ');
     replace_file(path, |writer| {

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use super::load::load;
 use super::replace::replace_file;
 use crate::graph::{
-    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, RAW_FORMAT_VERSION, WholeInfluence,
+    AttributionGraph, DecoderDirections, EdgeHeads, EdgeRows, FeatureId, GraphData, GraphMeta, Head, HeadFlow,
+    HeadFlows, NodeId, RAW_FORMAT_VERSION, WholeInfluence,
 };
 use crate::input::{check_is_file, is_stream};
 use crate::{Error, Result};
@@ -32,6 +33,12 @@ const UNSELECTED_AT: &str = "unselected_at";
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The tensors of [`WholeInfluence`], which a file has all or none of.
 const WHOLE_INFLUENCE: [&str; 3] = ["influence", "influence_uncertainty", "row_abs_sums"];
+
+/// The tensors of [`HeadFlows`], which a file has all or none of.
+const HEADS: [&str; 5] = ["head_edges", "head_names", "head_flows", "head_rest", "head_hops"];
+
+/// Stands in `head_names` where an edge has fewer heads than others.
+const NO_HEAD: i32 = -1;
 
 /// Bytes before a safetensors header: its length.
 const HEADER_LEN_BYTES: usize = 8;
@@ -57,9 +64,18 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         ("selected_features", Dtype::I64, vec![selected.len()], i64s(&selected)),
         ("target_ids", Dtype::I64, vec![n_targets], i64s(&graph.target_ids)),
     ];
+    // What has eight bytes a value comes before what has four.
     if let Some(whole) = graph.whole_influence() {
         let bytes = whole.nodes.iter().flat_map(|v| v.to_le_bytes()).collect();
         small.push(("influence", Dtype::F64, vec![whole.nodes.len()], bytes));
+    }
+    if let Some(heads) = graph.heads() {
+        let n_edges = heads.edges().len();
+        small.push(("head_edges", Dtype::I64, vec![n_edges, 2], i64s(&head_edges(graph, heads))));
+        let names = head_names(heads);
+        let bytes = names.iter().flat_map(|v| v.to_le_bytes()).collect();
+        // Four bytes a value, as all that follows.
+        small.push(("head_names", Dtype::I32, vec![n_edges, heads.n_named(), 2], bytes));
     }
     let mut floats: Vec<(&str, Vec<usize>, &[f32])> = vec![
         ("activation_values", vec![graph.activation_values.len()], &graph.activation_values),
@@ -71,6 +87,13 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     if let Some(whole) = graph.whole_influence() {
         floats.push(("influence_uncertainty", vec![whole.uncertainty.len()], &whole.uncertainty));
         floats.push(("row_abs_sums", vec![n_rows], &whole.row_abs_sums));
+    }
+    let flows = graph.heads().map(|heads| HeadValues::new(heads)).unwrap_or_default();
+    if let Some(heads) = graph.heads() {
+        let n_edges = heads.edges().len();
+        floats.push(("head_flows", vec![n_edges, heads.n_named()], &flows.flows));
+        floats.push(("head_rest", vec![n_edges], &flows.rest));
+        floats.push(("head_hops", vec![n_edges, heads.n_hops()], &flows.hops));
     }
     floats.push(("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()));
     if !graph.unselected_effect.is_empty() {
@@ -125,6 +148,46 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     })
 }
 
+/// The ends of every edge with heads: node indices of target and source. `[n_edges · 2]`
+fn head_edges(graph: &AttributionGraph, heads: &HeadFlows) -> Vec<i64> {
+    // The graph has all of them, as was checked when they were set.
+    let index = |node: NodeId| graph.layout().index(node).map_or(-1, |index| index as i64);
+    heads.edges().iter().flat_map(|edge| [index(edge.target), index(edge.source)]).collect()
+}
+
+/// Layer and head of every named flow. `[n_edges · n_named · 2]`
+fn head_names(heads: &HeadFlows) -> Vec<i32> {
+    let of_edge = |edge: &EdgeHeads| {
+        let mut names = vec![NO_HEAD; 2 * heads.n_named()];
+        for (name, flow) in names.chunks_exact_mut(2).zip(&edge.strongest) {
+            name.copy_from_slice(&[flow.head.layer as i32, flow.head.head as i32]);
+        }
+        names
+    };
+    heads.edges().iter().flat_map(of_edge).collect()
+}
+
+/// The values of [`HeadFlows`] as they are stored, edge after edge.
+#[derive(Default)]
+struct HeadValues {
+    flows: Vec<f32>,
+    rest: Vec<f32>,
+    hops: Vec<f32>,
+}
+
+impl HeadValues {
+    fn new(heads: &HeadFlows) -> Self {
+        let mut values = HeadValues::default();
+        for edge in heads.edges() {
+            let flows = edge.strongest.iter().map(|flow| flow.flow).chain(std::iter::repeat(0.0));
+            values.flows.extend(flows.take(heads.n_named()));
+            values.rest.push(edge.rest);
+            values.hops.extend(&edge.hops);
+        }
+        values
+    }
+}
+
 fn write_f32s(writer: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
     if cfg!(target_endian = "little") {
         // SAFETY: any initialised f32 is four initialised bytes, and bytes need no alignment.
@@ -177,6 +240,10 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         }),
         false => None,
     };
+    let heads = match HEADS.iter().any(|name| metadata.info(name).is_some()) {
+        true => Some(reader.heads()?),
+        false => None,
+    };
     let directions = match metadata.info(DIRECTIONS) {
         Some(_) => {
             let (shape, bytes) = reader.tensor(DIRECTIONS, Dtype::F16, 2)?;
@@ -205,6 +272,10 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     }
     if let Some(values) = unselected_at {
         graph.set_unselected_at(values)?;
+    }
+    if let Some(stored) = heads {
+        let heads = stored.flows(&graph, path)?;
+        graph.set_heads(heads)?;
     }
     if let Some(directions) = directions {
         graph.set_decoder_directions(directions)?;
@@ -304,6 +375,7 @@ impl Reader<'_> {
                 Dtype::F32 => "F32",
                 Dtype::F16 => "F16",
                 Dtype::F64 => "F64",
+                Dtype::I32 => "I32",
                 _ => "I64",
             };
             return Err(Error::Dtype {
@@ -348,6 +420,35 @@ impl Reader<'_> {
         self.map[bytes].chunks_exact(8).map(eight).collect()
     }
 
+    fn heads(&self) -> Result<StoredHeads> {
+        let floats = |name, n_dims| -> Result<(Vec<usize>, Vec<f32>)> {
+            let (shape, bytes) = self.tensor(name, Dtype::F32, n_dims)?;
+            let four = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            Ok((shape, self.map[bytes].chunks_exact(4).map(four).collect()))
+        };
+        let (edges_shape, bytes) = self.tensor("head_edges", Dtype::I64, 2)?;
+        let edges = self.i64s_at(bytes);
+        let (names_shape, bytes) = self.tensor("head_names", Dtype::I32, 3)?;
+        let names = self.map[bytes].chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let (flows_shape, flows) = floats("head_flows", 2)?;
+        let (rest_shape, rest) = floats("head_rest", 1)?;
+        let (hops_shape, hops) = floats("head_hops", 2)?;
+        let (n_edges, n_named, n_hops) = (edges_shape[0], flows_shape[1], hops_shape[1]);
+        for (name, actual, expected) in [
+            ("head_edges", edges_shape, vec![n_edges, 2]),
+            ("head_names", names_shape, vec![n_edges, n_named, 2]),
+            ("head_flows", flows_shape, vec![n_edges, n_named]),
+            ("head_rest", rest_shape, vec![n_edges]),
+            ("head_hops", hops_shape, vec![n_edges, n_hops]),
+        ] {
+            if actual != expected {
+                let file = self.path.display().to_string();
+                return Err(Error::Shape { tensor: name.to_owned(), file, actual, expected });
+            }
+        }
+        Ok(StoredHeads { edges, names, flows, rest, hops, n_named, n_hops })
+    }
+
     fn active_features(&self) -> Result<Vec<FeatureId>> {
         let (shape, bytes) = self.tensor("active_features", Dtype::I64, 2)?;
         if shape[1] != 3 {
@@ -364,5 +465,60 @@ impl Reader<'_> {
         };
         let feature = |f: &[i64]| Ok(FeatureId { layer: part(f[0])?, pos: part(f[1])?, feature: part(f[2])? });
         values.chunks_exact(3).map(feature).collect()
+    }
+}
+
+/// The tensors of [`HeadFlows`], whose shapes agree.
+struct StoredHeads {
+    edges: Vec<i64>,
+    names: Vec<i32>,
+    flows: Vec<f32>,
+    rest: Vec<f32>,
+    hops: Vec<f32>,
+    n_named: usize,
+    n_hops: usize,
+}
+
+impl StoredHeads {
+    /// The flows of a graph's edges.
+    ///
+    /// # Errors
+    /// Ends that are no nodes of the graph, heads with a negative number, and those of [`HeadFlows::new`].
+    fn flows(&self, graph: &AttributionGraph, path: &Path) -> Result<HeadFlows> {
+        let layout = graph.layout();
+        let node = |index: i64| {
+            let node = usize::try_from(index).ok().and_then(|index| layout.node(index));
+            node.ok_or_else(|| damaged(path, format!("`head_edges` holds {index}, which is no node")))
+        };
+        let edge = |(at, ends): (usize, &[i64])| -> Result<EdgeHeads> {
+            let (target, source) = (node(ends[0])?, node(ends[1])?);
+            let row = match target {
+                NodeId::Feature { .. } => Some(ends[0] as usize),
+                NodeId::Target { index } => Some(layout.n_features() + index as usize),
+                NodeId::Error { .. } | NodeId::Token { .. } => None,
+            };
+            let row = row.ok_or_else(|| damaged(path, format!("`head_edges` holds {}, which has no row", ends[0])))?;
+            let mut strongest = Vec::new();
+            let names = &self.names[at * self.n_named * 2..][..self.n_named * 2];
+            for (name, &flow) in names.chunks_exact(2).zip(&self.flows[at * self.n_named..][..self.n_named]) {
+                if name == [NO_HEAD, NO_HEAD] && flow == 0.0 {
+                    continue;
+                }
+                let part = |value: i32| {
+                    u32::try_from(value).map_err(|_| damaged(path, format!("`head_names` holds {value} in edge {at}")))
+                };
+                strongest.push(HeadFlow { head: Head { layer: part(name[0])?, head: part(name[1])? }, flow });
+            }
+            Ok(EdgeHeads {
+                target,
+                source,
+                effect: graph.row(row)[ends[1] as usize],
+                strongest,
+                rest: self.rest[at],
+                hops: self.hops[at * self.n_hops..][..self.n_hops].to_vec(),
+            })
+        };
+        let edges = self.edges.chunks_exact(2).enumerate().map(edge).collect::<Result<_>>()?;
+        HeadFlows::new(edges, self.n_named, self.n_hops)
     }
 }

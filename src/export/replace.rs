@@ -73,6 +73,31 @@ pub fn lock_folder(folder: &Path) -> Option<File> {
     Some(lock)
 }
 
+/// Moves the files of a folder to another one of the same file system, over those of their names. `seal` says that the
+/// others are there: it is removed first and comes last, so that files of two sets are never taken for one.
+///
+/// # Errors
+/// A file cannot be moved.
+pub fn replace_set(from: &Path, to: &Path, seal: &str) -> Result<()> {
+    let failed = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { doing, path, source }
+    };
+    let entries = std::fs::read_dir(from).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+    let mut names: Vec<_> = entries.map_err(failed("cannot list", from))?.iter().map(|e| e.file_name()).collect();
+    names.sort_by_key(|name| (name == seal, name.clone()));
+    match std::fs::remove_file(to.join(seal)) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed("cannot replace", &to.join(seal))(source));
+        }
+        _ => {}
+    }
+    for name in names {
+        std::fs::rename(from.join(&name), to.join(&name)).map_err(failed("cannot replace", &to.join(&name)))?;
+    }
+    Ok(())
+}
+
 /// Writes `path` with `write`: first beside it, then renamed, so that a reader never sees half a file and a file that
 /// was there stays until the new one is complete. Folders that are missing are made.
 ///

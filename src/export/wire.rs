@@ -8,6 +8,7 @@ use petgraph::visit::EdgeRef;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::link_heads::link_heads;
 use super::replace::replace_file;
 use crate::graph::{Circuit, Node, NodeId};
 use crate::input::read_json;
@@ -121,7 +122,7 @@ pub struct WireLink {
 }
 
 /// One number for a (layer, feature): `(x+y)(x+y+1)/2 + y`. Wraps past i64, where no real feature is.
-fn cantor_pairing(layer: u32, feature: u32) -> i64 {
+pub(crate) fn cantor_pairing(layer: u32, feature: u32) -> i64 {
     let (x, y) = (u128::from(layer), u128::from(feature));
     ((x + y) * (x + y + 1) / 2 + y) as i64
 }
@@ -214,7 +215,7 @@ impl WireGraph {
             source: nodes[edge.source().index()].node_id.clone(),
             target: nodes[edge.target().index()].node_id.clone(),
             weight: edge.weight().weight,
-            extra: BTreeMap::new(),
+            extra: circuit.edge_heads(edge.source(), edge.target()).map(link_heads).unwrap_or_default(),
         });
         let links = links.collect();
         let q_params = json!({"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""});

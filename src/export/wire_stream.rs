@@ -8,14 +8,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::link_heads::heads_of_link;
 use super::link_seed::{Ids, LinkSeed, WireEnds};
 use super::wire::{WireGraph, WireLink, WireMetadata, WireNode};
 use super::wire_read::{NodeReader, resolve};
-use crate::graph::{Circuit, CompactLink, Link, Node, NodeId};
+use crate::graph::{Circuit, CircuitMeta, CompactLink, HeadFlows, Link, Node, NodeId};
 use crate::input::{is_stream, read_json};
 use crate::{Error, Result};
 
@@ -53,6 +55,11 @@ impl StreamedGraph {
         &self.header.nodes[node].node_id
     }
 
+    /// Where the graph comes from.
+    pub fn meta(&self) -> CircuitMeta {
+        self.header.circuit_meta(&self.nodes)
+    }
+
     /// Drops the other nodes and all links to them.
     pub fn keep_nodes(&mut self, is_kept: &[bool]) {
         let place = places(is_kept);
@@ -77,7 +84,16 @@ impl StreamedGraph {
             target: link.target as usize,
             weight: link.weight,
         });
-        Circuit::new(self.header.circuit_meta(&self.nodes), self.nodes.clone(), links)
+        let mut circuit = Circuit::new(self.meta(), self.nodes.clone(), links)?;
+        if !self.extra.is_empty() {
+            let heads = self.links.iter().filter_map(|link| {
+                let extra = self.extra.get(&(link.source, link.target))?;
+                let [target, source] = [link.target, link.source].map(|node| self.nodes[node as usize].id);
+                heads_of_link(target, source, link.weight, extra)
+            });
+            circuit.set_heads(HeadFlows::of_edges(heads.collect()).map(Arc::new));
+        }
+        Ok(circuit)
     }
 
     /// The file with these nodes and links, and with everything else that it held.

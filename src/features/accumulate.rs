@@ -3,7 +3,9 @@
 
 use rayon::prelude::*;
 
-use super::dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
+use super::dashboard::{
+    Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE, interval_of,
+};
 use super::histogram::{Histogram, step_of};
 use super::manifest::{Hash, Settings};
 use crate::transcoder::Candidate;
@@ -31,7 +33,7 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// A hash of a sequence's tokens.
-pub(super) fn sequence_hash(tokens: impl Iterator<Item = u32>) -> u64 {
+pub(crate) fn sequence_hash(tokens: impl Iterator<Item = u32>) -> u64 {
     let mut hash = Hash::default();
     tokens.for_each(|token| hash.add(token));
     mix(hash.value())
@@ -177,7 +179,7 @@ impl FeatureStats {
     fn add_value(&mut self, value: f32, settings: &Settings) {
         let is_first = self.count == 0;
         self.count = self.count.saturating_add(1);
-        self.sum += (f64::from(value) * SUM_SCALE).round() as i128;
+        self.sum = self.sum.saturating_add((f64::from(value) * SUM_SCALE).round() as i128);
         self.histogram.add(value);
         self.see_range(value, value, is_first, settings);
     }
@@ -198,9 +200,9 @@ impl FeatureStats {
         }
     }
 
-    /// Which interval a value is in, from 0: the step of the largest value is the last one, the first has all lower steps.
+    /// Which interval a value is in, from 0.
     fn interval(&self, value: f32) -> usize {
-        (N_INTERVALS - 1).saturating_sub(usize::from(step_of(self.max) - step_of(value)))
+        interval_of(self.max, value) - 1
     }
 
     fn wants_sample(&self, interval: usize, hash: u64, position: u32, settings: &Settings) -> bool {
@@ -266,7 +268,7 @@ impl FeatureStats {
         let is_first = self.count == 0;
         self.count = self.count.saturating_add(other.count);
         self.n_sequences = self.n_sequences.saturating_add(other.n_sequences);
-        self.sum += other.sum;
+        self.sum = self.sum.saturating_add(other.sum);
         self.histogram.merge(&other.histogram);
         self.see_range(other.min, other.max, is_first, settings);
         let below = usize::from(step_of(self.max) - step_of(other.max));
@@ -309,7 +311,7 @@ impl FeatureStats {
         Dashboard {
             count: self.count,
             n_sequences: self.n_sequences,
-            mean: if self.count == 0 { 0.0 } else { (self.sum as f64 / SUM_SCALE / f64::from(self.count)) as f32 },
+            mean: mean(self.sum, self.count),
             min: self.min,
             max: self.max,
             histogram: self.histogram.clone(),
@@ -333,6 +335,11 @@ impl FeatureStats {
         [(self.sum >> 64) as i64, self.sum as i64]
     }
 
+    /// Whether a dashboard can be of activations with this sum.
+    pub(super) fn is_sum_of(dashboard: &Dashboard, sum: [i64; 2]) -> bool {
+        mean(joined(sum), dashboard.count) == dashboard.mean
+    }
+
     /// Statistics as they were when a dashboard was made of them; hashes are computed again.
     pub(super) fn restore(
         dashboard: Dashboard,
@@ -348,7 +355,7 @@ impl FeatureStats {
         let mut stats = FeatureStats {
             count: dashboard.count,
             n_sequences: dashboard.n_sequences,
-            sum: (i128::from(sum[0]) << 64) | i128::from(sum[1] as u64),
+            sum: joined(sum),
             min: dashboard.min,
             max: dashboard.max,
             top: dashboard.top().map(|example| kept(example, hashes(example.position).1)).collect(),
@@ -379,13 +386,23 @@ impl FeatureStats {
     }
 }
 
+/// A sum of two halves.
+fn joined(halves: [i64; 2]) -> i128 {
+    (i128::from(halves[0]) << 64) | i128::from(halves[1] as u64)
+}
+
+/// The mean of `count` activations whose sum is `sum`, in units of 2^-32.
+fn mean(sum: i128, count: u32) -> f32 {
+    if count == 0 { 0.0 } else { (sum as f64 / SUM_SCALE / f64::from(count)) as f32 }
+}
+
 /// The token at a position.
 pub(super) trait Tokens: Sync {
     fn token(&self, position: usize) -> u32;
 }
 
 /// The tokens that occur most often, with the mean of their values; of equally frequent ones the smaller id first.
-fn most_frequent(mut tokens: Vec<(u32, f32)>, n: usize) -> Vec<TokenCount> {
+pub(super) fn most_frequent(mut tokens: Vec<(u32, f32)>, n: usize) -> Vec<TokenCount> {
     // Stable: values of a token are added in one order.
     tokens.sort_by_key(|&(token, _)| token);
     let mut counts: Vec<TokenCount> = tokens

@@ -8,14 +8,13 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::accumulate::{BatchPlaces, LayerStats, place_hash, sequence_hash};
-use super::corpus::{Input, Pieces, TextFormat};
 use super::files::{FeatureSet, MANIFEST_FILE};
 use super::manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
-use super::sequences::{Sequence, Sequencer, batches};
 use super::state::{FolderWriter, read_layer, sequence_hashes};
 use super::tokens::{SequenceTable, TokenStore, TokenTexts};
+use crate::corpus::{Input, Pieces, Sequence, Sequencer, TextFormat, batches};
 use crate::error::{Error, ErrorContext, Result};
-use crate::export::{check_writable, replace_file};
+use crate::export::{check_writable, replace_file, replace_set};
 use crate::job::Job;
 use crate::model::{ForwardOptions, HookPoint, Hooks};
 use crate::replacement::Replacement;
@@ -27,6 +26,9 @@ pub const TOKENS_PHASE: &str = "tokens";
 const COLLECTING: &str = "collecting";
 
 const PROGRESS_FILE: &str = "progress.json";
+
+/// The folder in it where a set is written that replaces another.
+const WHOLE: &str = "whole";
 
 /// Keeping takes at most this share of the time.
 const KEEPING_SHARE: f64 = 0.05;
@@ -258,14 +260,14 @@ impl<'a> Run<'a> {
             let mut pieces = Pieces::open(input, &self.options.format)?;
             for _ in 0..self.progress.n_pieces {
                 job.check()?;
-                if pieces.next()?.is_none() {
+                if pieces.next_piece()?.is_none() {
                     let problem = "it is shorter than it was when the interrupted run read it".to_owned();
                     return Err(Error::Text { file: input.name(), problem });
                 }
             }
             loop {
                 job.check()?;
-                let piece = pieces.next()?;
+                let piece = pieces.next_piece()?;
                 if let Some(piece) = &piece {
                     self.progress.sequencer.push(piece, tokenizer)?;
                     self.progress.n_pieces += 1;
@@ -356,6 +358,7 @@ impl<'a> Run<'a> {
             settings: self.options.settings.clone(),
             mergeable,
             shard: self.options.shard,
+            imported: None,
         }
     }
 
@@ -397,9 +400,28 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Writes a set that takes the place of another.
+    fn replace(&self, mergeable: bool) -> Result<Manifest> {
+        let whole = self.collecting().join(WHOLE);
+        let replaced = self.write(&whole, mergeable).and_then(|manifest| {
+            replace_set(&whole, self.out, MANIFEST_FILE)?;
+            Ok(manifest)
+        });
+        if replaced.is_err() {
+            // Work that was kept stays: the folder is not removed with it.
+            let _ = std::fs::remove_dir_all(&whole).and_then(|()| std::fs::remove_dir(self.collecting()));
+        }
+        replaced
+    }
+
     fn finish(self) -> Result<Collected> {
         let mergeable = self.options.mergeable || self.options.shard.is_some();
-        let manifest = self.write(self.out, mergeable)?;
+        // Where features are in the way, the new ones are written beside them: a run that ends in between must not leave
+        // layers of one set and tokens of another.
+        let manifest = match self.out.join(MANIFEST_FILE).exists() {
+            false => self.write(self.out, mergeable)?,
+            true => self.replace(mergeable)?,
+        };
         self.forget()?;
         Ok(Collected {
             manifest,

@@ -1,6 +1,6 @@
 //! What is known of one feature.
 
-use super::histogram::Histogram;
+use super::histogram::{Histogram, step_of, step_start};
 
 /// Tokens before an example whose activations are stored with it; positions count from the example's own.
 pub const WINDOW_BEFORE: usize = 16;
@@ -10,6 +10,23 @@ pub const WINDOW_AFTER: usize = 7;
 
 /// Intervals of the activation that examples are sampled from.
 pub const N_INTERVALS: usize = 5;
+
+/// The interval that a value is in, from 1: the step of the largest value is the last one, the first has all lower steps.
+pub(super) fn interval_of(max: f32, value: f32) -> usize {
+    N_INTERVALS.saturating_sub(usize::from(step_of(max).saturating_sub(step_of(value)))).max(1)
+}
+
+/// Where an interval begins and ends.
+pub(super) fn interval_edges(max: f32, interval: usize) -> (f32, f32) {
+    let last = usize::from(step_of(max));
+    let edge = |steps_below: usize| step_start(u8::try_from(last.saturating_sub(steps_below)).unwrap_or(u8::MAX));
+    let start = if interval <= 1 { 0.0 } else { edge(N_INTERVALS - interval.min(N_INTERVALS)) };
+    let end = match N_INTERVALS.saturating_sub(interval) {
+        0 => max,
+        below => edge(below - 1),
+    };
+    (start, end)
+}
 
 /// What is known of one feature.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -125,5 +142,23 @@ impl Dashboard {
     /// Of the activations that were sampled, the share on a token.
     pub fn share(&self, token: &TokenCount) -> f64 {
         f64::from(token.count) / f64::from(self.n_sampled.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_between_the_edges_of_its_interval() {
+        for max in [0.001f32, 1.0, 3.7, 250.0] {
+            for i in 1..=1000u16 {
+                let value = max * f32::from(i) / 1000.0;
+                let (start, end) = interval_edges(max, interval_of(max, value));
+                assert!(start <= value && value <= end, "{value} of {max}: {start} to {end}");
+            }
+            assert_eq!(interval_of(max, max), N_INTERVALS);
+        }
+        assert_eq!(interval_of(0.0, 0.0), N_INTERVALS);
     }
 }

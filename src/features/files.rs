@@ -5,11 +5,12 @@ use std::path::Path;
 
 use super::dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
 use super::histogram::{Histogram, N_BINS};
-use super::manifest::{FEATURES_FORMAT_VERSION, Manifest};
+use super::manifest::{FEATURES_FORMAT_VERSION, Manifest, Subject};
 use super::tokens::{Ids, Runs, TokenStore, are_narrow};
 use crate::error::{Error, Result};
 use crate::export::{Numbers, replace_file, write_columns};
 use crate::labels::Labels;
+use crate::replacement::Replacement;
 use crate::weights::{ATLAS, Column, Columns, Folder, atlas_features, atlas_transcoders};
 
 /// The name of the folder beside a transcoder set's `config.yaml`.
@@ -78,7 +79,7 @@ impl FeatureSet {
         let layers = manifest.subject.n_features.iter().enumerate();
         let layers = layers.map(|(layer, &n_features)| LayerFile::open(folder, layer, n_features));
         let layers = layers.collect::<Result<_>>()?;
-        let labels = read_labels(folder)?;
+        let labels = read_labels(folder, &manifest.subject.n_features)?;
         Ok(Self { folder: folder.clone(), manifest, tokens, layers, labels })
     }
 
@@ -198,16 +199,37 @@ pub struct Window {
 }
 
 /// Labels beside the folder, where the transcoders are and somebody may have put their own, and those in it.
-fn read_labels(folder: &Folder) -> Result<Labels> {
+fn read_labels(folder: &Folder, n_features: &[usize]) -> Result<Labels> {
+    let shown = folder.shown(Labels::FILE);
     let within = match folder.read(Labels::FILE)? {
-        Some(bytes) => Labels::parse(&bytes, &folder.shown(Labels::FILE))?,
+        Some(bytes) => Labels::parse(&bytes, &shown)?,
         None => Labels::default(),
     };
+    within.check(n_features, &shown)?;
     let beside = folder.path().and_then(Path::parent).map(|parent| parent.join(Labels::FILE));
     match beside.filter(|path| path.is_file()) {
-        Some(path) => Ok(Labels::read(&path)?.or(within)),
+        Some(path) => {
+            let labels = Labels::read(&path)?;
+            labels.check(n_features, &path.display().to_string())?;
+            Ok(labels.or(within))
+        }
         None => Ok(within),
     }
+}
+
+/// Checks that the labels which a set of transcoders takes from the features beside it are of this set. Which form of the
+/// model they were collected with does not matter: names are of the features.
+///
+/// # Errors
+/// [`Error::FeaturesMismatch`]; those of reading `features.json`.
+pub fn check_labels_beside(replacement: &Replacement, transcoders: &Path) -> Result<()> {
+    let path = transcoders.join(FEATURES_FOLDER);
+    let is_there = |file: &str| path.join(file).is_file();
+    if !is_there(Labels::FILE) || !is_there(MANIFEST_FILE) {
+        return Ok(());
+    }
+    let manifest = read_manifest(&Folder::on_disk(&path))?;
+    manifest.subject.check_same_set(&Subject::of(replacement)?, &path.display().to_string())
 }
 
 pub(super) fn read_manifest(folder: &Folder) -> Result<Manifest> {

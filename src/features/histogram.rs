@@ -43,8 +43,7 @@ pub fn bin_start(bin: usize) -> f32 {
 }
 
 /// Where a step begins.
-#[cfg(test)]
-fn step_start(step: u8) -> f32 {
+pub(super) fn step_start(step: u8) -> f32 {
     lower_edge(step.into(), STEP_BITS)
 }
 
@@ -63,7 +62,8 @@ impl Histogram {
         self.add_to(bin_of(value), 1);
     }
 
-    fn add_to(&mut self, bin: u8, n: u32) {
+    /// Counts `n` more activations of a bin.
+    pub(super) fn add_to(&mut self, bin: u8, n: u32) {
         if self.counts.is_empty() {
             self.first_bin = bin;
         }
@@ -81,7 +81,8 @@ impl Histogram {
 
     /// Counts what another histogram counted.
     pub fn merge(&mut self, other: &Histogram) {
-        for (&n, bin) in other.counts.iter().zip(other.first_bin..) {
+        // Inclusive, for the last bin has no successor.
+        for (&n, bin) in other.counts.iter().zip(other.first_bin..=u8::MAX) {
             if n > 0 {
                 self.add_to(bin, n);
             }
@@ -138,6 +139,13 @@ mod tests {
         }
         assert_eq!([bin_of(0.0), bin_of(-3.0), bin_of(1e-9), bin_of(f32::MAX)], [0, 0, 0, 255]);
         assert_eq!(bin_of(2.0) - bin_of(1.0), 4);
+    }
+
+    #[test]
+    fn the_last_bin_is_merged_too() {
+        let mut last = Histogram { first_bin: 255, counts: vec![3] };
+        last.merge(&last.clone());
+        assert_eq!(last, Histogram { first_bin: 255, counts: vec![6] });
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Found {
 }
 
 /// The harmonic mean of precision and recall, each key paid for as if it named [`KEY_COST`] positions more.
-fn f1(n_both: usize, n_named: usize, n_active: usize, n_keys: usize) -> f64 {
+pub(super) fn f1(n_both: usize, n_named: usize, n_active: usize, n_keys: usize) -> f64 {
     2.0 * n_both as f64 / ((n_named + n_active) as f64 + KEY_COST * n_keys as f64).max(1.0)
 }
 
@@ -219,7 +219,7 @@ impl Search<'_> {
 type Ranked = (f64, Key, usize);
 
 /// How many positions two ascending lists share.
-fn n_common(a: &[u32], b: &[u32]) -> usize {
+pub(super) fn n_common(a: &[u32], b: &[u32]) -> usize {
     let (mut at, mut n) = (0, 0);
     for position in a {
         while at < b.len() && b[at] < *position {

@@ -128,6 +128,8 @@ pub(super) struct LabelText {
     pub starts: Vec<usize>,
     /// Positions up to here are learnt from.
     pub n_learnt: usize,
+    /// Hashes of the sequences that are scored on: whoever names a feature may not see these.
+    pub scored: HashSet<u64>,
     /// Whether transcoders read there.
     counted: Vec<bool>,
     /// Counted positions learnt from, and scored on.
@@ -170,6 +172,7 @@ impl LabelText {
             sequences: Vec::new(),
             starts: vec![0],
             n_learnt: 0,
+            scored: HashSet::new(),
             counted: Vec::new(),
             n_counted: [0; 2],
             classes: Vec::new(),
@@ -191,6 +194,8 @@ impl LabelText {
             text.starts.push(text.tokens.len());
             if number < n_learnt_sequences {
                 text.n_learnt = text.tokens.len();
+            } else {
+                text.scored.insert(sequence_hash(sequence(i)));
             }
         }
         text.describe_tokens(set);
@@ -314,6 +319,13 @@ impl LabelText {
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// The tokens around a position that are in its sequence and stand for text.
+    pub(super) fn around(&self, position: usize, before: usize, after: usize) -> std::ops::Range<usize> {
+        let sequence = self.sequences[position] as usize;
+        let first = (self.starts[sequence]..position).find(|&at| self.counted[at]).unwrap_or(position);
+        position.saturating_sub(before).max(first)..(position + after + 1).min(self.starts[sequence + 1])
     }
 
     pub(super) fn is_counted(&self, position: usize) -> bool {

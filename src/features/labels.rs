@@ -2,20 +2,21 @@
 //! from, where the feature is active.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::exchange::read_names;
 use super::files::FeatureSet;
-use super::label_rules::{Found, best};
-use super::label_text::{LabelText, View};
+use super::label_rules::{Found, best, f1, n_common};
+use super::label_text::{Key, LabelText, View};
 use super::label_words::{parts_named, tokens_named};
 use super::manifest::Subject;
 use super::pushes::pushes;
 use super::report::FeatureId;
-use super::sequences::{Sequence, batches};
+use crate::corpus::{Sequence, batches};
 use crate::error::{Error, ErrorContext, Result};
 use crate::export::replace_file;
 use crate::job::Job;
@@ -76,44 +77,87 @@ pub fn label_features(
     options: &LabelOptions,
     job: &Job,
 ) -> Result<BTreeMap<FeatureId, ScoredLabel>> {
-    set.manifest().subject.check_same(&Subject::of(replacement)?, set.folder().spec())?;
-    let text = LabelText::new(set, options.max_tokens, |tokens| replacement.n_excluded(tokens));
-    let active = active_positions(replacement, set, &text, job)?;
-    let mut labels = BTreeMap::new();
-    for (layer, active) in active.iter().enumerate() {
-        job.check()?;
-        let found: Vec<Option<Found>> = active.par_iter().map(|active| best(&text, active)).collect();
-        // Only what stands before a word can say it.
-        let is_next = |found: &Option<Found>| {
-            found.as_ref().is_some_and(|found| found.parts.iter().any(|(view, _)| *view == View::Next))
-        };
-        let before: Vec<usize> = (0..found.len()).filter(|&feature| is_next(&found[feature])).collect();
-        let pushed = pushes(replacement, layer, &before, N_PUSHED)?;
-        let pushed: HashMap<usize, Vec<u32>> = before
-            .into_iter()
-            .zip(pushed)
-            .map(|(feature, pushes)| (feature, pushes.top.iter().map(|push| push.token).collect()))
-            .collect();
-        for (feature, found) in found.into_iter().enumerate() {
-            let Some(found) = found else { continue };
-            let is_clear = found.f1() >= options.min_f1;
-            let label = match (is_clear, found.is_everywhere()) {
-                (_, true) => "almost everywhere".to_owned(),
-                (true, false) => {
-                    parts_named(set.tokens(), &text, &found.parts, pushed.get(&feature).map(Vec::as_slice))
-                }
-                (false, false) => {
-                    let tokens = set.tokens_of(layer, feature)?;
-                    format!("mixed: {}", tokens_named(set.tokens(), tokens.iter().map(|count| count.token), 2))
-                }
+    Ok(Labelled::new(replacement, set, options, job)?.labels)
+}
+
+/// Labels, and the text that they were made from and scored on.
+pub(super) struct Labelled {
+    pub labels: BTreeMap<FeatureId, ScoredLabel>,
+    pub text: LabelText,
+    /// Where each feature is active, ascending. `[n_layers][n_features]`
+    pub active: Vec<Vec<Vec<u32>>>,
+}
+
+impl Labelled {
+    pub(super) fn new(replacement: &Replacement, set: &FeatureSet, options: &LabelOptions, job: &Job) -> Result<Self> {
+        set.manifest().subject.check_same(&Subject::of(replacement)?, set.folder().spec())?;
+        let text = LabelText::new(set, options.max_tokens, |tokens| replacement.n_excluded(tokens));
+        let active = active_positions(replacement, set, &text, job)?;
+        let mut labels = BTreeMap::new();
+        for (layer, active) in active.iter().enumerate() {
+            job.check()?;
+            let found: Vec<Option<Found>> = active.par_iter().map(|active| best(&text, active)).collect();
+            // Only what stands before a word can say it.
+            let is_next = |found: &Option<Found>| {
+                found.as_ref().is_some_and(|found| found.parts.iter().any(|(view, _)| *view == View::Next))
             };
-            let (precision, recall, f1) = (found.precision(), found.recall(), found.f1());
-            let n_active = found.n_active;
-            labels
-                .insert(FeatureId { layer, feature }, ScoredLabel { label, precision, recall, f1, n_active, is_clear });
+            let before: Vec<usize> = (0..found.len()).filter(|&feature| is_next(&found[feature])).collect();
+            let pushed = pushes(replacement, layer, &before, N_PUSHED)?;
+            let pushed: HashMap<usize, Vec<u32>> = before
+                .into_iter()
+                .zip(pushed)
+                .map(|(feature, pushes)| (feature, pushes.top.iter().map(|push| push.token).collect()))
+                .collect();
+            for (feature, found) in found.into_iter().enumerate() {
+                let Some(found) = found else { continue };
+                let is_clear = found.f1() >= options.min_f1;
+                let label = match (is_clear, found.is_everywhere()) {
+                    (_, true) => "almost everywhere".to_owned(),
+                    (true, false) => {
+                        parts_named(set.tokens(), &text, &found.parts, pushed.get(&feature).map(Vec::as_slice))
+                    }
+                    (false, false) => {
+                        let tokens = set.tokens_of(layer, feature)?;
+                        format!("mixed: {}", tokens_named(set.tokens(), tokens.iter().map(|count| count.token), 2))
+                    }
+                };
+                let (precision, recall, f1) = (found.precision(), found.recall(), found.f1());
+                let n_active = found.n_active;
+                labels.insert(
+                    FeatureId { layer, feature },
+                    ScoredLabel { label, precision, recall, f1, n_active, is_clear },
+                );
+            }
+        }
+        Ok(Self { labels, text, active })
+    }
+
+    /// How well conditions say where a feature is active: on the half that labels are scored on.
+    pub(super) fn score(
+        &self,
+        id: FeatureId,
+        label: String,
+        conditions: &[(View, Vec<Key>)],
+        min_f1: f64,
+    ) -> ScoredLabel {
+        let active = &self.active[id.layer][id.feature];
+        let scored = &active[self.text.n_learnt_of(active)..];
+        let mut named: Vec<u32> =
+            conditions.iter().flat_map(|(view, keys)| self.text.positions_of_any(*view, keys)).collect();
+        named.sort_unstable();
+        named.dedup();
+        let named = &named[self.text.n_learnt_of(&named)..];
+        let n_both = n_common(named, scored);
+        let f1 = f1(n_both, named.len(), scored.len(), 0);
+        ScoredLabel {
+            label,
+            precision: n_both as f64 / named.len().max(1) as f64,
+            recall: n_both as f64 / scored.len().max(1) as f64,
+            f1,
+            n_active: scored.len(),
+            is_clear: f1 >= min_f1,
         }
     }
-    Ok(labels)
 }
 
 /// Writes `feature_labels.json`, which commands that name features read, and the scores beside it.
@@ -121,10 +165,37 @@ pub fn label_features(
 /// # Errors
 /// The files cannot be written.
 pub fn write_labels(folder: &Path, labels: &BTreeMap<FeatureId, ScoredLabel>) -> Result<()> {
-    let names: BTreeMap<String, &str> = labels.iter().map(|(id, l)| (id.to_string(), l.label.as_str())).collect();
+    let names = labels.iter().map(|(id, label)| (*id, label.label.clone())).collect();
     let scores: BTreeMap<String, &ScoredLabel> = labels.iter().map(|(id, label)| (id.to_string(), label)).collect();
     write_json(&folder.join(SCORES_FILE), &scores)?;
+    write_names(folder, &names)
+}
+
+/// Writes `feature_labels.json` alone.
+pub(super) fn write_names(folder: &Path, names: &BTreeMap<FeatureId, String>) -> Result<()> {
+    let names: BTreeMap<String, &str> = names.iter().map(|(id, label)| (id.to_string(), label.as_str())).collect();
     write_json(&folder.join(Labels::FILE), &names)
+}
+
+/// Adds names from files to those in `folder`, over those that are there; of several files the last says most. How many
+/// were read, and how many there are.
+///
+/// # Errors
+/// Those of [`read_names`](super::read_names) and of writing.
+pub fn import_labels(set: &FeatureSet, files: &[PathBuf], folder: &Path) -> Result<(usize, usize)> {
+    let mut read = BTreeMap::new();
+    for file in files {
+        read.extend(read_names(file, &set.manifest().subject.n_features)?);
+    }
+    let path = folder.join(Labels::FILE);
+    let before = if path.is_file() { Labels::read(&path)? } else { Labels::default() };
+    let id = |(layer, feature): (u32, u32)| FeatureId { layer: layer as usize, feature: feature as usize };
+    let mut names: BTreeMap<FeatureId, String> =
+        before.iter().map(|(numbers, label)| (id(numbers), label.to_owned())).collect();
+    let n_read = read.len();
+    names.extend(read);
+    write_names(folder, &names)?;
+    Ok((n_read, names.len()))
 }
 
 /// How good the label of a feature is: of the one that it has, where [`write_labels`] wrote it.
@@ -144,7 +215,7 @@ pub(super) fn score_of(set: &FeatureSet, id: FeatureId) -> Result<Option<ScoredL
     Ok(Some(score).filter(|score| label == Some(score.label.as_str())))
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let failed = |e: serde_json::Error| Error::Io { doing: "cannot write", path: path.to_owned(), source: e.into() };
     let json = serde_json::to_vec_pretty(value).map_err(failed)?;
     replace_file(path, |writer| std::io::Write::write_all(writer, &json))

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::exchange::Agreement;
 use crate::error::{Error, Result};
 use crate::replacement::Replacement;
 use crate::transcoder::Kind;
@@ -27,6 +28,19 @@ pub struct Manifest {
     /// Which part of the text this is, where it is not all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<Shard>,
+    /// Where they are from, if another program computed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Provenance>,
+}
+
+/// Where features are from that another program computed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The program whose files they were.
+    pub from: String,
+    /// How far they agree with the model here; nothing where that was not looked at.
+    #[serde(default)]
+    pub agreement: Option<Agreement>,
 }
 
 /// One of several parts of a text: every so many units of it.
@@ -187,19 +201,31 @@ impl Subject {
     /// # Errors
     /// [`Error::FeaturesMismatch`]
     pub fn check_same(&self, other: &Subject, folder: &str) -> Result<()> {
+        self.check_same_set(other, folder)?;
         let differ = |what, features: String, here: String| {
             Err(Error::FeaturesMismatch { folder: folder.to_owned(), what, features, here })
         };
-        if self.n_features != other.n_features || self.kind != other.kind {
-            return differ("transcoder set", self.shape(), other.shape());
-        }
-        if self.transcoder_hash != other.transcoder_hash {
-            let named = |s: &Subject| format!("`{}` (weights {})", s.scan, s.transcoder_hash);
-            return differ("transcoder set", named(self), named(other));
-        }
         if self.model_hash != other.model_hash || self.d_vocab != other.d_vocab {
             let named = |s: &Subject| format!("`{}` ({} tokens, weights {})", s.model, s.d_vocab, s.model_hash);
             return differ("model", named(self), named(other));
+        }
+        Ok(())
+    }
+
+    /// As [`Subject::check_same`], of the transcoder set alone.
+    ///
+    /// # Errors
+    /// [`Error::FeaturesMismatch`]
+    pub fn check_same_set(&self, other: &Subject, folder: &str) -> Result<()> {
+        let differ = |features: String, here: String| {
+            Err(Error::FeaturesMismatch { folder: folder.to_owned(), what: "transcoder set", features, here })
+        };
+        if self.n_features != other.n_features || self.kind != other.kind {
+            return differ(self.shape(), other.shape());
+        }
+        if self.transcoder_hash != other.transcoder_hash {
+            let named = |s: &Subject| format!("`{}` (weights {})", s.scan, s.transcoder_hash);
+            return differ(named(self), named(other));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::accumulate::LayerStats;
 use super::files::{FeatureSet, MANIFEST_FILE};
 use super::manifest::{Manifest, TextSource};
 use super::state::{FolderWriter, read_layer, sequence_hashes};
-use super::tokens::{SequenceTable, TokenTexts};
+use super::tokens::{SequenceTable, TOKENS_FILE, TokenTexts};
 use crate::error::{Error, ErrorContext, Result};
 use crate::export::check_writable;
 use crate::job::Job;
@@ -45,7 +45,7 @@ pub fn merge(folders: &[PathBuf], out: &Path, mergeable: bool, job: &Job) -> Res
     let are_parts = check_parts(&sets).map_err(cannot)?;
     check_writable(out)?;
     let order = Order::new(&sets, are_parts).map_err(cannot)?;
-    let manifest = merged_manifest(&sets, are_parts, mergeable);
+    let manifest = merged_manifest(&sets, are_parts, mergeable).map_err(cannot)?;
     let d_vocab = manifest.subject.d_vocab as u32;
     let texts = TokenTexts::new((0..d_vocab).map(|token| first.tokens().bytes(token)));
     let each_token = |give: &mut dyn FnMut(u32) -> std::io::Result<()>| {
@@ -91,27 +91,35 @@ fn check_parts(sets: &[FeatureSet]) -> Result<bool, String> {
     }
 }
 
-fn merged_manifest(sets: &[FeatureSet], are_parts: bool, mergeable: bool) -> Manifest {
+fn merged_manifest(sets: &[FeatureSet], are_parts: bool, mergeable: bool) -> Result<Manifest, String> {
     let texts = || sets.iter().map(|set| &set.manifest().text);
     let hash = texts().map(|text| u64::from_str_radix(&text.hash, 16).unwrap_or(0)).fold(0, u64::wrapping_add);
     let first = sets[0].manifest();
+    let total = |name: &str, of: fn(&TextSource) -> u64| {
+        let numbers = || sets.iter().map(|set| (set, of(&set.manifest().text)));
+        let sum = numbers().try_fold(0u64, |sum, (_, n)| sum.checked_add(n));
+        sum.ok_or_else(|| match numbers().max_by_key(|&(_, n)| n) {
+            Some((set, n)) => format!("`{}` says that it has {n} {name}", set.folder().shown(MANIFEST_FILE)),
+            None => format!("too many {name}"),
+        })
+    };
     let (files, n_documents) = match are_parts {
         true => (first.text.files.clone(), first.text.n_documents),
-        false => (texts().flat_map(|text| text.files.clone()).collect(), texts().map(|text| text.n_documents).sum()),
+        false => (texts().flat_map(|text| text.files.clone()).collect(), total("documents", |text| text.n_documents)?),
     };
-    Manifest {
+    Ok(Manifest {
         text: TextSource {
             files,
             hash: format!("{hash:016x}"),
-            n_tokens: texts().map(|text| text.n_tokens).sum(),
-            n_positions: texts().map(|text| text.n_positions).sum(),
-            n_sequences: texts().map(|text| text.n_sequences).sum(),
+            n_tokens: total("tokens", |text| text.n_tokens)?,
+            n_positions: total("positions", |text| text.n_positions)?,
+            n_sequences: total("sequences", |text| text.n_sequences)?,
             n_documents,
         },
         mergeable,
         shard: None,
         ..first.clone()
-    }
+    })
 }
 
 /// Which sequence comes where.
@@ -134,15 +142,26 @@ impl Order {
         let mut table = SequenceTable::new();
         let mut starts: Vec<Vec<u32>> = sets.iter().map(|set| vec![0; set.tokens().n_sequences()]).collect();
         // Documents and units of later texts follow those of the earlier ones.
-        let mut before = vec![(0, 0); sets.len()];
+        let beyond = |set: usize, name: &str| {
+            let file = sets[set].folder().shown(TOKENS_FILE);
+            format!("`{file}` has {name} that are counted beyond {}", u32::MAX)
+        };
+        let mut before = vec![(0u32, 0u32); sets.len()];
         for i in 1..if are_parts { 0 } else { sets.len() } {
             let (tokens, text) = (sets[i - 1].tokens(), &sets[i - 1].manifest().text);
-            let n_units = (0..tokens.n_sequences()).map(|sequence| tokens.unit(sequence) + 1).max().unwrap_or(0);
-            before[i] = (before[i - 1].0 + text.n_documents as u32, before[i - 1].1 + n_units);
+            let last_unit = (0..tokens.n_sequences()).map(|sequence| tokens.unit(sequence)).max();
+            let n_units = last_unit.map_or(Some(0), |unit| unit.checked_add(1));
+            let n_documents = u32::try_from(text.n_documents).ok();
+            let documents = n_documents.and_then(|n| n.checked_add(before[i - 1].0));
+            let units = n_units.and_then(|n| n.checked_add(before[i - 1].1));
+            before[i] =
+                (documents.ok_or_else(|| beyond(i - 1, "documents"))?, units.ok_or_else(|| beyond(i - 1, "units"))?);
         }
         for &(set, sequence) in &sequences {
             let tokens = sets[set].tokens();
-            let (document, unit) = (tokens.document(sequence) + before[set].0, tokens.unit(sequence) + before[set].1);
+            let document = tokens.document(sequence).checked_add(before[set].0);
+            let document = document.ok_or_else(|| beyond(set, "documents"))?;
+            let unit = tokens.unit(sequence).checked_add(before[set].1).ok_or_else(|| beyond(set, "units"))?;
             let start = table.push(tokens.sequence(sequence).len(), document, unit);
             let too_many = || format!("together they have more than {} tokens", u32::MAX);
             starts[set][sequence] = start.ok_or_else(too_many)?;

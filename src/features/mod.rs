@@ -6,8 +6,9 @@
 
 mod accumulate;
 mod collect;
-mod corpus;
 mod dashboard;
+mod exchange;
+mod explainer;
 mod files;
 mod histogram;
 mod label_rules;
@@ -20,19 +21,23 @@ mod place_states;
 mod pushes;
 mod report;
 mod search;
-mod sequences;
 mod state;
 mod token_classes;
 mod tokens;
 mod virtual_weights;
 
+pub(crate) use accumulate::sequence_hash;
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
-pub use corpus::{Input, Split, TextFormat, inputs};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
-pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window};
+pub use exchange::{
+    Agreement, Bundle, EXPORT_PHASE, ExportFormat, Exported, IMPORT_PHASE, INDEX_FILE, ImportOptions, Imported, export,
+    import, read_names,
+};
+pub use explainer::{Answer, Asked, EXPLAIN_PHASE, EXPLANATIONS_FILE, Explained, Explainer, Secret, explain_features};
+pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window, check_labels_beside};
 pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
-pub use labels::{LABELS_PHASE, LabelOptions, SCORES_FILE, ScoredLabel, label_features, write_labels};
-pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
+pub use labels::{LABELS_PHASE, LabelOptions, SCORES_FILE, ScoredLabel, import_labels, label_features, write_labels};
+pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Provenance, Settings, Shard, Subject, TextFile, TextSource};
 pub use merge::merge;
 pub use pushes::{FeatureAt, Push, Pushes, pushes, pushes_here};
 pub use report::{
@@ -42,3 +47,5 @@ pub use report::{
 pub use search::{ActiveHere, Found, SearchBy, active_on, search};
 pub use tokens::TokenStore;
 pub use virtual_weights::{VirtualWeight, VirtualWeights};
+
+pub use crate::corpus::{Input, Piece, Pieces, Split, TextFormat, inputs};

@@ -124,6 +124,12 @@ pub(super) fn read_layer(set: &FeatureSet, layer: usize, hashes: &[u64]) -> Resu
         if runs.get(f).len() != dashboard.n_sampled as usize {
             return Err(damaged(format!("feature {f} has {} samples", runs.get(f).len())));
         }
+        if dashboard.count as usize > tokens.len() {
+            return Err(damaged(format!("feature {f} is active {} times on {} tokens", dashboard.count, tokens.len())));
+        }
+        if !FeatureStats::is_sum_of(&dashboard, sum) {
+            return Err(damaged(format!("the sums of feature {f} are not those of its mean, {}", dashboard.mean)));
+        }
         Ok(FeatureStats::restore(dashboard, sum, firings.collect(), settings, &of_example))
     };
     Ok(LayerStats::restored(layer, (0..n_features).map(feature).collect::<Result<_>>()?))

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{DecoderDirections, EdgeRows, FeatureId, Influence, NodeLayout, Sampling, WholeInfluence, influence};
+use super::{
+    DecoderDirections, EdgeRows, FeatureId, HeadFlows, Influence, NodeId, NodeLayout, Sampling, WholeInfluence,
+    influence,
+};
 use crate::{Error, Result};
 
 /// The version of the raw file that this program writes and reads.
@@ -143,6 +147,7 @@ pub struct AttributionGraph {
     decoder_directions: Option<DecoderDirections>,
     whole_influence: Option<WholeInfluence>,
     unselected_at: Option<Vec<f32>>,
+    heads: Option<Arc<HeadFlows>>,
 }
 
 impl Deref for AttributionGraph {
@@ -218,7 +223,14 @@ impl AttributionGraph {
             features.push(feature);
         }
         let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
-        Ok(AttributionGraph { data, layout, decoder_directions: None, whole_influence: None, unselected_at: None })
+        Ok(AttributionGraph {
+            data,
+            layout,
+            decoder_directions: None,
+            whole_influence: None,
+            unselected_at: None,
+            heads: None,
+        })
     }
 
     /// Where every node is in rows and columns.
@@ -272,6 +284,34 @@ impl AttributionGraph {
         }
         check_finite("unselected_at", &values)?;
         self.unselected_at = Some(values);
+        Ok(())
+    }
+
+    /// Through which heads some edges go, where that was found out.
+    pub fn heads(&self) -> Option<&Arc<HeadFlows>> {
+        self.heads.as_ref()
+    }
+
+    /// Keeps through which heads edges go.
+    ///
+    /// # Errors
+    /// Edges that the graph has not.
+    pub fn set_heads(&mut self, heads: HeadFlows) -> Result<()> {
+        for edge in heads.edges() {
+            let is_target = matches!(edge.target, NodeId::Feature { .. } | NodeId::Target { .. });
+            for (node, is_end) in
+                [(edge.target, is_target), (edge.source, !matches!(edge.source, NodeId::Target { .. }))]
+            {
+                if !is_end || self.layout.index(node).is_none() {
+                    return Err(Error::UnknownNode { id: node.to_string(), near: Vec::new() });
+                }
+            }
+            if let Some(flow) = edge.strongest.iter().find(|flow| flow.head.layer as usize >= self.meta.n_layers) {
+                let layer = flow.head.layer as usize;
+                return Err(Error::NoSuchLayer { layer, n_layers: self.meta.n_layers });
+            }
+        }
+        self.heads = Some(Arc::new(heads));
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The circuit: what is left of a graph after pruning, as a petgraph `DiGraph`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use petgraph::Direction;
 use petgraph::algo::toposort;
@@ -8,7 +9,7 @@ use petgraph::graph::{DiGraph, EdgeIndex, NodeIndex};
 use petgraph::visit::EdgeRef;
 
 use super::sweep::propagate;
-use super::{GraphSettings, NodeId, NodeKind, Sampling, ShareEstimate};
+use super::{EdgeHeads, GraphSettings, HeadFlows, NodeId, NodeKind, Sampling, ShareEstimate};
 use crate::{Error, Result};
 
 /// A node of a circuit and what is shown of it.
@@ -118,6 +119,8 @@ pub struct Circuit {
     order: Vec<NodeIndex>,
     /// Set in a part of another circuit, whose shares it keeps.
     whole: Option<Whole>,
+    /// Through which heads edges go, where that is known.
+    heads: Option<Arc<HeadFlows>>,
 }
 
 /// What a part of a circuit keeps of the whole.
@@ -173,7 +176,7 @@ impl Circuit {
             edge.share = if abs_sum > 0.0 { f64::from(edge.weight.abs()) / abs_sum } else { 0.0 };
         }
         let order = order_of(&graph)?;
-        Ok(Circuit { meta, graph, by_id, order, whole: None })
+        Ok(Circuit { meta, graph, by_id, order, whole: None, heads: None })
     }
 
     /// The circuit of `nodes` (ascending, distinct) and the edges between them. Its shares stay those of the whole: of
@@ -199,7 +202,31 @@ impl Circuit {
         let influence = self.node_influence();
         let influence = nodes.iter().map(|node| influence[node.index()]).collect();
         let whole = Whole { influence, weight: self.whole_weight() };
-        Circuit { meta: self.meta.clone(), graph, by_id, order, whole: Some(whole) }
+        Circuit { meta: self.meta.clone(), graph, by_id, order, whole: Some(whole), heads: self.heads.clone() }
+    }
+
+    /// Keeps through which heads edges go; edges that are not here do no harm.
+    pub fn set_heads(&mut self, heads: Option<Arc<HeadFlows>>) {
+        self.heads = heads;
+    }
+
+    /// Through which heads edges go, where that is known.
+    pub fn heads(&self) -> Option<&Arc<HeadFlows>> {
+        self.heads.as_ref()
+    }
+
+    /// Through which heads an edge goes.
+    ///
+    /// # Panics
+    /// For indices of another graph.
+    pub fn edge_heads(&self, source: NodeIndex, target: NodeIndex) -> Option<&EdgeHeads> {
+        self.heads.as_ref()?.find(self.graph[target].id, self.graph[source].id)
+    }
+
+    /// The edges as ids: target, then source.
+    pub fn edge_ids(&self) -> Vec<(NodeId, NodeId)> {
+        let ids = |edge: &petgraph::graph::Edge<Edge>| (self.graph[edge.target()].id, self.graph[edge.source()].id);
+        self.graph.raw_edges().iter().map(ids).collect()
     }
 
     /// Whether this is a part of another circuit.

@@ -8,6 +8,7 @@ mod attribution_graph;
 mod circuit;
 mod decoder_directions;
 mod edge_rows;
+mod head_flows;
 pub(crate) mod influence;
 mod layout;
 mod node_threshold;
@@ -23,6 +24,7 @@ pub use attribution_graph::{AttributionGraph, GraphData, GraphMeta, GraphSetting
 pub use circuit::{Circuit, CircuitMeta, CompactLink, Edge, Link, Neighbor, Node};
 pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
+pub use head_flows::{EdgeHeads, Head, HeadFlow, HeadFlows};
 pub use influence::{Influence, PARTIAL_ROW_SUM_CLAMP, PartialRows, influence, next_features, partial_influence};
 pub use layout::{FeatureId, NodeId, NodeKind, NodeLayout};
 pub(crate) use node_threshold::{TIE_RTOL, node_threshold};

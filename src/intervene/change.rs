@@ -123,6 +123,8 @@ impl Positions {
                 return Err(Error::EmptyRange { what: "positions", start, end });
             }
             Positions::Range { end, .. } => end - 1,
+            // Past the prompt: generated tokens alone.
+            Positions::From(start) if start == n_prompt => return Ok(()),
             Positions::From(start) => start,
             Positions::All => return Ok(()),
         };

@@ -182,7 +182,7 @@ impl Original<'_> {
 
 /// The next token's distribution, as log-probabilities in f64.
 #[derive(Debug)]
-pub(super) struct Distribution {
+pub(crate) struct Distribution {
     log_probabilities: Vec<f64>,
 }
 
@@ -192,6 +192,10 @@ impl Distribution {
         let sum: f64 = logits.iter().map(|&l| f64::from(l - top).exp()).sum();
         let log_sum = f64::from(top) + sum.ln();
         Self { log_probabilities: logits.iter().map(|&l| f64::from(l) - log_sum).collect() }
+    }
+
+    pub fn log_probability(&self, token: u32) -> f64 {
+        self.log_probabilities[token as usize]
     }
 
     pub fn probability(&self, token: u32) -> f64 {

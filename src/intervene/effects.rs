@@ -14,13 +14,23 @@ use crate::replacement::{LinearModel, Origin, Sources};
 /// Sources that go through the model as one batch, at most.
 const BATCH: usize = 32;
 
-/// A direction that the unembedding reads, at one position.
+/// What is read off a run.
 #[derive(Clone, Debug)]
-pub struct Readout {
-    /// Position in the prompt.
-    pub pos: usize,
-    /// `[d_model]`
-    pub direction: Tensor,
+pub enum Readout {
+    /// A direction that the unembedding reads, at one position.
+    FinalNorm {
+        /// Position in the prompt.
+        pos: usize,
+        /// `[d_model]`
+        direction: Tensor,
+    },
+    /// Directions that a layer's attention reads, at the first positions: the sum of all.
+    ResidPre {
+        /// The layer of the attention.
+        layer: usize,
+        /// `[n_read, d_model]`
+        directions: Tensor,
+    },
 }
 
 /// What adding a source once more changes.
@@ -46,7 +56,7 @@ impl Original<'_> {
         readouts: &[Readout],
         job: &Job,
     ) -> Result<Vec<Effects>> {
-        let before = read(&self.run.pass.final_normed, readouts)?.remove(0);
+        let before = read_all(&self.run.pass.final_normed, &self.run.activations, readouts)?.remove(0);
         let n_sources = sources.len();
         let mut all = Vec::with_capacity(n_sources);
         for sources in sources.chunks(BATCH) {
@@ -89,12 +99,13 @@ impl Original<'_> {
         let embedded = Tensor::from_vec(embedded, (sources.len(), n_pos, d_model), self.run.pass.resid_final.device())?;
         let resid_pre = (repeat(self.run.activations.need(HookPoint::ResidPre(0))?, sources.len())? + embedded)?;
         let n_layers = self.replacement.model.config.n_layers;
-        let mut activations = Activations::at((0..n_layers).map(|layer| self.replacement.input_point(layer)));
+        let points = (0..n_layers).map(|layer| self.replacement.input_point(layer));
+        let mut activations = Activations::at(points.chain(readouts.iter().filter_map(Readout::point)));
         let hooks = &mut (&mut edit, (self.hold(&Mode::Direct), &mut activations));
         let options = ForwardOptions::of(job);
         let pass = self.replacement.model.forward_from(0, resid_pre, hooks, options)?;
         let features = self.pre_activations(&activations, 0, sources.len())?;
-        let readouts = read(&pass.final_normed, readouts)?;
+        let readouts = read_all(&pass.final_normed, &activations, readouts)?;
         let changes = |after: Vec<f32>, before: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
             after.into_iter().zip(before).map(|(after, before)| after - before).collect()
         };
@@ -121,15 +132,43 @@ fn vec_of(sources: &Sources, origin: Origin) -> Result<Option<Vec<f32>>> {
     }
 }
 
-/// Readouts of every alternative. `[batch, n_pos, d_model]` to `[batch][n_readouts]`
-pub(super) fn read(final_normed: &Tensor, readouts: &[Readout]) -> Result<Vec<Vec<f32>>> {
+impl Readout {
+    /// What a run has to keep for it, beside its end.
+    fn point(&self) -> Option<HookPoint> {
+        match self {
+            Readout::FinalNorm { .. } => None,
+            Readout::ResidPre { layer, .. } => Some(HookPoint::ResidPre(*layer)),
+        }
+    }
+}
+
+/// Readouts of every alternative, of what the final norm gives and of what was kept. `[batch][n_readouts]`
+fn read_all(final_normed: &Tensor, activations: &Activations, readouts: &[Readout]) -> Result<Vec<Vec<f32>>> {
     let mut all = vec![Vec::with_capacity(readouts.len()); final_normed.dim(0)?];
     for readout in readouts {
-        let at_pos = final_normed.narrow(1, readout.pos, 1)?.squeeze(1)?.contiguous()?;
-        let values = at_pos.matmul(&readout.direction.unsqueeze(1)?)?.squeeze(1)?;
-        check_values(|| format!("what a target's direction reads at position {}", readout.pos), &values)?;
-        let values = values.to_vec1::<f32>()?;
+        let values = match readout {
+            Readout::FinalNorm { pos, direction } => read(final_normed, *pos, direction)?,
+            Readout::ResidPre { layer, directions } => {
+                read_positions(activations.need(HookPoint::ResidPre(*layer))?, directions)?
+            }
+        };
         all.iter_mut().zip(values).for_each(|(row, value)| row.push(value));
     }
     Ok(all)
+}
+
+/// What a direction reads at a position, of every alternative. `[batch, n_pos, d_model]` and `[d_model]` to `[batch]`
+pub(super) fn read(tensor: &Tensor, pos: usize, direction: &Tensor) -> Result<Vec<f32>> {
+    let at_pos = tensor.narrow(1, pos, 1)?.squeeze(1)?.contiguous()?;
+    let values = at_pos.matmul(&direction.unsqueeze(1)?)?.squeeze(1)?;
+    check_values(|| format!("what a target's direction reads at position {pos}"), &values)?;
+    Ok(values.to_vec1()?)
+}
+
+/// What directions read at the first positions, summed. `[batch, n_pos, d_model]` and `[n_read, d_model]` to `[batch]`
+pub(super) fn read_positions(tensor: &Tensor, directions: &Tensor) -> Result<Vec<f32>> {
+    let read = tensor.narrow(1, 0, directions.dim(0)?)?.broadcast_mul(directions)?;
+    let values = read.flatten_from(1)?.sum(1)?;
+    check_values(|| "what a side of an attention score reads".into(), &values)?;
+    Ok(values.to_vec1()?)
 }

@@ -55,6 +55,22 @@ impl Original<'_> {
         options: &GenerateOptions,
         job: &Job,
     ) -> Result<Vec<u32>> {
+        self.generate_with(interventions, mode, options, job, &mut |_, _| ())
+    }
+
+    /// As [`Original::generate`]; `each` hears of every new token as soon as it is chosen, and of the logits that it was
+    /// chosen from. `[d_vocab]`
+    ///
+    /// # Errors
+    /// As [`Original::generate`].
+    pub fn generate_with(
+        &self,
+        interventions: &[Intervention],
+        mode: &Mode,
+        options: &GenerateOptions,
+        job: &Job,
+        each: &mut dyn FnMut(u32, &[f32]),
+    ) -> Result<Vec<u32>> {
         options.check()?;
         let config = &self.replacement.model.config;
         mode.check(config.n_layers)?;
@@ -70,8 +86,9 @@ impl Original<'_> {
         let mut cache = KvCache::new(config.n_layers);
         let mut edit = self.edit(&resolved, mode);
         let prompt = std::slice::from_ref(&self.tokens);
-        let mut pass =
-            model.forward(prompt, &mut (&mut edit, self.hold(mode)), ForwardOptions::continuing(&mut cache, job))?;
+        let mut heads = self.heads().hooks(mode, config.n_layers, 0..self.n_pos());
+        let hooks = &mut (&mut edit, (&mut heads, self.hold(mode)));
+        let mut pass = model.forward(prompt, hooks, ForwardOptions::continuing(&mut cache, job))?;
 
         let is_held = options.keep_frozen && *mode != Mode::Free;
         let mut reference_cache = KvCache::new(config.n_layers);
@@ -82,6 +99,7 @@ impl Original<'_> {
             let logits = last_logits(self.replacement, &pass)?.remove(0);
             let next = sampler.choose(&logits)?;
             generated.push(next);
+            each(next, &logits);
             job.report("tokens", generated.len(), options.n_tokens);
             let n_past = cache.n_past();
             let is_over = self.replacement.end_tokens.contains(&next) || n_past == config.n_ctx;
@@ -103,7 +121,9 @@ impl Original<'_> {
                 false => (Hold::Nothing, None),
             };
             let mut edit = InterventionEdit::new(self.replacement, &resolved, constraint, n_past..n_past + 1);
-            pass = model.forward(&[vec![next]], &mut (&mut edit, hold), ForwardOptions::continuing(&mut cache, job))?;
+            let mut heads = self.heads().hooks(mode, config.n_layers, n_past..n_past + 1);
+            let hooks = &mut (&mut edit, (&mut heads, hold));
+            pass = model.forward(&[vec![next]], hooks, ForwardOptions::continuing(&mut cache, job))?;
         }
     }
 }

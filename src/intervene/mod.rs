@@ -11,6 +11,7 @@ mod edit;
 mod effects;
 mod followed;
 mod generate;
+mod head_change;
 mod original;
 mod plan;
 mod random;
@@ -19,14 +20,16 @@ mod sample;
 mod sweep;
 mod verify;
 
+pub(crate) use compare::Distribution;
 pub(crate) use random::Random;
-pub(crate) use verify::linearized_as_traced;
+pub(crate) use verify::{linearized_as_traced, spearman};
 
 pub use change::{Change, FeatureSpec, Intervention, Mode, Positions};
 pub use compare::{CompareOptions, Comparison, FeatureChange, Measure, TokenChange};
 pub use effects::{Effects, Readout};
 pub use followed::{Followed, FollowedChange};
 pub use generate::GenerateOptions;
+pub use head_change::{HeadChange, HeadIntervention, HeadSpec};
 pub use original::{Original, Outcome};
 pub use plan::{Plan, Supernodes};
 pub use read_out::{FeatureGroup, GroupChange};

@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use super::change::{Intervention, Mode};
 use super::edit::{Constraint, InterventionEdit, Resolved};
 use super::followed::last_rows;
+use super::head_change::{HeadEdits, HeadIntervention};
 use super::read_out::{FeatureGroup, GroupChange};
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -25,6 +26,7 @@ pub struct Original<'a> {
     pub logits: Vec<f32>,
     pub(super) run: Run,
     pub(super) n_excluded: usize,
+    heads: HeadEdits,
 }
 
 /// What a changed run of the prompt ends in.
@@ -46,9 +48,20 @@ pub struct Outcome {
 #[derive(Debug)]
 pub(super) struct ChangedRun {
     pub pass: Pass,
-    /// At the input hooks of the layers from `first_layer` on, if asked for.
+    /// What was asked for, of the layers from `first_layer` on.
     pub activations: Activations,
     pub first_layer: usize,
+}
+
+/// What a changed run keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Only where it ends.
+    Nothing,
+    /// The tensors at the input hooks.
+    Inputs,
+    /// The residual stream before a layer.
+    Stream(usize),
 }
 
 impl<'a> Original<'a> {
@@ -77,7 +90,30 @@ impl<'a> Original<'a> {
     fn from_run(replacement: &'a Replacement, tokens: &[u32], run: Run, features: ActiveFeatures) -> Result<Self> {
         let logits = last_logits(replacement, &run.pass)?.remove(0);
         let n_excluded = replacement.n_excluded(tokens);
-        Ok(Self { replacement, tokens: tokens.to_vec(), features, logits, run, n_excluded })
+        Ok(Self {
+            replacement,
+            tokens: tokens.to_vec(),
+            features,
+            logits,
+            run,
+            n_excluded,
+            heads: HeadEdits::default(),
+        })
+    }
+
+    /// Changes heads in all runs from now on, in place of what was changed before; the original run stays what it was.
+    ///
+    /// # Errors
+    /// Heads and positions that do not exist; prompts of another length; those of a forward pass.
+    pub fn change_heads(&mut self, changes: &[HeadIntervention], job: &Job) -> Result<()> {
+        let changes = changes.iter().map(|change| (None, change));
+        self.heads = HeadEdits::new(self.replacement, &self.tokens, changes, job)?;
+        Ok(())
+    }
+
+    /// The changed heads.
+    pub(super) fn heads(&self) -> &HeadEdits {
+        &self.heads
     }
 
     /// Positions of the prompt.
@@ -110,7 +146,7 @@ impl<'a> Original<'a> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
-        let ChangedRun { pass, activations, first_layer } = self.changed_run(alternatives, mode, true, job)?;
+        let ChangedRun { pass, activations, first_layer } = self.changed_run(alternatives, mode, Keep::Inputs, job)?;
         let logits = last_logits(self.replacement, &pass)?;
         let pre_activations = self.pre_activations(&activations, first_layer, alternatives.len())?;
         let ends = last_rows(&pass.final_normed)?.into_iter().zip(logits);
@@ -179,17 +215,19 @@ impl<'a> Original<'a> {
         if alternatives.is_empty() {
             return Ok(Vec::new());
         }
-        last_logits(self.replacement, &self.changed_run(alternatives, mode, false, job)?.pass)
+        last_logits(self.replacement, &self.changed_run(alternatives, mode, Keep::Nothing, job)?.pass)
     }
 
-    /// As [`Original::changed_logits`], with what the final norm gives at the last position. `[n_alternatives]`
+    /// As [`Original::changed_logits`], with these heads changed, and with what the final norm gives at the last position.
+    /// `[n_alternatives]`
     pub(super) fn changed_ends(
         &self,
         alternatives: &[Vec<Intervention>],
+        heads: &HeadEdits,
         mode: &Mode,
         job: &Job,
     ) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
-        let pass = self.changed_run(alternatives, mode, false, job)?.pass;
+        let pass = self.changed_run_with(alternatives, heads, mode, Keep::Nothing, job)?.pass;
         Ok(last_logits(self.replacement, &pass)?.into_iter().zip(last_rows(&pass.final_normed)?).collect())
     }
 
@@ -198,23 +236,38 @@ impl<'a> Original<'a> {
         &self,
         alternatives: &[Vec<Intervention>],
         mode: &Mode,
-        keep_inputs: bool,
+        keep: Keep,
+        job: &Job,
+    ) -> Result<ChangedRun> {
+        self.changed_run_with(alternatives, &self.heads, mode, keep, job)
+    }
+
+    fn changed_run_with(
+        &self,
+        alternatives: &[Vec<Intervention>],
+        heads: &HeadEdits,
+        mode: &Mode,
+        keep: Keep,
         job: &Job,
     ) -> Result<ChangedRun> {
         mode.check(self.replacement.model.config.n_layers)?;
         let resolved = self.resolve(alternatives)?;
         self.replacement.check_changed_run(alternatives.len(), self.n_pos())?;
         let n_layers = self.replacement.model.config.n_layers;
-        let first_layer = resolved.first_layer().unwrap_or(n_layers);
+        let first_layer = resolved.first_layer().into_iter().chain(heads.first_layer()).min().unwrap_or(n_layers);
         let resid_pre = match first_layer == n_layers {
             true => &self.run.pass.resid_final,
             false => self.run.activations.need(HookPoint::ResidPre(first_layer))?,
         };
         let resid_pre = repeat(resid_pre, resolved.n_alternatives)?;
         let mut edit = self.edit(&resolved, mode);
-        let kept = if keep_inputs { first_layer..n_layers } else { 0..0 };
-        let mut activations = Activations::at(kept.map(|layer| self.replacement.input_point(layer)));
-        let hooks = &mut (&mut edit, (self.hold(mode), &mut activations));
+        let mut activations = match keep {
+            Keep::Nothing => Activations::default(),
+            Keep::Inputs => Activations::at((first_layer..n_layers).map(|layer| self.replacement.input_point(layer))),
+            Keep::Stream(layer) => Activations::at([HookPoint::ResidPre(layer)]),
+        };
+        let mut head_hooks = heads.hooks(mode, n_layers, 0..self.n_pos());
+        let hooks = &mut (&mut edit, (&mut head_hooks, (self.hold(mode), &mut activations)));
         let options = ForwardOptions::of(job);
         let pass = self.replacement.model.forward_from(first_layer, resid_pre, hooks, options)?;
         Ok(ChangedRun { pass, activations, first_layer })

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::change::{Change, FeatureSpec, Intervention, Positions};
+use super::head_change::{HeadChange, HeadIntervention, HeadSpec};
 use super::sweep::Alternative;
 use crate::error::{Error, Result};
 use crate::input::read_text;
@@ -27,6 +28,8 @@ pub type Supernodes = BTreeMap<String, Vec<FeatureSpec>>;
 pub struct Plan {
     /// In every run.
     pub interventions: Vec<Intervention>,
+    /// Heads that are changed in every run.
+    pub heads: Vec<HeadIntervention>,
     /// One run each.
     pub alternatives: Vec<Alternative>,
 }
@@ -47,7 +50,8 @@ struct AlternativeJson {
     interventions: Vec<EntryJson>,
 }
 
-/// One entry: a place (`node`, `supernode`, or `layer`, `feature` and `position`) and a change.
+/// One entry: a place (`node`, `supernode`, or `layer`, `feature` and `position`) and a change; or a `head`, with
+/// `"ablate": true`, `"mean": true`, or a prompt that it is to be `like`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EntryJson {
@@ -59,6 +63,9 @@ struct EntryJson {
     set: Option<f32>,
     scale: Option<f32>,
     ablate: Option<bool>,
+    head: Option<String>,
+    mean: Option<bool>,
+    like: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -66,6 +73,15 @@ struct EntryJson {
 enum PositionJson {
     At(usize),
     Text(String),
+}
+
+impl PositionJson {
+    fn positions(&self) -> Result<Positions> {
+        match self {
+            PositionJson::At(pos) => Ok(Positions::At(*pos)),
+            PositionJson::Text(text) => text.parse(),
+        }
+    }
 }
 
 impl Plan {
@@ -92,26 +108,28 @@ impl Plan {
             }
             object => serde_json::from_value(object).map_err(|e| problem(e.to_string()))?,
         };
-        let entries = |entries: &[EntryJson], at: &str| -> Result<Vec<Intervention>> {
-            let mut all = Vec::new();
+        let entries = |entries: &[EntryJson], at: &str| -> Result<(Vec<Intervention>, Vec<HeadIntervention>)> {
+            let (mut all, mut heads) = (Vec::new(), Vec::new());
             for (i, entry) in entries.iter().enumerate() {
-                let found = entry.interventions(supernodes);
-                all.extend(found.map_err(|e| match e {
+                let told = |e| match e {
                     EntryError::Problem(text) => problem(format!("entry {i} of {at} {text}")),
                     EntryError::Spec(error) => error,
-                })?);
+                };
+                match entry.head().map_err(told)? {
+                    Some(change) => heads.push(change),
+                    None => all.extend(entry.interventions(supernodes).map_err(told)?),
+                }
             }
-            Ok(all)
+            Ok((all, heads))
         };
-        let mut plan = Plan { interventions: entries(&json.interventions, "`interventions`")?, ..Plan::default() };
+        let (interventions, heads) = entries(&json.interventions, "`interventions`")?;
+        let mut plan = Plan { interventions, heads, ..Plan::default() };
         for alternative in &json.alternatives {
-            plan.alternatives.push(Alternative {
-                name: alternative.name.clone(),
-                value: None,
-                interventions: entries(&alternative.interventions, &format!("alternative {:?}", alternative.name))?,
-            });
+            let (interventions, heads) =
+                entries(&alternative.interventions, &format!("alternative {:?}", alternative.name))?;
+            plan.alternatives.push(Alternative { name: alternative.name.clone(), value: None, interventions, heads });
         }
-        if plan.interventions.is_empty() && plan.alternatives.is_empty() {
+        if plan.interventions.is_empty() && plan.heads.is_empty() && plan.alternatives.is_empty() {
             return Err(problem("asks for nothing".into()));
         }
         Ok(plan)
@@ -128,6 +146,35 @@ impl EntryJson {
         let change = self.change().map_err(EntryError::Problem)?;
         let places = self.places(supernodes)?;
         Ok(places.into_iter().map(|place| place.changed(change)).collect())
+    }
+
+    /// The head that the entry changes, if it names one.
+    fn head(&self) -> Result<Option<HeadIntervention>, EntryError> {
+        let problem = |text: &str| Err(EntryError::Problem(text.into()));
+        let Some(head) = &self.head else {
+            return match (self.mean, &self.like) {
+                (None, None) => Ok(None),
+                _ => problem("has `mean` or `like`, which are changes of a `head`"),
+            };
+        };
+        if self.node.is_some() || self.supernode.is_some() || self.layer.is_some() || self.feature.is_some() {
+            return problem("names a `head` and a feature");
+        }
+        let change = match (self.set, self.scale, self.ablate, self.mean, &self.like) {
+            (None, None, Some(true), None, None) => HeadChange::Zero,
+            (None, None, None, Some(true), None) => HeadChange::Mean,
+            (None, None, None, None, Some(prompt)) => HeadChange::Like(prompt.clone()),
+            _ => {
+                return problem("needs exactly one of `\"ablate\": true`, `\"mean\": true` and `like` for its `head`");
+            }
+        };
+        let mut spec: HeadSpec = head.parse().map_err(EntryError::Spec)?;
+        match &self.position {
+            Some(_) if head.contains('@') => return problem("has a `position`, and one in its `head`"),
+            Some(position) => spec.positions = position.positions().map_err(EntryError::Spec)?,
+            None => {}
+        }
+        Ok(Some(spec.changed(change)))
     }
 
     fn change(&self) -> Result<Change, String> {
@@ -160,10 +207,7 @@ impl EntryJson {
                 }
             },
             (None, None, Some(layer), Some(feature), Some(position)) => {
-                let positions = match position {
-                    PositionJson::At(pos) => Positions::At(*pos),
-                    PositionJson::Text(text) => text.parse().map_err(EntryError::Spec)?,
-                };
+                let positions = position.positions().map_err(EntryError::Spec)?;
                 Ok(vec![FeatureSpec { layer, feature, positions }])
             }
             _ => problem("needs either `node`, or `supernode`, or `layer`, `feature` and `position`"),
@@ -193,6 +237,10 @@ mod tests {
         assert_eq!(plan.alternatives[0].interventions[0].to_string(), "1_2_3 x2");
         assert_eq!(plan.alternatives[1].interventions[0].positions, Positions::All);
         assert_eq!(parse(r#"[{"node": "0_1_2", "ablate": true}]"#).unwrap().interventions.len(), 1);
+        let heads = r#"[{"head": "1.3", "ablate": true}, {"head": "1.3", "position": "2..", "mean": true},
+                        {"head": "0.2@4", "like": "another prompt"}]"#;
+        let shown: Vec<String> = parse(heads).unwrap().heads.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["head 1.3@*=0", "head 1.3@2..=mean", "head 0.2@4 as in \"another prompt\""]);
     }
 
     #[test]
@@ -210,6 +258,12 @@ mod tests {
             (r#"[{"node": "0_1_4..4", "set": 1}]"#, "empty"),
             (r#"[{"node": "0_1_2", "set": 1e300}]"#, "`set` outside the range"),
             (r#"[{"node": "0_1_2", "scale": -1e39}]"#, "`scale` outside the range"),
+            (r#"[{"head": "1.3"}]"#, "exactly one"),
+            (r#"[{"head": "1.3", "set": 1}]"#, "exactly one"),
+            (r#"[{"head": "1.3", "node": "0_1_2", "ablate": true}]"#, "and a feature"),
+            (r#"[{"node": "0_1_2", "mean": true}]"#, "changes of a `head`"),
+            (r#"[{"head": "1", "ablate": true}]"#, "LAYER.HEAD"),
+            (r#"[{"head": "1.3@2", "position": 4, "ablate": true}]"#, "one in its `head`"),
             ("[]", "nothing"),
             ("{", "EOF"),
             ("3", "invalid type"),

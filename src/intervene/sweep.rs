@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::change::{Change, FeatureSpec, Intervention, Mode};
 use super::compare::{CompareOptions, Distribution, largest, rank};
 use super::followed::{End, Followed};
+use super::head_change::{HeadEdits, HeadIntervention};
 use super::original::Original;
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -63,6 +64,7 @@ impl Sweep {
             name: format!("{}={value}", self.feature),
             value: Some(value),
             interventions: base.iter().copied().chain([self.feature.changed(Change::Set(value))]).collect(),
+            heads: Vec::new(),
         };
         self.values.iter().map(alternative).collect()
     }
@@ -75,8 +77,10 @@ pub struct Alternative {
     pub name: String,
     /// What a sweep sets its feature to.
     pub value: Option<f32>,
-    /// All changes of the run.
+    /// All changes of features in the run.
     pub interventions: Vec<Intervention>,
+    /// Changes of heads, after those of all runs ([`Original::change_heads`]).
+    pub heads: Vec<HeadIntervention>,
 }
 
 /// What one alternative leads to.
@@ -144,8 +148,11 @@ impl Original<'_> {
         let mut points = Vec::with_capacity(alternatives.len());
         for part in alternatives.chunks(BATCH) {
             let interventions: Vec<Vec<Intervention>> = part.iter().map(|a| a.interventions.clone()).collect();
+            let own = part.iter().enumerate();
+            let own = own.flat_map(|(at, alternative)| alternative.heads.iter().map(move |change| (Some(at), change)));
+            let heads = self.heads().and(HeadEdits::new(self.replacement, &self.tokens, own, job)?);
             for (alternative, (logits, final_normed)) in
-                part.iter().zip(self.changed_ends(&interventions, mode, job)?)
+                part.iter().zip(self.changed_ends(&interventions, &heads, mode, job)?)
             {
                 let end = End { final_normed: &final_normed, logits: &logits };
                 let after = Distribution::new(&logits);

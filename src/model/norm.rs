@@ -70,4 +70,17 @@ impl Norm {
     pub fn apply(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
         self.affine(&self.normalize(x, scale)?)
     }
+
+    /// A map that reads this norm's output, as one that reads its input divided by the scale: `w · diag(gain) ·
+    /// centring`. `[n, width]` to the same
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub(crate) fn fold(&self, w: &Tensor) -> Result<Tensor> {
+        let scaled = w.broadcast_mul(&self.gain)?;
+        match self.kind {
+            NormKind::Rms => Ok(scaled),
+            NormKind::Layer => Ok(scaled.broadcast_sub(&scaled.mean_keepdim(1)?)?),
+        }
+    }
 }

@@ -100,6 +100,30 @@ impl Model {
         Ok((self.softcap(Tensor::cat(&chunks, D::Minus1)?)?, mean))
     }
 
+    /// `W_Eᵀ W_U`, the final norm's gain in it: what the embedding of a token is worth as a direction of its logit, of all
+    /// tokens. `[d_model, d_model]`
+    ///
+    /// # Cost
+    /// `2 · d_vocab · d_model²` operations.
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations.
+    pub(crate) fn embedding_by_unembedding(&self) -> Result<Tensor> {
+        let (d_vocab, step) = (self.config.d_vocab, (CHUNK_VALUES / self.config.d_model).max(1));
+        let final_norm = self.final_norm()?;
+        let mut sum: Option<Tensor> = None;
+        for (start, unembedding) in (0..d_vocab).step_by(step).zip(self.unembedding_chunks()) {
+            let rows = start..(start + step).min(d_vocab);
+            let embedding = self.checkpoint.rows(&self.embedding_name(), rows)?.to_device(&self.device)?;
+            let part = embedding.t()?.matmul(&final_norm.fold(&unembedding?)?)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
+        sum.ok_or_else(|| Error::Config { key: "vocab_size".into(), problem: "is 0".into() })
+    }
+
     /// Rows of the unembedding. `[tokens.len(), d_model]`
     ///
     /// # Errors

@@ -63,8 +63,38 @@ fn sizes(x: &Layout, w: &Layout) -> Result<(usize, usize, usize)> {
 
 /// `out = x · w`, or `out += x · w`; row-major all three.
 fn gemm(out: &mut [f32], x: &[f32], w: &[f32], (n_rows, d_in, d_out): (usize, usize, usize), add: bool) {
-    assert!(out.len() == n_rows * d_out && x.len() == n_rows * d_in && w.len() == d_in * d_out);
-    // SAFETY: the lengths are those of the sizes and strides given, as just checked; `out` is borrowed mutably.
+    strided(out, (x, d_in, 1), (w, d_out, 1), (n_rows, d_in, d_out), add);
+}
+
+/// `out = x · wᵀ` on the calling thread.
+///
+/// # Shapes
+/// `sizes` (n_rows, d_in, d_out); `out` `[n_rows, d_out]`, `x` `[n_rows, d_in]`, `w` `[d_out, d_in]`, row-major.
+///
+/// # Panics
+/// Lengths that are not those of `sizes`.
+pub(crate) fn product_with_transpose(out: &mut [f32], x: &[f32], w: &[f32], sizes: (usize, usize, usize)) {
+    strided(out, (x, sizes.1, 1), (w, 1, sizes.1), sizes, false);
+}
+
+/// `out = xᵀ · w` on the calling thread.
+///
+/// # Shapes
+/// `sizes` (d_out, n_rows, d_in); `out` `[d_out, d_in]`, `x` `[n_rows, d_out]`, `w` `[n_rows, d_in]`, row-major.
+///
+/// # Panics
+/// Lengths that are not those of `sizes`.
+pub(crate) fn transpose_product(out: &mut [f32], x: &[f32], w: &[f32], sizes: (usize, usize, usize)) {
+    strided(out, (x, 1, sizes.0), (w, sizes.2, 1), sizes, false);
+}
+
+/// A matrix, and the steps from one row and from one column to the next.
+type Strided<'a> = (&'a [f32], usize, usize);
+
+fn strided(out: &mut [f32], x: Strided, w: Strided, (n_rows, d_in, d_out): (usize, usize, usize), add: bool) {
+    assert!(out.len() == n_rows * d_out && x.0.len() == n_rows * d_in && w.0.len() == d_in * d_out);
+    // SAFETY: the lengths are those of the sizes, as just checked, and the strides those of one order of rows and columns
+    // or the other, so that no element is outside; `out` is borrowed mutably.
     unsafe {
         gemm::gemm(
             n_rows,
@@ -74,12 +104,12 @@ fn gemm(out: &mut [f32], x: &[f32], w: &[f32], (n_rows, d_in, d_out): (usize, us
             1,
             d_out as isize,
             add,
-            x.as_ptr(),
-            1,
-            d_in as isize,
-            w.as_ptr(),
-            1,
-            d_out as isize,
+            x.0.as_ptr(),
+            x.2 as isize,
+            x.1 as isize,
+            w.0.as_ptr(),
+            w.2 as isize,
+            w.1 as isize,
             1.0,
             1.0,
             false,

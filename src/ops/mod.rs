@@ -9,12 +9,14 @@
 //! on the CPU.
 
 mod batch_rows;
+mod bf16_product;
 mod cuda;
 mod device;
 pub mod edge_rows;
 pub mod encode_active;
 pub mod frozen_attention;
 pub mod gpu;
+mod head_products;
 mod indices;
 pub mod influence;
 mod matmul;
@@ -24,6 +26,7 @@ mod rows_on_device;
 mod swept_on_device;
 
 pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
+pub use bf16_product::PackedWeight;
 pub use device::{
     DeviceLimits, built_with_cuda, chunk_values, device_limits, device_name, gradient_rows, is_out_of_memory,
     open_cuda, row_values,
@@ -31,8 +34,10 @@ pub use device::{
 pub use edge_rows::{SourceVecs, edge_rows};
 pub use encode_active::{Activity, SparseActivations, encode_active, keep_largest};
 pub use frozen_attention::{frozen_attention, frozen_attention_own};
+pub use head_products::{HeadSizes, head_products};
 pub use indices::Indices;
 pub use matmul::{add_product, matmul};
+pub(crate) use matmul::{product_with_transpose, transpose_product};
 pub use norm_pullback::{NormFactors, norm_pullback};
 pub use ragged_batch::RaggedBatch;
 pub use rows_on_device::{RowShape, RowsOnDevice};

@@ -42,10 +42,25 @@ impl NormFactors {
     /// Those of the tensor operations.
     pub fn push_forward(&self, x: &Tensor) -> Result<Tensor> {
         let width = x.dim(D::Minus1)?;
-        let gain = self.packed.narrow(0, 0, width)?;
-        let scale = self.packed.narrow(0, width, self.n_pos)?.unsqueeze(1)?;
+        self.push(x, &self.packed.narrow(0, width, self.n_pos)?.unsqueeze(1)?)
+    }
+
+    /// As [`NormFactors::push_forward`], with positions first, the first of which is `pos`.
+    ///
+    /// # Shapes
+    /// `x` `[up to n_pos - pos, .., width]` of three dimensions; returns the same shape.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn push_forward_from(&self, x: &Tensor, pos: usize) -> Result<Tensor> {
+        let (n, _, width) = x.dims3()?;
+        self.push(x, &self.packed.narrow(0, width + pos, n)?.reshape((n, 1, 1))?)
+    }
+
+    fn push(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        let gain = self.packed.narrow(0, 0, x.dim(D::Minus1)?)?;
         let centred = if self.centred { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
-        centred.broadcast_mul(&scale)?.broadcast_mul(&gain)
+        centred.broadcast_mul(scale)?.broadcast_mul(&gain)
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! A [`CollapsedCircuit`](crate::circuits::CollapsedCircuit) of a circuit comes in, text comes out: [`svg`] (laid out by [`arrange`]), [`png`]
 //! made of it, [`dot`], [`graphml`], [`csv_nodes`] and [`csv_edges`]; sweeps of interventions become a line plot
-//! ([`sweep_svg`]) and a table ([`sweep_csv`]), matrices a [`heat_map`]. Tokens left to right below, layers bottom to top,
+//! ([`sweep_svg`]) and a table ([`sweep_csv`]), matrices a [`heat_map`], figures of layers [`bar_charts`]. Tokens left to right below, layers bottom to top,
 //! targets above, as in the figures of Ameisen et al. 2025 and Lindsey et al. 2025.
 
 mod arrange;
+mod bars;
+mod curves;
 mod heat_map;
 mod legend;
 mod node_text;
@@ -22,6 +24,8 @@ mod table;
 
 pub use crate::text::Cells;
 pub use arrange::{Arrangement, BoxKind, DrawnBox, DrawnEdge, Hidden, PictureSettings, Point, arrange};
+pub use bars::{BarChart, bar_charts};
+pub use curves::training_svg;
 pub use heat_map::{HeatMap, heat_map};
 pub use plot::{sweep_csv, sweep_svg};
 pub use png::{characters_without_font, png};

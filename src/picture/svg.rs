@@ -1,5 +1,6 @@
 //! An arrangement as SVG.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use super::arrange::{
@@ -8,8 +9,9 @@ use super::arrange::{
 };
 use super::legend::{LEGEND_GAP, LEGEND_SIZE, Legend, Sign, largest_share};
 use super::node_text::{self, FONT_SIZE, SMALL};
-use crate::circuits::CollapsedCircuit;
-use crate::graph::Circuit;
+use super::sans;
+use crate::circuits::{CollapsedCircuit, heads_between};
+use crate::graph::{Circuit, EdgeHeads};
 use crate::text::xml;
 
 /// Blue and vermilion (Okabe and Ito), apart for every kind of colour blindness; negative edges are dashed as well.
@@ -17,6 +19,12 @@ const POSITIVE: [u8; 3] = [31, 111, 180];
 const NEGATIVE: [u8; 3] = [213, 94, 0];
 /// Share of the target's input from which an edge has its full colour.
 const STRONG: f64 = 0.1;
+/// Edges of this share of their target's input show the head that they go through, where it is known.
+const LABELLED_SHARE: f64 = 0.1;
+/// Of these labels.
+const HEADS_SIZE: f64 = 7.0;
+/// Places of such a label that are tried on each piece of a line.
+const POINTS_OF_PIECE: usize = 12;
 /// Members that a tooltip names.
 const MAX_NAMED: usize = 12;
 
@@ -72,17 +80,81 @@ pub fn svg(circuit: &Circuit, collapsed: &CollapsedCircuit, arrangement: &Arrang
     }
     let names: Vec<String> = arrangement.boxes.iter().map(|drawn| name(circuit, collapsed, drawn)).collect();
     out.push_str("<g fill=\"none\">\n");
+    let heads = heads_of_edges(circuit, collapsed, arrangement);
+    let heads_of = |edge: &DrawnEdge| heads.get(&(edge.source, edge.target));
     for edge in &arrangement.edges {
-        write_edge(&mut out, edge, [&names[edge.source], &names[edge.target]]);
+        write_edge(
+            &mut out,
+            edge,
+            [&names[edge.source], &names[edge.target]],
+            &heads_of(edge).map(EdgeHeads::label).unwrap_or_default(),
+        );
     }
     out.push_str("</g>\n");
     let largest = largest_share(&arrangement.boxes);
     for (drawn, name) in arrangement.boxes.iter().zip(&names) {
         write_box(&mut out, circuit, collapsed, drawn, name, largest);
     }
+    let mut taken: Vec<[f64; 4]> = arrangement
+        .boxes
+        .iter()
+        .map(|drawn| [drawn.x, drawn.y, drawn.x + drawn.width, drawn.y + drawn.height])
+        .collect();
+    // The strongest first: they come last in the list, and have the choice.
+    for edge in arrangement.edges.iter().rev().filter(|edge| edge.share >= LABELLED_SHARE) {
+        let label = heads_of(edge).map(EdgeHeads::short_label).unwrap_or_default();
+        write_heads(&mut out, edge, &label, &mut taken);
+    }
     write_legend(&mut out, arrangement);
     out.push_str("</svg>\n");
     out
+}
+
+/// Through which heads the edges between boxes go, where that is known.
+fn heads_of_edges(
+    circuit: &Circuit,
+    collapsed: &CollapsedCircuit,
+    arrangement: &Arrangement,
+) -> HashMap<(usize, usize), EdgeHeads> {
+    let mut group_of = vec![None; circuit.graph().node_count()];
+    for (at, drawn) in arrangement.boxes.iter().enumerate() {
+        for &member in &drawn.members {
+            collapsed.nodes[member].members.iter().for_each(|node| group_of[node.index()] = Some(at));
+        }
+    }
+    heads_between(circuit, &group_of)
+}
+
+/// What of an edge goes where, beside its line: as near to the middle as there is room. Where there is none, the tooltip
+/// has it.
+fn write_heads(out: &mut String, edge: &DrawnEdge, label: &str, taken: &mut Vec<[f64; 4]>) {
+    if label.is_empty() {
+        return;
+    }
+    let (width, height) = (sans::width(label, HEADS_SIZE), HEADS_SIZE);
+    let points = edge.sampled(POINTS_OF_PIECE);
+    let middle = points.len() / 2;
+    let mut order: Vec<usize> = (0..points.len()).collect();
+    order.sort_by_key(|&at| at.abs_diff(middle));
+    let space_at = |at: usize| {
+        let (x, y) = (points[at].0 + edge.width() / 2.0 + 2.0, points[at].1);
+        [x, y - height / 2.0, x + width, y + height / 2.0]
+    };
+    let is_free = |space: &[f64; 4]| {
+        let apart =
+            |other: &[f64; 4]| space[2] < other[0] || other[2] < space[0] || space[3] < other[1] || other[3] < space[1];
+        taken.iter().all(apart)
+    };
+    let Some(space) = order.into_iter().map(space_at).find(is_free) else { return };
+    taken.push(space);
+    let _ = writeln!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"{HEADS_SIZE}\" fill=\"#333\" stroke=\"#fff\" stroke-width=\"2.4\" \
+         paint-order=\"stroke\">{}</text>",
+        space[0],
+        space[3] - 0.2 * height,
+        xml(label)
+    );
 }
 
 /// What tooltips call a box.
@@ -105,7 +177,7 @@ fn dashes(width: f64) -> String {
     format!(" stroke-dasharray=\"{:.1} {:.1}\"", 4.0 + width, 2.0 + 0.5 * width)
 }
 
-fn write_edge(out: &mut String, edge: &DrawnEdge, [source, target]: [&str; 2]) {
+fn write_edge(out: &mut String, edge: &DrawnEdge, [source, target]: [&str; 2], heads: &str) {
     let (width, color) = (edge.width(), edge_color(edge.weight < 0.0, edge.share));
     let Some((&[first, ..], &[.., tip])) = edge.curve.first().zip(edge.curve.last()) else { return };
     // Edges arrive upright. The line ends within its arrowhead, or it would show beside the point.
@@ -126,11 +198,12 @@ fn write_edge(out: &mut String, edge: &DrawnEdge, [source, target]: [&str; 2]) {
     }
     let dash = if edge.weight < 0.0 { dashes(width) } else { String::new() };
     let (x, y) = tip;
+    let heads = if heads.is_empty() { String::new() } else { format!("; {}", xml(heads)) };
     // A white border tells edges apart where they cross.
     let _ = writeln!(
         out,
         "<path d=\"{path}\" stroke=\"#fff\" stroke-width=\"{:.2}\"/>\
-         <g><title>{source} → {target}: {:+.4} ({} of its input)</title>\
+         <g><title>{source} → {target}: {:+.4} ({} of its input{heads})</title>\
          <path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width:.2}\"{dash}/>\
          <path d=\"M{x:.1} {y:.1}L{:.1} {base:.1}L{:.1} {base:.1}Z\" fill=\"{color}\"/></g>",
         width + 2.0,

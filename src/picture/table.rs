@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::fmt::Write;
 
 use super::node_text;
-use crate::circuits::{CollapsedCircuit, CollapsedNode};
-use crate::graph::Circuit;
+use crate::circuits::{CollapsedCircuit, CollapsedNode, collapsed_heads};
+use crate::graph::{Circuit, EdgeHeads};
 use crate::text::{Cells, csv_cell, dot as dot_text, xml};
 
 /// Layer of a node that is in one.
@@ -51,10 +51,13 @@ pub fn dot(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
         let _ = writeln!(out, "  {id} [label={label}{shape}];");
     }
     let largest = collapsed.edges.iter().map(|edge| edge.weight.abs()).fold(f64::MIN_POSITIVE, f64::max);
+    let heads = collapsed_heads(circuit, collapsed);
     for edge in &collapsed.edges {
+        let through = heads.get(&(edge.source, edge.target)).map(EdgeHeads::label).unwrap_or_default();
+        let through = if through.is_empty() { through } else { format!(", label={}", dot_text(&through)) };
         let _ = writeln!(
             out,
-            "  {} -> {} [weight={}, penwidth={:.2}, color=\"{}\", tooltip=\"{:+.4}\"];",
+            "  {} -> {} [weight={}, penwidth={:.2}, color=\"{}\", tooltip=\"{:+.4}\"{through}];",
             ids[edge.source],
             ids[edge.target],
             // Graphviz wants whole numbers here.
@@ -83,7 +86,10 @@ pub fn graphml(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
         ("weight", "edge", "double"),
         ("share", "edge", "double"),
     ];
-    for (name, on, kind) in keys {
+    // Only where they are known, or every file of a graph without them would promise them.
+    let of_heads = [("top_head", "edge", "string"), ("top_flow", "edge", "double"), ("direct", "edge", "double")];
+    let has_heads = circuit.heads().is_some();
+    for (name, on, kind) in keys.into_iter().chain(of_heads.into_iter().filter(|_| has_heads)) {
         let _ = writeln!(out, "<key id=\"{name}\" for=\"{on}\" attr.name=\"{name}\" attr.type=\"{kind}\"/>");
     }
     out.push_str("<graph edgedefault=\"directed\">\n");
@@ -103,12 +109,21 @@ pub fn graphml(circuit: &Circuit, collapsed: &CollapsedCircuit) -> String {
         }
         out.push_str("</node>\n");
     }
+    let heads = collapsed_heads(circuit, collapsed);
     for edge in &collapsed.edges {
-        let _ = writeln!(
+        let _ = write!(
             out,
-            "<edge source=\"{}\" target=\"{}\"><data key=\"weight\">{}</data><data key=\"share\">{}</data></edge>",
+            "<edge source=\"{}\" target=\"{}\"><data key=\"weight\">{}</data><data key=\"share\">{}</data>",
             ids[edge.source], ids[edge.target], edge.weight, edge.share,
         );
+        if let Some(heads) = heads.get(&(edge.source, edge.target)) {
+            let (name, flow) = top_flow(heads);
+            let facts = [("top_head", name), ("top_flow", flow), ("direct", heads.direct().to_string())];
+            for (key, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
+                let _ = write!(out, "<data key=\"{key}\">{value}</data>");
+            }
+        }
+        out.push_str("</edge>\n");
     }
     out.push_str("</graph>\n</graphml>\n");
     out
@@ -138,12 +153,29 @@ pub fn csv_nodes(circuit: &Circuit, collapsed: &CollapsedCircuit, cells: Cells) 
     out
 }
 
-/// The edges of the collapsed circuit as a table, one a line.
+/// The head with the largest flow, and the flow.
+fn top_flow(heads: &EdgeHeads) -> (String, String) {
+    let flow = heads.strongest.first().map(|flow| (flow.head.to_string(), flow.flow.to_string()));
+    flow.unwrap_or_default()
+}
+
+/// The edges of the collapsed circuit as a table, one a line; where heads are known, with the one of the largest flow and
+/// the part that passes none.
 pub fn csv_edges(circuit: &Circuit, collapsed: &CollapsedCircuit, cells: Cells) -> String {
-    let mut out = String::from("source,target,weight,share\n");
+    let has_heads = circuit.heads().is_some();
+    let heads = collapsed_heads(circuit, collapsed);
+    let mut out = String::from("source,target,weight,share");
+    out.push_str(if has_heads { ",top_head,top_flow,direct\n" } else { "\n" });
     let ids = ids(circuit, collapsed, |id| csv_cell(id, cells));
     for edge in &collapsed.edges {
-        let _ = writeln!(out, "{},{},{},{}", ids[edge.source], ids[edge.target], edge.weight, edge.share);
+        let _ = write!(out, "{},{},{},{}", ids[edge.source], ids[edge.target], edge.weight, edge.share);
+        if has_heads {
+            let heads = heads.get(&(edge.source, edge.target));
+            let (name, flow) = heads.map(top_flow).unwrap_or_default();
+            let direct = heads.map(|heads| heads.direct().to_string()).unwrap_or_default();
+            let _ = write!(out, ",{name},{flow},{direct}");
+        }
+        out.push('\n');
     }
     out
 }

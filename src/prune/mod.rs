@@ -220,6 +220,7 @@ impl Pruned {
             sampling: meta.sampling,
         };
         let mut circuit = Circuit::new(meta, nodes, links)?;
+        circuit.set_heads(graph.heads().cloned());
         let labels = &graph.meta.feature_labels;
         if !labels.is_empty() {
             circuit.set_labels(|layer, feature| labels.get(&format!("{layer}_{feature}")).cloned());

@@ -6,9 +6,9 @@ use candle_core::{Device, Tensor};
 use super::Replacement;
 use super::run::{LinearWeights, Run};
 use super::sources::{Origin, Sources, SourcesBuilder};
-use crate::error::{ErrorContext, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::job::Job;
-use crate::model::{Activations, HookPoint, Norm, NormKind, split_heads};
+use crate::model::{Activations, HookPoint, NormKind, split_heads};
 use crate::ops::NormFactors;
 use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
 
@@ -57,7 +57,7 @@ impl ActiveFeatures {
 }
 
 /// What the pull-back through one layer multiplies by.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FrozenLayer {
     /// The pattern, with the scale of the norm before attention at its keys and of the norm after it at its queries.
     /// `[n_heads, n_pos, n_pos]`
@@ -76,8 +76,8 @@ pub(super) struct FrozenLayer {
     pub w_skip: Option<Tensor>,
 }
 
-/// The frozen, linear model of one prompt.
-#[derive(Debug)]
+/// The frozen, linear model of one prompt. A clone shares its tensors.
+#[derive(Clone, Debug)]
 pub struct LinearModel {
     /// The prompt's token ids. `[n_pos]`
     pub tokens: Vec<u32>,
@@ -101,6 +101,29 @@ pub struct LinearModel {
 }
 
 impl LinearModel {
+    /// The frozen pattern of a layer, as the pull-back multiplies by it. `[n_heads, n_pos, n_pos]`
+    pub(crate) fn pattern(&self, layer: usize) -> &Tensor {
+        &self.layers[layer].pattern
+    }
+
+    /// Multiplies what each head of a layer reads by a factor; 0 takes the head out of the frozen model. Biases of the
+    /// layer stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::HookShape`] where there is not one factor a head; those of the tensor operations.
+    pub fn scale_heads(&mut self, layer: usize, factors: &[f32]) -> Result<()> {
+        let n_layers = self.layers.len();
+        let frozen = self.layers.get_mut(layer).ok_or(Error::NoSuchLayer { layer, n_layers })?;
+        let n_heads = frozen.pattern.dim(0)?;
+        if factors.len() != n_heads {
+            let (point, expected) = (HookPoint::AttnPattern(layer).to_string(), vec![n_heads]);
+            return Err(Error::HookShape { point, expected, actual: vec![factors.len()] });
+        }
+        let factors = Tensor::from_slice(factors, (n_heads, 1, 1), frozen.pattern.device())?;
+        frozen.pattern = frozen.pattern.broadcast_mul(&factors)?;
+        Ok(())
+    }
+
     /// What the norm before the MLP adds at the input hook of a layer, if it does. `[d_model]`
     pub(crate) fn input_bias(&self, layer: usize) -> Option<&Tensor> {
         self.layers[layer].input_bias.as_ref()
@@ -205,15 +228,6 @@ impl Replacement {
         Ok(NormFactors::new(gain, &scale.recip()?, self.model.config.norm == NormKind::Layer)?)
     }
 
-    /// `w · diag(gain) · centring`, as the transpose of the norm needs it. `[n, d_model]` to the same
-    fn fold(&self, w: &Tensor, norm: &Norm) -> Result<Tensor> {
-        let scaled = w.broadcast_mul(&norm.gain)?;
-        match norm.kind {
-            NormKind::Rms => Ok(scaled),
-            NormKind::Layer => Ok(scaled.broadcast_sub(&scaled.mean_keepdim(1)?)?),
-        }
-    }
-
     fn freeze(&self, layer: usize, weights: LinearWeights, pattern: Tensor, kept: &Activations) -> Result<FrozenLayer> {
         let (mlp_norm, mlp_scale) = (&weights.mlp_norm, kept.need(HookPoint::Ln2Scale(layer))?);
         let (input_norm, input_bias) = match self.transcoders.input_hook {
@@ -236,11 +250,11 @@ impl Replacement {
             let scale = kept.need(HookPoint::Ln1PostScale(layer))?;
             pattern = pattern.broadcast_mul(&scale.recip()?.squeeze(0)?)?;
             // Post-norms are RMSNorms in every family that has them, so gain and centring need no order here.
-            w_o = self.fold(&w_o.t()?, norm)?.t()?.contiguous()?;
+            w_o = norm.fold(&w_o.t()?)?.t()?.contiguous()?;
         }
         Ok(FrozenLayer {
             pattern,
-            w_v: self.fold(&weights.vo.v.weight, &weights.attn_norm)?,
+            w_v: weights.attn_norm.fold(&weights.vo.v.weight)?,
             w_o,
             input_norm,
             input_bias,

@@ -2,16 +2,20 @@
 //! that makes it linear ([`Run`]), and the linear model of one prompt ([`LinearModel`], with its VJP and JVP).
 //! Ameisen et al. 2025, "Building an Attribution Graph".
 
+mod hops;
 mod linear_model;
 mod memory;
 mod pull_back;
 mod push_forward;
+mod push_up;
 mod run;
 mod sources;
 
+pub use hops::Place;
 pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
-pub use pull_back::{TargetBatch, TargetSite};
+pub use pull_back::{AtHeads, TargetBatch, TargetSite};
 pub use push_forward::{ChangeSite, PushedForward};
+pub use push_up::PushUp;
 pub use run::{LinearWeights, Run};
 pub use sources::{Origin, Sources};
 
@@ -60,12 +64,7 @@ impl Replacement {
     /// How many positions at the start have no features and no errors: the BOS token, or of a gemma-3-it chat its
     /// whole preamble, as far as the prompt has it.
     pub fn n_excluded(&self, tokens: &[u32]) -> usize {
-        let is_chat_model = |name: &str| name.contains("gemma-3") && name.ends_with("-it");
-        let n_preamble = match is_chat_model(&self.transcoders.model_name) || is_chat_model(&self.source) {
-            true => tokens.iter().zip(GEMMA3_IT_START).take_while(|&(&token, start)| token == start).count(),
-            false => 0,
-        };
-        n_preamble.max(1).min(tokens.len())
+        n_excluded(&[&self.transcoders.model_name, &self.source], tokens)
     }
 
     /// Where the transcoder of a layer reads.
@@ -84,4 +83,14 @@ impl Replacement {
             OutputHook::HookMlpOut => HookPoint::HookMlpOut(layer),
         }
     }
+}
+
+/// [`Replacement::n_excluded`], for a model of one of these names.
+pub(crate) fn n_excluded(names: &[&str], tokens: &[u32]) -> usize {
+    let is_chat_model = |name: &&str| name.contains("gemma-3") && name.ends_with("-it");
+    let n_preamble = match names.iter().any(is_chat_model) {
+        true => tokens.iter().zip(GEMMA3_IT_START).take_while(|&(&token, start)| token == start).count(),
+        false => 0,
+    };
+    n_preamble.max(1).min(tokens.len())
 }

@@ -10,6 +10,7 @@ use candle_core::{DType, Tensor};
 use super::linear_model::{FrozenLayer, LinearModel};
 use super::sources::Sources;
 use crate::error::Result;
+use crate::ops::frozen_attention::Queries;
 use crate::ops::{
     NormFactors, RaggedBatch, add_product, frozen_attention, frozen_attention_own, matmul, norm_pullback,
 };
@@ -20,6 +21,11 @@ pub enum TargetSite {
     /// On the input-hook tensor of a layer: targets are features of it.
     InputHook {
         /// The layer of the hook.
+        layer: usize,
+    },
+    /// On the residual stream before a layer: targets are what its attention reads.
+    AttentionInput {
+        /// The layer of the attention.
         layer: usize,
     },
     /// On the output of the final norm: targets are directions that the unembedding reads.
@@ -33,9 +39,27 @@ pub struct TargetBatch {
     pub site: TargetSite,
     /// Descending. `[n_targets]`
     pub positions: Vec<usize>,
-    /// `[n_targets, d_model]`, f32.
+    /// `[n_targets, d_model]`, f32: each at its target's own position. At [`TargetSite::AttentionInput`], where a
+    /// target may read several positions: `[n_rows, d_model]` in the layout of the batch.
     pub gradients: Tensor,
 }
+
+/// The gradient of a batch as it enters the heads of a layer from above.
+#[derive(Clone, Copy, Debug)]
+pub struct AtHeads<'a> {
+    /// The layer of the heads.
+    pub layer: usize,
+    /// The gradient at what each head read: `W_Oᵀ` times that at `resid_mid`, the gain of a norm after attention
+    /// included. `[n_rows, n_heads · d_head]`, or `[n_targets, n_heads · d_head]`
+    pub grad_z: &'a Tensor,
+    /// Which of the two: where targets enter, the gradient is zero but at their own positions.
+    pub queries: Queries,
+    /// The layout of the batch.
+    pub ragged: &'a RaggedBatch,
+}
+
+/// Called before the gradient goes through the heads of a layer.
+pub type SeeHeads<'a> = &'a mut dyn FnMut(AtHeads) -> Result<()>;
 
 /// Called at every place with sources: these, and the gradient of the batch's targets there, `[n_rows, d_model]`.
 pub type Read<'a> = &'a mut dyn FnMut(&Sources, &Tensor, &RaggedBatch) -> Result<()>;
@@ -53,18 +77,28 @@ impl LinearModel {
     /// # Errors
     /// Those of the tensor operations and of `read`.
     pub fn pull_back(&self, batch: &TargetBatch, read: Read) -> Result<()> {
+        self.pull_back_seeing_heads(batch, read, &mut |_| Ok(()))
+    }
+
+    /// As [`LinearModel::pull_back`]; `see` gets the gradient before it goes through each layer's heads.
+    ///
+    /// # Errors
+    /// As [`LinearModel::pull_back`], and those of `see`.
+    pub fn pull_back_seeing_heads(&self, batch: &TargetBatch, read: Read, see: SeeHeads) -> Result<()> {
         let ragged = RaggedBatch::new(batch.positions.clone());
-        let (n_targets, d_model) = batch.gradients.dims2()?;
+        let (n_targets, d_model) = (ragged.n_targets(), batch.gradients.dim(1)?);
         if n_targets == 0 {
             return Ok(());
         }
         let own_rows: Vec<u32> = ragged.own_rows().into_iter().map(|row| row as u32).collect();
         let own_rows = Tensor::from_vec(own_rows, n_targets, batch.gradients.device())?;
-        let at_site = Tensor::zeros((ragged.n_rows(), d_model), DType::F32, batch.gradients.device())?.index_add(
-            &own_rows,
-            &batch.gradients,
-            0,
-        )?;
+        let at_site = match batch.site {
+            TargetSite::AttentionInput { .. } => batch.gradients.clone(),
+            TargetSite::InputHook { .. } | TargetSite::FinalNorm => {
+                let zeros = Tensor::zeros((ragged.n_rows(), d_model), DType::F32, batch.gradients.device())?;
+                zeros.index_add(&own_rows, &batch.gradients, 0)?
+            }
+        };
 
         // `grad` is the gradient of the residual stream above layer `top`; `at_output` is that after the norm which
         // the layer's MLP writes through, where there is one.
@@ -72,11 +106,13 @@ impl LinearModel {
             TargetSite::FinalNorm => {
                 let top = self.layers.len();
                 let grad = norm_pullback(&at_site, None, &self.final_norm, &ragged)?;
-                let at_output = match self.output_norm_below(top) {
-                    Some(factors) => Some(norm_pullback(&grad, None, factors, &ragged)?),
-                    None => None,
-                };
+                let at_output = self.pull_back_output(top, &grad, &ragged)?;
                 (grad, at_output, top)
+            }
+            TargetSite::AttentionInput { layer } => {
+                // A copy: on the CPU the gradient is changed in place further down, and this one is the caller's.
+                let at_output = self.pull_back_output(layer, &at_site, &ragged)?;
+                (at_site.copy()?, at_output, layer)
             }
             TargetSite::InputHook { layer } => {
                 let frozen = &self.layers[layer];
@@ -84,6 +120,7 @@ impl LinearModel {
                 self.read_constants(layer, &resid_mid, &ragged, read)?;
                 // The gradient is zero but at the targets' own positions, so only these go through `W_O`.
                 let z = matmul(&resid_mid.index_select(&own_rows, 0)?, &frozen.w_o)?;
+                see(AtHeads { layer, grad_z: &z, queries: Queries::Own, ragged: &ragged })?;
                 let v = frozen_attention_own(&z, &frozen.pattern, self.n_kv_heads, &ragged)?;
                 let post = self.output_norm_below(layer);
                 let (grad, at_output) = add_product(resid_mid, &v, &frozen.w_v, post, &ragged)?;
@@ -99,6 +136,7 @@ impl LinearModel {
             }
             self.read_constants(layer, &grad, &ragged, read)?;
             let z = matmul(&grad, &frozen.w_o)?;
+            see(AtHeads { layer, grad_z: &z, queries: Queries::All, ragged: &ragged })?;
             let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, &ragged)?;
             (grad, at_output) = add_product(grad, &v, &frozen.w_v, self.output_norm_below(layer), &ragged)?;
         }
@@ -108,6 +146,12 @@ impl LinearModel {
     /// The norm that the MLP below `layer` writes through, where there is one.
     fn output_norm_below(&self, layer: usize) -> Option<&NormFactors> {
         self.layers[..layer].last()?.output_norm.as_ref()
+    }
+
+    /// What the norm after the MLP below `layer` makes of a gradient, where there is one. `[n_rows, d_model]`
+    pub(super) fn pull_back_output(&self, layer: usize, grad: &Tensor, ragged: &RaggedBatch) -> Result<Option<Tensor>> {
+        let factors = self.output_norm_below(layer);
+        Ok(factors.map(|factors| norm_pullback(grad, None, factors, ragged)).transpose()?)
     }
 
     /// What biases of a layer's attention give to the targets.
@@ -121,7 +165,12 @@ impl LinearModel {
 
 impl FrozenLayer {
     /// From the input hook to `resid_mid`, added to a residual gradient. `[n_rows, d_model]` to the same
-    fn pull_back_input(&self, at_hook: Tensor, residual: Option<&Tensor>, ragged: &RaggedBatch) -> Result<Tensor> {
+    pub(super) fn pull_back_input(
+        &self,
+        at_hook: Tensor,
+        residual: Option<&Tensor>,
+        ragged: &RaggedBatch,
+    ) -> Result<Tensor> {
         match (&self.input_norm, residual) {
             (Some(factors), residual) => Ok(norm_pullback(&at_hook, residual, factors, ragged)?),
             (None, Some(residual)) => Ok((at_hook + residual)?),

@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::TokenizedPrompt;
 use crate::error::Result;
 use crate::intervene::{
-    Alternative, CompareOptions, Comparison, FeatureGroup, GenerateOptions, Intervention, Mode, Original, SweepResult,
+    Alternative, CompareOptions, Comparison, FeatureGroup, GenerateOptions, HeadIntervention, Intervention, Mode,
+    Original, SweepResult,
 };
 use crate::job::Job;
 use crate::replacement::Replacement;
@@ -21,6 +22,8 @@ pub struct RunOptions {
     pub generate: Option<GenerateOptions>,
     /// Groups of features that are read before and after; not in sweeps.
     pub groups: Vec<FeatureGroup>,
+    /// Heads that are changed too, in every run.
+    pub heads: Vec<HeadIntervention>,
 }
 
 /// What an intervention did. Reads like its [`Comparison`]: `target`, `tokens`, `features`, `kl_divergence`.
@@ -89,17 +92,25 @@ pub(super) fn run(
     options: &RunOptions,
     job: &Job,
 ) -> Result<Intervened> {
-    let original = Original::run(replacement, &prompt.tokens, job)?;
+    let mut original = Original::run(replacement, &prompt.tokens, job)?;
+    // Before anything is changed.
+    let unchanged = match &options.generate {
+        Some(generate) => Some(original.generate(&[], &Mode::Free, generate, job)?),
+        None => None,
+    };
+    original.change_heads(&options.heads, job)?;
     let outcome = original.intervene_reading(&[interventions.to_vec()], &options.mode, &options.groups, job)?.remove(0);
     let comparison = original.compare(&outcome, &options.compare)?;
-    let continuation = match &options.generate {
-        Some(generate) => Some(continue_both(&original, interventions, &options.mode, generate, job)?),
-        None => None,
+    let continuation = match (&options.generate, unchanged) {
+        (Some(generate), Some(unchanged)) => {
+            Some(continue_changed(&original, unchanged, interventions, &options.mode, generate, job)?)
+        }
+        _ => None,
     };
     Ok(Intervened {
         prompt_tokens: prompt.tokens.iter().map(|&token| replacement.tokenizer.token(token)).collect(),
         prompt: prompt.text,
-        interventions: interventions.iter().map(ToString::to_string).collect(),
+        interventions: descriptions(interventions, &options.heads),
         mode: options.mode.to_string(),
         comparison,
         continuation,
@@ -115,25 +126,31 @@ pub(super) fn sweep(
     options: &RunOptions,
     job: &Job,
 ) -> Result<Swept> {
-    let original = Original::run(replacement, &prompt.tokens, job)?;
+    let mut original = Original::run(replacement, &prompt.tokens, job)?;
+    original.change_heads(&options.heads, job)?;
     let result = original.sweep(alternatives, &options.mode, &options.compare, job)?;
     Ok(Swept {
         prompt_tokens: prompt.tokens.iter().map(|&token| replacement.tokenizer.token(token)).collect(),
         prompt: prompt.text,
-        interventions: interventions.iter().map(ToString::to_string).collect(),
+        interventions: descriptions(interventions, &options.heads),
         mode: options.mode.to_string(),
         result,
     })
 }
 
-fn continue_both(
+fn descriptions(interventions: &[Intervention], heads: &[HeadIntervention]) -> Vec<String> {
+    interventions.iter().map(ToString::to_string).chain(heads.iter().map(ToString::to_string)).collect()
+}
+
+/// The changed continuation beside that of the unchanged model.
+fn continue_changed(
     original: &Original,
+    original_tokens: Vec<u32>,
     interventions: &[Intervention],
     mode: &Mode,
     options: &GenerateOptions,
     job: &Job,
 ) -> Result<Continuation> {
-    let original_tokens = original.generate(&[], &Mode::Free, options, job)?;
     let changed_tokens = original.generate(interventions, mode, options, job)?;
     let tokenizer = &original.replacement.tokenizer;
     Ok(Continuation {

@@ -5,18 +5,21 @@
 //! and [`Tracer::verify`] checks a graph against the model. A [`Job`] goes with each call: it hears of progress and can
 //! cancel.
 
+mod attention;
 mod influence_check;
 mod intervention;
 mod setup;
 mod traced_graph;
 
+pub use attention::{ExplainedScore, TargetHeads};
 pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
-pub use setup::{DeviceChoice, Setup};
+pub use setup::{BaseModel, DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
 use crate::attribution::{Attribution, AttributionOptions, Target, TargetKind, attribute, retrace, targets_of};
 use crate::error::Result;
+use crate::features::check_labels_beside;
 use crate::graph::{AttributionGraph, FeatureId};
 use crate::intervene::{
     Alternative, Intervention, Original, Retraced, Verification, VerifyOptions, VerifyTarget, verify,
@@ -100,7 +103,12 @@ impl Tracer {
         let mut replacement = Replacement::open(model, &transcoders, &device)?;
         if let Some(file) = setup.label_file() {
             let beside = std::mem::take(&mut replacement.transcoders.labels);
-            replacement.transcoders.labels = Labels::read(file)?.or(beside);
+            let labels = Labels::read(file)?;
+            labels.check(&replacement.transcoders.n_features(), &file.display().to_string())?;
+            replacement.transcoders.labels = labels.or(beside);
+        }
+        if let Some(folder) = transcoders.path() {
+            check_labels_beside(&replacement, folder)?;
         }
         Ok(Self { replacement, device_note })
     }
@@ -201,11 +209,21 @@ impl Tracer {
                 TargetKind::Feature { layer, feature, encoder_vec, .. } => {
                     VerifyTarget::Feature { index, layer, feature, pos, encoder_vec }
                 }
+                TargetKind::AttentionInput { layer, gradients, .. } => {
+                    VerifyTarget::AttentionInput { index, layer, gradients }
+                }
             })
         };
         let again = |linear: &LinearModel| {
-            let targets = targets_of(replacement, linear, graph)?.into_iter().enumerate().filter_map(target);
-            Ok(Retraced { graph: retrace(replacement, linear, graph, job)?, targets: targets.collect() })
+            let known = targets_of(replacement, linear, graph)?;
+            let mut again = retrace(replacement, linear, graph, job)?;
+            if let Some(heads) = graph.heads()
+                && let Some(targets) = known.iter().cloned().collect::<Option<Vec<Target>>>()
+            {
+                again.set_heads(attention::heads_again(linear, &targets, heads, &again, job)?)?;
+            }
+            let targets = known.into_iter().enumerate().filter_map(target);
+            Ok(Retraced { graph: again, targets: targets.collect() })
         };
         verify(replacement, graph, options, again, job)
     }

@@ -7,8 +7,9 @@ use std::str::FromStr;
 use candle_core::Device;
 
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::ops::{built_with_cuda, device_name, open_cuda};
-use crate::weights::{ATLAS, Folder, ModelFiles, atlas_model, atlas_transcoders};
+use crate::weights::{ATLAS, Folder, ModelFiles, Tokenizer, atlas_model, atlas_transcoders};
 
 /// A base model, transcoders for it, and where to compute.
 ///
@@ -62,7 +63,7 @@ impl Setup {
 
     /// Opens the files of the model and of its transcoders; reads no large tensor yet.
     pub(super) fn open_files(&self) -> Result<(ModelFiles, Folder)> {
-        let model = if self.model == ATLAS { atlas_model()? } else { ModelFiles::open(&self.model)? };
+        let model = model_files(&self.model)?;
         let transcoders = match &self.transcoders {
             Some(transcoders) => Folder::open(transcoders)?,
             None => atlas_transcoders(),
@@ -77,6 +78,36 @@ impl Setup {
     pub(super) fn device_choice(&self) -> DeviceChoice {
         self.device
     }
+}
+
+/// A base model without transcoders, as training takes it.
+#[derive(Debug)]
+pub struct BaseModel {
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How it was named.
+    pub source: String,
+    /// What was chosen to compute on, in builds that have a choice.
+    pub device_note: Option<String>,
+}
+
+impl BaseModel {
+    /// Opens a model: `atlas`, a folder, a `.gguf` file or a Hub id.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or do not belong together; a device that cannot be used.
+    pub fn open(name: &str, device: DeviceChoice) -> Result<Self> {
+        let (device, device_note) = device.open()?;
+        let files = model_files(name)?;
+        let model = Model::open(&files.config, files.checkpoint, &device)?;
+        Ok(Self { model, tokenizer: files.tokenizer, source: files.source, device_note })
+    }
+}
+
+fn model_files(name: &str) -> Result<ModelFiles> {
+    if name == ATLAS { atlas_model() } else { ModelFiles::open(name) }
 }
 
 /// Where to compute.

@@ -6,7 +6,7 @@ use crate::attribution::Attribution;
 use crate::circuits::open_raw;
 use crate::error::Result;
 use crate::export::write_raw;
-use crate::graph::{AttributionGraph, Circuit, Influence};
+use crate::graph::{AttributionGraph, Circuit, HeadFlows, Influence};
 use crate::prune::{PruneSettings, prune};
 
 /// An attribution graph with the influence of its nodes: what pruning, inspection and verification start from.
@@ -61,6 +61,14 @@ impl TracedGraph {
     /// A file that cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_raw(&self.graph, path.as_ref())
+    }
+
+    /// Keeps through which heads edges go, as [`Tracer::edge_heads`](super::Tracer::edge_heads) finds it.
+    ///
+    /// # Errors
+    /// Edges that the graph has not.
+    pub fn set_heads(&mut self, heads: HeadFlows) -> Result<()> {
+        self.graph.set_heads(heads)
     }
 
     /// The nodes and edges that carry most of the influence.

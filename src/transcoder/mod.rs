@@ -107,6 +107,11 @@ pub struct TranscoderSet {
 }
 
 impl TranscoderSet {
+    /// Features of each layer. `[n_layers]`
+    pub fn n_features(&self) -> Vec<usize> {
+        self.layers.iter().map(Transcoder::n_features).collect()
+    }
+
     /// How many layers a feature of `layer` writes to: 1, or all from its own upwards.
     pub(crate) fn n_written(&self, layer: usize) -> usize {
         match self.kind {

@@ -66,18 +66,29 @@ pub fn open(folder: &Folder, n_layers: usize, d_model: usize, device: &Device) -
         }
     };
     let expected = Expected { n_layers, d_model, config: &config, device };
-    let mut labels = match folder.read(Labels::FILE)? {
-        Some(bytes) => Labels::parse(&bytes, &folder.shown(Labels::FILE))?,
+    let own = folder.shown(Labels::FILE);
+    let labels = match folder.read(Labels::FILE)? {
+        Some(bytes) => Labels::parse(&bytes, &own)?,
         None => Labels::default(),
     };
     // Names that were made from a text are for features without one.
     let made = folder.path().map(|path| path.join(Labels::FEATURES_FOLDER).join(Labels::FILE));
-    if let Some(made) = made.filter(|made| made.is_file()) {
-        labels = labels.or(Labels::read(&made)?);
-    }
+    let made = match made.filter(|made| made.is_file()) {
+        Some(file) => Some((Labels::read(&file)?, file.display().to_string())),
+        None => None,
+    };
     let layers = match kind {
         Kind::PerLayer => per_layer(folder, &expected)?,
         Kind::CrossLayer => cross_layer(folder, &expected)?,
+    };
+    let n_features: Vec<usize> = layers.iter().map(Transcoder::n_features).collect();
+    labels.check(&n_features, &own)?;
+    let labels = match made {
+        Some((made, file)) => {
+            made.check(&n_features, &file)?;
+            labels.or(made)
+        }
+        None => labels,
     };
     Ok(TranscoderSet {
         kind,

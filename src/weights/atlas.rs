@@ -41,3 +41,8 @@ pub fn atlas_transcoders() -> Folder {
 pub fn atlas_features() -> Folder {
     Folder::from_static(ATLAS, FEATURES)
 }
+
+/// Sentences of the kind that the model was trained on, one a line.
+pub fn atlas_sentences() -> &'static [u8] {
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/atlas/sentences.txt"))
+}

@@ -51,6 +51,9 @@ impl Folder {
             Place::Hub(repo)
         } else if let (false, Some(repo)) = (path.exists(), Repo::parse(spec, &hub)) {
             Place::Hub(repo)
+        } else if path.is_file() {
+            let expected = "a folder or a Hub id: it is a file";
+            return Err(Error::Spec { text: spec.to_string(), expected });
         } else {
             return Err(Error::UnknownSource { spec: spec.to_string() });
         };

@@ -24,7 +24,7 @@ mod stored;
 mod tokenizer;
 mod tokenizer_check;
 
-pub use atlas::{ATLAS, atlas_features, atlas_model, atlas_transcoders};
+pub use atlas::{ATLAS, atlas_features, atlas_model, atlas_sentences, atlas_transcoders};
 pub use checkpoint::Checkpoint;
 pub use columns::{Column, Columns, Number};
 pub use folder::Folder;

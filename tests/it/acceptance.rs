@@ -34,8 +34,10 @@ fn assert_edges_equal_effects(case: &Case, is_tried: impl Fn(NodeId) -> bool) ->
         .targets
         .iter()
         .map(|target| match &target.kind {
-            TargetKind::Direction(direction) => Readout { pos: target.pos, direction: direction.clone() },
-            TargetKind::Feature { .. } => unreachable!("the cases have logit targets"),
+            TargetKind::Direction(direction) => Readout::FinalNorm { pos: target.pos, direction: direction.clone() },
+            TargetKind::Feature { .. } | TargetKind::AttentionInput { .. } => {
+                unreachable!("the cases have logit targets")
+            }
         })
         .collect();
     let sources = sample((0..layout.targets().start).filter_map(|i| layout.node(i)).filter(|&n| is_tried(n)).collect());

@@ -288,3 +288,33 @@ fn diff_and_common_tell_what_graphs_share() {
     }
     assert_eq!(all["features"].as_array().unwrap().len(), diff["shared"].as_array().unwrap().len());
 }
+
+#[test]
+fn graphs_of_other_transcoders_are_compared_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = small_graph();
+    other["metadata"]["scan"] = json!("another");
+    write(folder.path(), "a.json", &small_graph());
+    write(folder.path(), "other.json", &other);
+    let mut unnamed = small_graph();
+    unnamed["metadata"]["scan"] = json!("");
+    write(folder.path(), "unnamed.json", &unnamed);
+    for command in ["diff", "common"] {
+        let run = |right: &str| {
+            let output = circuitscope(folder.path(), &[command, "a.json", right, "--format", "json"]);
+            assert!(output.status.success(), "{output:?}");
+            let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+            (json["warning"].clone(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let (warning, message) = run("other.json");
+        let warning = warning.as_str().unwrap();
+        assert!(
+            ["a.json", "other.json", "\"m\"", "\"another\""].iter().all(|part| warning.contains(part)),
+            "{warning}"
+        );
+        assert_eq!(message, format!("warning: {warning}\n"));
+        for same in ["a.json", "unnamed.json"] {
+            assert_eq!(run(same), (Value::Null, String::new()), "{command} {same}");
+        }
+    }
+}

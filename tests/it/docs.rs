@@ -10,12 +10,13 @@ use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 6] = [
+const PAGES: [(&str, usize, usize); 7] = [
     ("README.md", 9, 13),
     ("docs/guide.md", 28, 84),
     ("docs/interventions.md", 10, 51),
     ("docs/tutorial.md", 20, 100),
-    ("docs/features.md", 3, 25),
+    ("docs/attention.md", 12, 90),
+    ("docs/features.md", 5, 33),
     ("docs/setups.md", 3, 8),
 ];
 
@@ -461,10 +462,11 @@ fn definitions_that_sources_cite_exist() {
 fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     let folder = tempfile::tempdir().unwrap();
     let (mut written, mut keys) = (BTreeSet::new(), BTreeSet::new());
-    // A capped graph and a sampled one have all that a graph can have.
+    // A capped graph and a sampled one with heads have all that a graph can have.
     for rows in [["--max-features", "50"], ["--rows", "50"]] {
         let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
-        let args: Vec<String> = args.into_iter().chain(["--no-json", "--force"]).map(str::to_owned).collect();
+        let args: Vec<String> =
+            args.into_iter().chain(["--no-json", "--force", "--heads"]).map(str::to_owned).collect();
         let (is_success, output) = run(folder.path(), &args);
         assert!(is_success, "{output}");
         let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();

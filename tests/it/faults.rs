@@ -15,37 +15,57 @@ use tempfile::TempDir;
 
 use crate::support::{Random, absent, circuitscope, copy_folder};
 
-/// A command, and the files that it makes in the folder `out`.
+/// A command that writes into the folder `out`.
 struct Case {
     name: &'static str,
     args: &'static [&'static str],
-    makes: &'static [&'static str],
+    /// How many files it makes there, at least.
+    n_files: usize,
 }
 
-const fn case(name: &'static str, args: &'static [&'static str], makes: &'static [&'static str]) -> Case {
-    Case { name, args, makes }
+const fn case(name: &'static str, args: &'static [&'static str], n_files: usize) -> Case {
+    Case { name, args, n_files }
 }
 
-/// Every command and every kind of file that one writes. `in.safetensors` and `in.json` are graphs of "He went".
-const CASES: [Case; 13] = [
+/// Every command and every kind of file that one writes. `in.safetensors` and `in.json` are graphs of "He went",
+/// `grouped.json` has a supernode, `f` and `g` are folders of features.
+const CASES: [Case; 22] = [
+    case("trace", &["trace", "He went", "--out-dir", "out", "--slug", "a", "--force", "--quiet"], 2),
+    case("prune", &["prune", "in.safetensors", "-o", "out/a.json", "--slug", "a"], 1),
+    case("inspect text", &["inspect", "in.json", "-o", "out/a.txt"], 1),
+    case("inspect json", &["inspect", "in.json", "--format", "json", "-o", "out/a.json"], 1),
+    case("inspect svg", &["inspect", "in.json", "--format", "svg", "-o", "out/a.svg"], 1),
+    case("inspect png", &["inspect", "in.json", "--format", "png", "-o", "out/a.png"], 1),
+    case("inspect dot", &["inspect", "in.json", "--format", "dot", "-o", "out/a.dot"], 1),
+    case("inspect csv", &["inspect", "in.json", "--format", "csv", "-o", "out/a.csv"], 1),
+    case("inspect csv-nodes", &["inspect", "in.json", "--format", "csv-nodes", "-o", "out/a.csv"], 1),
+    case("inspect graphml", &["inspect", "in.json", "--format", "graphml", "-o", "out/a.graphml"], 1),
+    case("inspect --heat-map", &["inspect", "in.safetensors", "--heat-map", "--format", "svg", "-o", "out/a.svg"], 1),
+    case("inspect --save", &["inspect", "in.json", "--save", "out/a.json"], 1),
     case(
-        "trace",
-        &["trace", "He went", "--out-dir", "out", "--slug", "a", "--force", "--quiet"],
-        &["a.safetensors", "a.json"],
+        "intervene --picture",
+        &["intervene", "He went", "--ablate", "0_344_3", "--graph", "grouped.json", "--picture", "out/a.svg"],
+        1,
     ),
-    case("prune", &["prune", "in.safetensors", "-o", "out/a.json", "--slug", "a"], &["a.json"]),
-    case("inspect text", &["inspect", "in.json", "-o", "out/a.txt"], &["a.txt"]),
-    case("inspect json", &["inspect", "in.json", "--format", "json", "-o", "out/a.json"], &["a.json"]),
-    case("inspect svg", &["inspect", "in.json", "--format", "svg", "-o", "out/a.svg"], &["a.svg"]),
-    case("inspect png", &["inspect", "in.json", "--format", "png", "-o", "out/a.png"], &["a.png"]),
-    case("inspect dot", &["inspect", "in.json", "--format", "dot", "-o", "out/a.dot"], &["a.dot"]),
-    case("inspect csv", &["inspect", "in.json", "--format", "csv", "-o", "out/a.csv"], &["a.csv"]),
-    case("inspect --save", &["inspect", "in.json", "--save", "out/a.json"], &["a.json"]),
-    case("intervene --svg", &["intervene", "He went", "--sweep", "0_39_1=0..4/1", "--svg", "out/a.svg"], &["a.svg"]),
-    case("verify", &["verify", "in.safetensors"], &[]),
-    case("diff", &["diff", "in.json", "in.json"], &[]),
-    case("common", &["common", "in.json", "in.json"], &[]),
+    case("intervene --sweep", &["intervene", "He went", "--sweep", "0_39_1=0..4/1", "--picture", "out/a.svg"], 1),
+    case("features collect", &["features", "collect", "--text", "text.txt", "--out", "out", "--restart", "-q"], 6),
+    case("features merge", &["features", "merge", "f", "g", "--out", "out", "-q"], 6),
+    case("features label", &["features", "label", "f", "--out", "out", "-q"], 2),
+    case("man", &["man", "--out-dir", "out"], 10),
+    case("verify", &["verify", "in.safetensors"], 0),
+    case("diff", &["diff", "in.json", "in.json"], 0),
+    case("common", &["common", "in.json", "in.json"], 0),
+    case("features search", &["features", "search", "f", "house"], 0),
 ];
+
+/// The file of a folder of features that says that the others are there.
+const SEAL: &str = "features.json";
+
+/// The list of a folder's graphs, which is written after what it lists: whole, or as it was.
+const LIST: &str = "graph-metadata.json";
+
+/// Where collecting keeps what it has done so far; the next run removes it.
+const KEPT_WORK: &str = "collecting";
 
 /// Calls with which a file comes to be; the question mark is for those that a system lacks.
 const WRITES: &str =
@@ -54,27 +74,51 @@ const WRITES: &str =
 /// What marks a file that is not complete yet.
 const TEMPORARY_PREFIX: &str = ".circuitscope-";
 
-/// The files that are there before: larger than a block, so that half of one would be seen. What `trace` replaces must
-/// be graphs, of another prompt.
-fn old_files(case: &Case) -> BTreeMap<&'static str, Vec<u8>> {
-    let folder = TempDir::new().unwrap();
-    if case.name == "trace" {
-        let args = ["trace", "She saw", "--out-dir", ".", "--slug", "a", "--quiet"];
-        assert!(circuitscope(folder.path(), &args).status.success());
-    } else {
-        for name in case.makes {
-            std::fs::write(folder.path().join(name), format!("what was in {name} before\n").repeat(300)).unwrap();
-        }
-    }
-    case.makes.iter().map(|name| (*name, std::fs::read(folder.path().join(name)).unwrap())).collect()
+/// Files by name.
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn files_of(folder: &Path) -> Files {
+    let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let named = entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path));
+    named.filter(|(name, _)| name != LIST).map(|(name, path)| (name, std::fs::read(path).unwrap())).collect()
 }
 
-/// A case with its graphs to read, and what it writes when nothing goes wrong.
+#[track_caller]
+fn succeeds(folder: &Path, args: &[&str]) {
+    let output = circuitscope(folder, args);
+    assert!(output.status.success(), "{args:?}: {output:?}");
+}
+
+/// The files that are there before, in place of `new` ones: larger than a block, so that half of one would be seen.
+/// What `trace` and collecting replace must be of their kind: a graph of another prompt, features of another text.
+fn old_files(case: &Case, new: &Files) -> Files {
+    let folder = TempDir::new().unwrap();
+    match case.name {
+        "trace" => succeeds(folder.path(), &["trace", "She saw", "--out-dir", ".", "--slug", "a", "--quiet"]),
+        "features collect" => {
+            std::fs::write(folder.path().join("text.txt"), "She saw a fox. ".repeat(9)).unwrap();
+            succeeds(folder.path(), &["features", "collect", "--text", "text.txt", "--out", ".", "-q"]);
+            std::fs::remove_file(folder.path().join("text.txt")).unwrap();
+        }
+        // It refuses a folder that holds features.
+        "features merge" => {}
+        _ => {
+            for name in new.keys() {
+                let old = format!("what was in {name} before\n").repeat(300);
+                std::fs::write(folder.path().join(name), old).unwrap();
+            }
+        }
+    }
+    files_of(folder.path())
+}
+
+/// A case with its files to read, and what it writes when nothing goes wrong.
 struct Bench {
     case: &'static Case,
     folder: TempDir,
-    old: BTreeMap<&'static str, Vec<u8>>,
-    new: BTreeMap<&'static str, Vec<u8>>,
+    /// None where a file is made that nothing is in the place of.
+    old: Files,
+    new: Files,
     took: Duration,
 }
 
@@ -92,19 +136,31 @@ struct Outcome {
 impl Bench {
     fn new(case: &'static Case) -> Bench {
         let folder = TempDir::new().unwrap();
-        let trace = ["trace", "He went", "--out-dir", ".", "--slug", "in", "--quiet"];
-        assert!(circuitscope(folder.path(), &trace).status.success());
-        let (old, new) = (old_files(case), BTreeMap::new());
-        let mut bench = Bench { case, folder, old, new, took: Duration::ZERO };
+        let at = folder.path();
+        succeeds(at, &["trace", "He went", "--out-dir", ".", "--slug", "in", "--quiet"]);
+        if case.args.contains(&"grouped.json") {
+            succeeds(at, &["inspect", "in.json", "--group", "say=0_344_3,0_78_3", "--save", "grouped.json"]);
+        }
+        if case.args[0] == "features" {
+            std::fs::write(at.join("text.txt"), "He went to the house.\n".repeat(9)).unwrap();
+            for out in ["f", "g"] {
+                let collect = ["features", "collect", "--text", "text.txt", "--out", out, "--mergeable", "-q"];
+                succeeds(at, &collect);
+            }
+        }
+        let mut bench = Bench { case, old: Files::new(), new: Files::new(), took: Duration::ZERO, folder };
+        bench.reset();
+        succeeds(bench.path(), case.args);
+        bench.new = files_of(&bench.path().join("out"));
+        assert!(bench.new.len() >= case.n_files, "{}: {:?}", case.name, bench.new.keys());
+        bench.old = old_files(case, &bench.new);
         bench.reset();
         let start = Instant::now();
-        let output = circuitscope(bench.path(), case.args);
+        succeeds(bench.path(), case.args);
         bench.took = start.elapsed();
-        assert!(output.status.success(), "{}: {output:?}", case.name);
-        for name in case.makes {
-            let bytes = std::fs::read(bench.path().join("out").join(name)).unwrap();
-            assert!(bytes != bench.old[name], "{}: {name} is written", case.name);
-            bench.new.insert(name, bytes);
+        let again = files_of(&bench.path().join("out"));
+        for (name, new) in &bench.new {
+            assert!(again[name] == *new && bench.old.get(name) != Some(new), "{}: {name} is written", case.name);
         }
         bench
     }
@@ -158,19 +214,22 @@ impl Bench {
         let mut outcome = Outcome { code: status.code(), signal: status.signal(), message, ..Outcome::default() };
         let seen = &outcome.message;
         assert!(!seen.contains("panicked") && outcome.code != Some(101), "{name}: {status}: {seen}");
+        let there = files_of(out);
         for (file, new) in &self.new {
-            let is = std::fs::read(out.join(file)).unwrap_or_else(|e| panic!("{name}: {file}: {e}; {status}: {seen}"));
-            match (is == *new, is == self.old[file]) {
-                (true, _) => outcome.n_new += 1,
-                (_, true) => outcome.n_old += 1,
-                _ => panic!("{name}: {file} has {} bytes, neither old nor new; {status}: {seen}", is.len()),
+            // What was not there before may not be there yet; a set that is replaced is unsealed in between.
+            let was_there = self.old.contains_key(file) && !self.is_unsealed(&there);
+            match there.get(file) {
+                Some(is) if is == new => outcome.n_new += 1,
+                is if is == self.old.get(file) => outcome.n_old += 1,
+                None if !was_there => outcome.n_old += 1,
+                is => panic!("{name}: {file} is neither old nor new ({:?} bytes); {status}: {seen}", is.map(Vec::len)),
             }
         }
+        assert!(self.is_unsealed(&there) || self.is_one_set(&there), "{name}: files of two sets; {status}: {seen}");
         for entry in out.read_dir().unwrap() {
             let file = entry.unwrap().file_name().into_string().unwrap();
-            // The folder's list is written after what it lists; it is whole, or as it was.
-            if !self.new.contains_key(file.as_str()) && file != "graph-metadata.json" {
-                assert!(file.starts_with(TEMPORARY_PREFIX), "{name}: {file} was left");
+            if !self.new.contains_key(&file) && file != LIST {
+                assert!(file.starts_with(TEMPORARY_PREFIX) || file == KEPT_WORK, "{name}: {file} was left");
                 outcome.n_temporary += 1;
             }
         }
@@ -178,6 +237,17 @@ impl Bench {
             assert_eq!(outcome.n_old, 0, "{name}: success, but an old file: {}", outcome.message);
         }
         outcome
+    }
+
+    /// Whether these are files of a folder of features without the one that says that they are there.
+    fn is_unsealed(&self, there: &Files) -> bool {
+        self.new.contains_key(SEAL) && !there.contains_key(SEAL)
+    }
+
+    /// Whether files that belong together are all old or all new.
+    fn is_one_set(&self, there: &Files) -> bool {
+        let is = |files: &Files| files.iter().all(|(name, bytes)| there.get(name) == Some(bytes));
+        !self.new.contains_key(SEAL) || is(&self.new) || is(&self.old)
     }
 }
 
@@ -287,7 +357,8 @@ fn kills_at_writes(bench: &Bench) -> Line {
     for (name, at) in writes(bench) {
         let outcome = traced(bench, Path::new("/dev/null"), Some(&format!("inject={name}:signal=KILL:when={at}")));
         assert_eq!(outcome.signal, Some(9), "{}: killed at {name} {at}", bench.case.name);
-        assert!(outcome.n_temporary <= 1, "{}: one file is written at a time", bench.case.name);
+        // And beside it the folder of the set that is being written.
+        assert!(outcome.n_temporary <= 2, "{}: one file is written at a time", bench.case.name);
         line.add(&outcome);
     }
     line
@@ -306,7 +377,10 @@ fn kills(bench: &Bench, n: usize) -> Line {
         let output = child.wait_with_output().unwrap();
         line.add(&bench.outcome(output.status, &output.stderr, &bench.path().join("out")));
     }
-    // What kills have left is in nobody's way.
+    // What kills have left is in nobody's way, but for features that are there already.
+    if bench.case.name == "features merge" {
+        let _ = std::fs::remove_file(bench.path().join("out").join(SEAL));
+    }
     let output = circuitscope(bench.path(), bench.case.args);
     assert!(output.status.success(), "{}: {output:?}", bench.case.name);
     for (file, new) in &bench.new {
@@ -453,7 +527,7 @@ fn in_full() {
         }
         kills(&bench, 200).print("killed at a random moment", case.name);
         little_memory(&bench, 7.0 / 6.0).print("little memory", case.name);
-        if !case.makes.is_empty()
+        if case.n_files > 0
             && let Some(line) = full_disk(&bench, 1)
         {
             line.print("full disk", case.name);

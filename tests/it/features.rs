@@ -679,6 +679,61 @@ fn a_feature_is_shown_in_80_columns_and_found_by_token_and_by_text() {
     assert!(active.contains("\" Dallas\"") && active.contains("0_39"), "{active}");
 }
 
+/// Writes numbers over the beginning of a column.
+fn overwrite(path: &Path, column: &str, bytes: &[u8]) {
+    let mut file = std::fs::read(path).unwrap();
+    let start = 8 + u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..start]).unwrap();
+    let at = start + header[column]["data_offsets"][0].as_u64().unwrap() as usize;
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn numbers_that_no_text_has_are_refused_when_folders_are_merged() {
+    let folder = TempDir::new().unwrap();
+    let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
+    let input = Input::File(written(&folder, "text.txt", TEXT));
+    let options = CollectOptions { mergeable: true, ..small() };
+    collect(&replacement("llama_relu"), &[input], &good, &options, &Job::default()).unwrap();
+    let most = u64::MAX.to_string();
+    let set = |key: &str, value: &str| {
+        let (path, key) = (bad.join("features.json"), key.to_owned());
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json["text"][key] = serde_json::from_str(value).unwrap();
+        std::fs::write(path, json.to_string()).unwrap();
+    };
+    let tokens = bad.join("tokens.safetensors");
+    let changes: [(&dyn Fn(), &[&str]); 8] = [
+        (&|| set("n_tokens", &most), &["features.json", &most, "tokens"]),
+        (&|| set("n_positions", &most), &["features.json", &most, "positions"]),
+        (&|| set("n_sequences", &most), &["features.json", &most, "sequences"]),
+        // The documents of a text that comes first are before those of the next.
+        (&|| set("n_documents", &most), &["tokens.safetensors", "documents"]),
+        (&|| overwrite(&tokens, "sequence_documents", &[0xff; 4]), &["tokens.safetensors", "documents"]),
+        (&|| overwrite(&tokens, "sequence_units", &[0xff; 4]), &["tokens.safetensors", "units"]),
+        (&|| overwrite(&bad.join("state_0.safetensors"), "sums", &[0x7f; 16]), &["state_0.safetensors", "the sums of"]),
+        (&|| overwrite(&bad.join("layer_0.safetensors"), "mean", &[0x7f; 3]), &["state_0.safetensors", "the sums of"]),
+    ];
+    for (i, (change, parts)) in changes.into_iter().enumerate() {
+        copy_folder(&good, &bad);
+        change();
+        // In either place: as the first, what comes after it is moved; as the last, it is moved itself.
+        let refused = [[&good, &bad], [&bad, &good]].map(|folders| {
+            let out = folder.path().join("out");
+            let merged = merge(&folders.map(Clone::clone), &out, true, &Job::default());
+            assert!(!out.join("features.json").exists() || merged.is_ok());
+            let _ = std::fs::remove_dir_all(&out);
+            merged.err().map(|error| error.to_string())
+        });
+        let messages: Vec<String> = refused.into_iter().flatten().collect();
+        assert!(!messages.is_empty(), "change {i} is refused in some place");
+        for message in messages {
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+    }
+}
+
 #[test]
 fn every_column_of_the_files_is_in_the_documentation() {
     let folder = TempDir::new().unwrap();
@@ -714,6 +769,55 @@ fn an_empty_layer_has_edges_that_ascend() {
     let folder = TempDir::new().unwrap();
     LayerWriter::new(10).write(folder.path(), 0).unwrap();
     assert!(folder.path().join("layer_0.safetensors").is_file());
+}
+
+/// The most anonymous memory that a command has, in KiB, looked at while it runs.
+#[cfg(target_os = "linux")]
+fn peak_kib(command: &mut Command) -> u64 {
+    let mut child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        if let Some(ended) = child.try_wait().unwrap() {
+            assert!(ended.success());
+            return peak;
+        }
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let figure = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = figure.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
+        peak = peak.max(kib.unwrap_or(0));
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn collecting_from_four_times_the_text_takes_no_more_memory() {
+    let folder = TempDir::new().unwrap();
+    let (model, transcoders) = (fixture("reference/llama_relu/model"), fixture("reference/llama_relu/transcoders"));
+    let mut n_tokens = Vec::new();
+    let peaks: Vec<u64> = [2500, 10_000]
+        .into_iter()
+        .map(|n_lines| {
+            let (text, out) = (format!("{n_lines}.txt"), format!("of_{n_lines}"));
+            written(&folder, &text, &long_text(n_lines));
+            let mut command = crate::support::program(folder.path());
+            command.args(["features", "collect", "--text", &text, "--out", &out, "--quiet", "--threads", "1"]);
+            // Little is kept of a feature, so that all of it is there after the shorter text.
+            command.args(["--split", "lines", "--sampled", "16", "--examples", "3", "--per-interval", "1"]);
+            // Neither run takes so long that it keeps its work, which takes memory of its own.
+            command.args(["--keep-every", "100000"]);
+            let peak = peak_kib(command.arg("--model").arg(&model).arg("--transcoders").arg(&transcoders));
+            n_tokens.push(FeatureSet::open(&folder.path().join(out)).unwrap().tokens().len());
+            peak
+        })
+        .collect();
+    let more = (n_tokens[1] - n_tokens[0]) as u64;
+    assert!(more > 150_000, "{more} tokens more");
+    // Of a token its number is held, of a sequence three, in lists that double as they grow, by an allocator that keeps
+    // what was freed. The activations at a position have some kilobytes.
+    let allowed = peaks[0] + peaks[0] / 20 + 64 * more / 1024;
+    assert!(peaks[1] <= allowed, "{} KiB after {} KiB, for {more} tokens more", peaks[1], peaks[0]);
 }
 
 #[test]

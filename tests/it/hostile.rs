@@ -358,6 +358,54 @@ fn a_raw_graph_that_was_read_does_not_change_with_its_file() {
     assert!(read_raw(&path).is_err());
 }
 
+/// Adds a tensor of zeros to a safetensors file: a hole, which takes no room on the disk.
+fn enlarge(path: &Path, n_bytes: usize) {
+    let bytes = std::fs::read(path).unwrap();
+    let start = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    let data = &bytes[start..];
+    header["hole"] = json!({"dtype": "U8", "shape": [n_bytes], "data_offsets": [data.len(), data.len() + n_bytes]});
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = std::fs::File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    file.write_all(data).unwrap();
+    file.set_len((8 + header.len() + data.len() + n_bytes) as u64).unwrap();
+}
+
+/// Such a file is mapped, which a smaller one is not.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_raw_graph_is_read_from_a_map_and_shortening_it_is_a_message() {
+    let folder = TempDir::new().unwrap();
+    let trace = ["trace", "He went", "--out-dir", ".", "--slug", "he", "--quiet"];
+    assert!(circuitscope(folder.path(), &trace).status.success());
+    let path = folder.path().join("he.safetensors");
+    let inspect = ["inspect", "he.safetensors", "--format", "json"];
+    let small = circuitscope(folder.path(), &inspect);
+    enlarge(&path, 257 << 20);
+    let large = circuitscope(folder.path(), &inspect);
+    assert!(large.status.success() && large.stdout == small.stdout, "{large:?}");
+    // The program has read and pruned the graph when it waits for the labels; then it reads the rows again.
+    let pipe = folder.path().join("labels.json");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let program = Command::new(env!("CARGO_BIN_EXE_circuitscope"))
+        .args(["inspect", "he.safetensors", "--labels", "labels.json"])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut writer = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    writer.write_all(b"{}").unwrap();
+    drop(writer);
+    let output = program.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("became shorter"), "{output:?}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_file_that_is_shortened_under_the_program_is_a_message() {

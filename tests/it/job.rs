@@ -128,7 +128,7 @@ fn interventions_generation_and_verification_are_cancelled() {
     let (job, _) = cancelled_in("layers");
     assert_cancelled(original.intervene(std::slice::from_ref(&change), &Mode::Free, &job));
 
-    let alternative = Alternative { name: "off".into(), value: None, interventions: change.clone() };
+    let alternative = Alternative { name: "off".into(), value: None, interventions: change.clone(), heads: Vec::new() };
     let (job, told) = cancelled_in("alternatives");
     assert_cancelled(original.sweep(&vec![alternative; 70], &Mode::Free, &Default::default(), &job));
     assert_eq!(told.lock().unwrap().iter().filter(|p| p.phase == "alternatives").count(), 1);

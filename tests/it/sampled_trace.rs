@@ -268,6 +268,9 @@ fn trace_and_inspect_say_that_rows_were_sampled_and_how_near_the_scores_are() {
     // Every row and few nodes: exact influence. All of both: the graph as it is.
     let exact = trace(&["--rows", "all", "--nodes", "60"]);
     assert!(exact.contains("± 0.000"));
+    let says_few = |printed: &str| printed.contains(": too few for ± to be trusted");
+    assert!(says_few(&trace(&["--rows", "5"])));
+    assert!(!says_few(&exact) && !says_few(&trace(&["--rows", "150"])));
     // Where every row is no more work than a sample, a number of nodes alone leaves the influence exact.
     assert_eq!(trace(&["--nodes", "60"]), exact);
     assert_eq!(trace(&["--rows", "all"]), trace(&["--max-features", "all"]));

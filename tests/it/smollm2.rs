@@ -5,6 +5,7 @@ use std::process::Command;
 
 use circuitscope::attribution::{AttributionOptions, RowChoice, attribute};
 use circuitscope::graph::FeatureId;
+use circuitscope::heads::{HEAD_SCORES, HeadScoreOptions, head_scores};
 use circuitscope::job::Job;
 use circuitscope::model::ForwardOptions;
 use safetensors::SafeTensors;
@@ -89,4 +90,34 @@ fn gguf_file_and_folder_written_from_it_give_the_same_logits() {
     };
     let (from_gguf, from_folder) = (logits(&gguf), logits(&out));
     close_all(&from_gguf, &from_folder, 1e-3, 0.0, "logits");
+}
+
+/// The heads that other programs find in SmolLM2, in the order of their scores: means over 64 random sequences.
+#[test]
+#[ignore = "needs CIRCUITSCOPE_SMOLLM2_GGUF (SmolLM2-135M-Instruct) and CIRCUITSCOPE_SHARED: cargo test --release --test it -- --ignored smollm2"]
+fn known_heads_of_the_real_model_come_first() {
+    let (gguf, folder) = (file_named_by(GGUF), shared("smollm2"));
+    let replacement = open_replacement(&gguf, &folder.join("transcoders"));
+    let options = HeadScoreOptions { n_sequences: 64, ..HeadScoreOptions::default() };
+    let scores = head_scores(&replacement.model, &replacement.tokenizer, &options, &Job::default()).unwrap();
+    let expected: [(usize, &[(&str, f32)]); 3] = [
+        (0, &[("18.6", 0.875), ("17.3", 0.747), ("17.4", 0.705), ("17.5", 0.615), ("18.7", 0.576)]),
+        (1, &[("8.0", 0.655), ("14.3", 0.649), ("15.6", 0.416), ("5.6", 0.295), ("2.4", 0.226)]),
+        (2, &[("16.0", 0.884), ("11.1", 0.867), ("2.1", 0.734), ("1.2", 0.704), ("19.3", 0.703)]),
+    ];
+    for (kind, heads) in expected {
+        let mut order: Vec<_> = scores.iter().map(|score| (score.head.to_string(), score.all()[kind])).collect();
+        order.sort_by(|a, b| b.1.total_cmp(&a.1));
+        println!("{}: {:?}", HEAD_SCORES[kind], &order[..8]);
+        for (head, expected) in heads {
+            let found = scores.iter().find(|score| score.head.to_string() == *head).unwrap().all()[kind];
+            println!("  {head}: {found:.3}, {expected} on eight other sequences");
+            // Other tokens: eight sequences differ by this much from the mean over many.
+            assert!((found - expected).abs() < 0.04, "{}: {head} has {found}, not {expected}", HEAD_SCORES[kind]);
+        }
+        let first: Vec<&str> = heads.iter().map(|(head, _)| *head).take(if kind == 0 { 1 } else { 2 }).collect();
+        let mut found: Vec<&str> = order.iter().take(first.len()).map(|(head, _)| head.as_str()).collect();
+        found.sort_by_key(|head| first.iter().position(|known| known == head));
+        assert_eq!(found, first, "{}", HEAD_SCORES[kind]);
+    }
 }

@@ -350,6 +350,28 @@ fn features_have_the_names_that_inspect_knows() {
 }
 
 #[test]
+fn a_name_that_two_supernodes_have_is_refused_with_both() {
+    let folder = folder_with_graphs();
+    let folder = folder.path();
+    let path = folder.join("graphs/dallas.json");
+    let mut graph: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    graph["qParams"]["supernodes"] = json!([["twice", "0_656_2"], ["twice", "0_90_2"], ["Once", "3_955_8"]]);
+    std::fs::write(&path, graph.to_string()).unwrap();
+    fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
+        [&["intervene", PROMPT, "--graph", "graphs/dallas.json"], args].concat()
+    }
+    let both = ["`twice`", "0_656_2", "0_90_2", "graphs/dallas.json"];
+    for args in [&["--ablate", "twice"][..], &["--set", "TWICE=3"], &["--scale", "twice@2=2"]] {
+        refused_with(folder, &with(args), &both);
+    }
+    std::fs::write(folder.join("plan.json"), r#"[{"supernode": "twice", "ablate": true}]"#).unwrap();
+    refused_with(folder, &with(&["--plan", "plan.json"]), &both);
+    // Another name, and the features themselves, are not in doubt.
+    run(folder, &["--graph", "graphs/dallas.json", "--ablate", "once"]);
+    run(folder, &["--graph", "graphs/dallas.json", "--ablate", "0_90_2"]);
+}
+
+#[test]
 fn what_names_nothing_or_fits_nothing_is_refused() {
     let folder = folder_with_graphs();
     let folder = folder.path();

@@ -62,6 +62,7 @@ fn pushed_forward(linear: &LinearModel, batch: &TargetBatch, origin: Origin) -> 
     let at_site = match batch.site {
         TargetSite::InputHook { layer } => &pushed.hook_in[layer],
         TargetSite::FinalNorm => &pushed.final_normed,
+        TargetSite::AttentionInput { .. } => unreachable!("targets are features and directions"),
     };
     let at_site: Vec<Vec<f32>> = at_site.squeeze(0).unwrap().to_vec2().unwrap();
     let gradients: Vec<Vec<f32>> = batch.gradients.to_vec2().unwrap();

@@ -104,10 +104,11 @@ fn other(value: &Value) -> Value {
     }
 }
 
-const KINDS: [&[&str]; 4] = [
+const KINDS: [&[&str]; 5] = [
     &[],
     &["--max-features", "100", "--target", " Austin", "--position", "8"],
     &["--rows", "60", "--nodes", "40"],
+    &["--heads", "--target", " Austin"],
     &["--target-diff", " Austin", " Sacramento", "--target-feature", "3_955_8", "--target", " Austin", "--no-decoders"],
 ];
 
@@ -143,7 +144,7 @@ fn no_tensor_can_be_wrong_and_pass() {
         for at in 0..whole.tensors.len() {
             let (name, dtype, _, data) = &whole.tensors[at];
             let size = match dtype {
-                Dtype::F32 => 4,
+                Dtype::F32 | Dtype::I32 => 4,
                 Dtype::I64 | Dtype::F64 => 8,
                 Dtype::F16 => 2,
                 other => panic!("`{name}` is {other:?}: say here how it is changed"),
@@ -162,6 +163,10 @@ fn no_tensor_can_be_wrong_and_pass() {
                     Dtype::F64 => {
                         let value = f64::from_le_bytes(bytes.try_into().unwrap());
                         bytes.copy_from_slice(&(value * 1.2 + 0.5).to_le_bytes());
+                    }
+                    Dtype::I32 => {
+                        let value = i32::from_le_bytes(bytes.try_into().unwrap());
+                        bytes.copy_from_slice(&(value + 1).to_le_bytes());
                     }
                     Dtype::I64 => {
                         let value = i64::from_le_bytes(bytes.try_into().unwrap());

@@ -1,22 +1,15 @@
 //! `circuitscope features collect`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::token_count;
 use crate::Result;
+use crate::cli::counted::Counted;
 use crate::cli::note;
 use crate::cli::setup::SetupArgs;
 use crate::features::{CollectOptions, Settings, Shard, Split, TOKENS_PHASE, TextFormat, collect, inputs};
-use crate::job::{Job, Progress};
-
-/// Time between two lines of progress where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub(super) struct CollectArgs {
@@ -90,10 +83,8 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
     options.settings.check()?;
     let inputs = inputs(&args.text)?;
     let tracer = args.setup.open(None)?;
-    let shown = Arc::new(Shown::new(args.setup.quiet));
-    let show = shown.clone();
-    let job = Job::default().with_progress(move |progress| show.show(progress));
-    let collected = collect(tracer.replacement(), &inputs, &args.out, &options, &job);
+    let shown = Counted::new(args.setup.quiet, &[(TOKENS_PHASE, "tokens")]);
+    let collected = collect(tracer.replacement(), &inputs, &args.out, &options, &shown.job());
     shown.finish();
     let collected = collected?;
     if !args.setup.quiet {
@@ -109,53 +100,4 @@ pub(super) fn run(args: &CollectArgs) -> Result<()> {
         note(&format!("wrote {}", args.out.display()));
     }
     Ok(())
-}
-
-/// A bar in a terminal, a line now and then elsewhere.
-struct Shown {
-    quiet: bool,
-    bar: Option<ProgressBar>,
-    start: Instant,
-    last_line: Mutex<Instant>,
-}
-
-impl Shown {
-    fn new(quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(ProgressBar::no_length);
-        Self { quiet, bar, start: Instant::now(), last_line: Mutex::new(Instant::now()) }
-    }
-
-    fn show(&self, progress: Progress) {
-        if self.quiet || progress.phase != TOKENS_PHASE {
-            return;
-        }
-        if let Some(bar) = &self.bar {
-            if bar.position() == 0 {
-                let template = match progress.total {
-                    0 => "{spinner} {pos} tokens {per_sec}",
-                    _ => "tokens {bar:40} {pos}/{len} {per_sec} {eta} left",
-                };
-                if let Ok(style) = ProgressStyle::with_template(template) {
-                    bar.set_style(style);
-                }
-                if progress.total > 0 {
-                    bar.set_length(progress.total as u64);
-                }
-            }
-            bar.set_position(progress.done as u64);
-            return;
-        }
-        let mut last = self.last_line.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.elapsed() >= LINE_EVERY {
-            *last = Instant::now();
-            let secs = self.start.elapsed().as_secs_f64();
-            note(&format!("{} tokens, {:.0} s", progress.done, secs));
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! `circuitscope features`: what features are active on, collected from a text and looked at.
 
 mod collect;
+mod export;
+mod import;
 mod label;
 mod merge;
 mod search;
@@ -29,6 +31,10 @@ enum FeaturesCommand {
     Label(label::LabelArgs),
     /// Make one folder of features of several
     Merge(merge::MergeArgs),
+    /// Write features for circuit-tracer's or Neuronpedia's pages
+    Export(export::ExportArgs),
+    /// Read features of circuit-tracer or Neuronpedia, and check them against the model
+    Import(import::ImportArgs),
 }
 
 /// Runs a subcommand.
@@ -42,11 +48,13 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<()> {
         FeaturesCommand::Search(args) => search::run(args),
         FeaturesCommand::Label(args) => label::run(args),
         FeaturesCommand::Merge(args) => merge::run(args),
+        FeaturesCommand::Export(args) => export::run(args),
+        FeaturesCommand::Import(args) => import::run(args),
     }
 }
 
 /// A number of tokens such as `300000`, `300k` or `1.5M`.
-fn token_count(text: &str) -> Result<u64, String> {
+pub(super) fn token_count(text: &str) -> Result<u64, String> {
     let expected = || format!("{text:?} is no number of tokens such as 300000, 300k or 1.5M");
     let lower = text.to_ascii_lowercase();
     let (digits, unit) = match lower.strip_suffix(['k', 'm', 'g']) {

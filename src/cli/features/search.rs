@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use clap::{Args, ValueEnum};
 
-use crate::Result;
-use crate::cli::setup::SetupArgs;
+use crate::cli::setup::{GraphSource, SetupArgs};
 use crate::cli::summary::{Align, cut, percent, write_table};
 use crate::cli::{Format, print_data, print_json};
 use crate::features::{ActiveHere, FeatureSet, Found, SearchBy, active_on, search};
 use crate::job::Job;
 use crate::text::quoted;
+use crate::{Error, Result};
 
 /// Columns for the tokens of a feature without a label.
 const TOKENS_COLUMNS: usize = 40;
@@ -54,10 +54,13 @@ enum By {
 /// # Errors
 /// A folder that cannot be read; with --on-text, features of another model.
 pub(super) fn run(args: &SearchArgs) -> Result<()> {
+    if args.n == Some(0) {
+        return Err(Error::Setting { name: "n", value: 0.0, range: "1 or more" });
+    }
     args.setup.start_threads()?;
     let set = FeatureSet::open_named(&args.folder)?;
     if args.on_text {
-        let tracer = args.setup.open(None)?;
+        let tracer = args.setup.open_with(None, Some(&GraphSource::of_features(&set)))?;
         let n = args.n.unwrap_or(3);
         let found = active_on(tracer.replacement(), &set, &args.query, n, &Job::default())?;
         return match args.format {

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::import::provenance_text;
 use crate::Result;
 use crate::cli::dashboard_text::{ShownParts, dashboard_text};
 use crate::cli::setup::{GraphSource, SetupArgs};
@@ -44,6 +45,9 @@ pub(super) fn run(args: &ShowArgs) -> Result<()> {
     match args.format {
         Format::Json => print_json(&report),
         Format::Text => {
+            if let Some(imported) = &set.manifest().imported {
+                args.setup.note(&format!("from {}", provenance_text(imported)));
+            }
             let shown =
                 ShownParts { examples: args.examples, per_interval: args.per_interval, ..ShownParts::default() };
             print_data(&dashboard_text(&report, &shown))

@@ -21,10 +21,10 @@ pub(super) struct ChooseArgs {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     subgraph: Vec<String>,
     /// Only features and errors of these layers: 3, or 3..7 (without 7)
-    #[arg(long, value_name = "A..B", value_parser = parse_range)]
+    #[arg(long, value_name = "A..B", value_parser = parse_range, allow_hyphen_values = true)]
     layers: Option<RangeInclusive<u32>>,
     /// Only nodes at these positions: 4, or 4..7 (without 7)
-    #[arg(long, value_name = "A..B", value_parser = parse_range)]
+    #[arg(long, value_name = "A..B", value_parser = parse_range, allow_hyphen_values = true)]
     positions: Option<RangeInclusive<u32>>,
     /// Only nodes of this kind; may be given several times
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
@@ -72,6 +72,9 @@ fn parse_share(text: &str) -> std::result::Result<f64, String> {
 }
 
 fn parse_range(text: &str) -> std::result::Result<RangeInclusive<u32>, String> {
+    if text.trim_start().starts_with('-') {
+        return Err("they are counted from 0, and none from the end".to_owned());
+    }
     let number = |part: &str| {
         part.trim()
             .parse::<u32>()

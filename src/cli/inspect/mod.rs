@@ -23,7 +23,11 @@ use crate::{Error, Result};
 
 use super::collected::{CollectedArgs, Wanted, label_from_beside};
 use super::graph_args::{CellsFor, Thresholds, refuse_own_inputs, relabel_from};
+#[cfg(feature = "serve")]
+use super::open_page::OpenArgs;
 use super::output_file::{check_folder, check_json_output, write_picture};
+#[cfg(feature = "serve")]
+use super::setup::GraphSource;
 use super::setup::SetupArgs;
 use super::summary::token_at;
 use super::{json_text, note, print_bytes, summary_text, terminal};
@@ -111,6 +115,9 @@ pub struct InspectArgs {
     /// Where to write what is printed otherwise; - is standard output
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    open: OpenArgs,
     /// Write the graph as JSON too, with the chosen nodes pinned and the supernodes stored
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     save: Option<PathBuf>,
@@ -277,10 +284,16 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         Some(path) => {
             write_picture(path, &bytes)?;
             note(&format!("wrote {}", path.display()));
-            Ok(())
         }
-        None => print_bytes(&bytes),
+        None => print_bytes(&bytes)?,
     }
+    #[cfg(feature = "serve")]
+    if args.open.open {
+        let source = GraphSource::of_circuit(&args.graph, &opened.circuit.meta);
+        let open = move || SetupArgs::default().open_with(None, Some(&source));
+        return args.open.show(&args.graph, Some(Box::new(open)));
+    }
+    Ok(())
 }
 
 /// What effects are on: a target's text; a feature with its label and place.

@@ -7,7 +7,8 @@ use crate::circuits::{GroupRequest, aligned_positions};
 use crate::error::ErrorContext;
 use crate::graph::FeatureId;
 use crate::intervene::{
-    Alternative, Change, FeatureGroup, FeatureSpec, Intervention, Plan, Positions, Sweep, named_values,
+    Alternative, Change, FeatureGroup, FeatureSpec, HeadChange, HeadIntervention, HeadSpec, Intervention, Plan,
+    Positions, Sweep, named_values,
 };
 use crate::job::Job;
 use crate::tracer::{TokenizedPrompt, Tracer};
@@ -21,6 +22,8 @@ use super::names::{NamedGraph, named_features, spec, supernodes};
 pub(super) struct Changes {
     /// In every run; a later one replaces an earlier one at the same place.
     pub interventions: Vec<Intervention>,
+    /// Heads that are changed in every run.
+    pub heads: Vec<HeadIntervention>,
     /// One run each, with `interventions` too.
     pub alternatives: Vec<Alternative>,
     /// What is changed, in the words of the request.
@@ -52,7 +55,10 @@ impl Changes {
         let mut changes = Changes::default();
         let plan = read_plan(args.plan.as_deref(), context)?;
         changes.described.extend(plan.interventions.iter().map(ToString::to_string));
+        changes.described.extend(plan.heads.iter().map(ToString::to_string));
         changes.interventions = plan.interventions;
+        changes.heads = plan.heads;
+        changes.heads(args)?;
         for text in &args.like {
             changes
                 .like_graph(text, args.like_at.as_deref(), context)
@@ -83,6 +89,31 @@ impl Changes {
             changes.sweep(text, context).context(|| format!("cannot use `--sweep {text}`"))?;
         }
         Ok(changes)
+    }
+
+    /// `--ablate-head` and `--patch-head`.
+    fn heads(&mut self, args: &InterveneArgs) -> Result<()> {
+        for text in &args.ablate_head {
+            let (spec, change) = match text.split_once('=') {
+                Some((spec, "mean")) => (spec, HeadChange::Mean),
+                Some(_) => {
+                    let expected = "LAYER.HEAD or LAYER.HEAD@POSITIONS, perhaps with =mean";
+                    return Err(Error::Spec { text: text.clone(), expected })
+                        .context(|| format!("cannot use `--ablate-head {text}`"));
+                }
+                None => (text.as_str(), HeadChange::Zero),
+            };
+            let spec: HeadSpec = spec.parse().context(|| format!("cannot use `--ablate-head {text}`"))?;
+            self.heads.push(spec.changed(change));
+        }
+        for text in &args.patch_head {
+            let spec: HeadSpec = text.parse().context(|| format!("cannot use `--patch-head {text}`"))?;
+            self.heads.push(spec.changed(HeadChange::Like(args.from.clone().unwrap_or_default())));
+        }
+        let given = args.ablate_head.len() + args.patch_head.len();
+        let first = self.heads.len() - given;
+        self.described.extend(self.heads[first..].iter().map(ToString::to_string));
+        Ok(())
     }
 
     /// `NAME=V`, or `V` alone for the strongest features.
@@ -155,6 +186,7 @@ impl Changes {
                 name: format!("{name} x{factor}"),
                 value: Some(factor),
                 interventions: self.interventions.iter().copied().chain(scaled).collect(),
+                heads: Vec::new(),
             });
         }
         Ok(())
@@ -319,5 +351,5 @@ fn differing(there: &[String], at: Option<&str>, named: &str, context: &Context)
 }
 
 fn read_plan(path: Option<&Path>, context: &Context) -> Result<Plan> {
-    path.map_or_else(|| Ok(Plan::default()), |path| Plan::read(path, &supernodes(context.graph)))
+    path.map_or_else(|| Ok(Plan::default()), |path| Plan::read(path, &supernodes(context.graph)?))
 }

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 use super::direction::{check_not_zero, directions};
 use super::graph_args::{CellsFor, refuse_own_inputs, relabel_from};
 use super::inspect::group::GroupArgs;
+#[cfg(feature = "serve")]
+use super::open_page::OpenArgs;
 use super::output_file::{check_drawing, write_picture};
 use super::prompt::OptionalPromptArgs;
 use super::setup::{GraphSource, SetupArgs};
@@ -47,6 +49,16 @@ pub struct InterveneArgs {
     /// Switch a feature or a supernode off; repeatable
     #[arg(long, value_name = "F", help_heading = "What to change")]
     ablate: Vec<String>,
+    /// Switch a head off: LAYER.HEAD or LAYER.HEAD@POSITIONS, such as 18.6@7; with =mean it writes its mean over the
+    /// prompt instead of nothing; repeatable
+    #[arg(long, value_name = "L.H[@P][=mean]", help_heading = "What to change")]
+    ablate_head: Vec<String>,
+    /// Let a head write what it writes at the same positions of the prompt --from; repeatable
+    #[arg(long, value_name = "L.H[@P]", requires = "from", help_heading = "What to change")]
+    patch_head: Vec<String>,
+    /// The prompt, of as many tokens, that --patch-head reads from
+    #[arg(long, value_name = "PROMPT", requires = "patch_head", help_heading = "What to change")]
+    from: Option<String>,
     /// The N most influential features of --graph: `--top-features 10 --scale 2` doubles them, `--scale 0` ablates them
     #[arg(long, value_name = "N", requires = "graph", help_heading = "What to change")]
     top_features: Option<usize>,
@@ -61,7 +73,8 @@ pub struct InterveneArgs {
     #[arg(long, value_name = "P,..", help_heading = "What to change")]
     like_at: Option<String>,
     /// Interventions from a JSON file: a list of {"node": "L_F_P" | "supernode": NAME | "layer", "feature", "position",
-    /// and "set": V | "scale": X | "ablate": true}, or {"interventions": [..], "alternatives": [{"name",
+    /// and "set": V | "scale": X | "ablate": true} and {"head": "L.H", "position", and "ablate": true | "mean": true |
+    /// "like": PROMPT}, or {"interventions": [..], "alternatives": [{"name",
     /// "interventions"}, ..]}, where every alternative is run on its own
     #[arg(long, value_name = "FILE", help_heading = "What to change")]
     plan: Option<PathBuf>,
@@ -114,6 +127,9 @@ pub struct InterveneArgs {
     /// them), or a sum such as '" Austin" + " Dallas" - 2 * " Sacramento"'; repeatable
     #[arg(long, value_name = "FILE or SUM", allow_hyphen_values = true, help_heading = "What to follow")]
     target_direction: Vec<String>,
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    open: OpenArgs,
     /// How many tokens and features to show
     #[arg(long, value_name = "N", default_value_t = CompareOptions::default().top, help_heading = "Output")]
     top: usize,
@@ -180,7 +196,7 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     let compare = CompareOptions { target, top: args.top, features, followed, measure };
     let groups = read_groups(graph.as_ref(), &changes);
     check_question(args, &changes, &groups)?;
-    let options = RunOptions { mode, compare, generate, groups };
+    let options = RunOptions { mode, compare, generate, groups, heads: changes.heads.clone() };
 
     if !changes.alternatives.is_empty() {
         let (always, alternatives) = (&changes.interventions, &changes.alternatives);
@@ -192,10 +208,14 @@ pub(super) fn run(args: &InterveneArgs) -> Result<()> {
         InterveneFormat::Text | InterveneFormat::Csv => print_text(&comparison_text(&run, &changes.described))?,
         InterveneFormat::Json => print_json(&run)?,
     }
-    match &args.picture {
-        Some(path) => draw(args, path, &supernode_svg(&diagram(&run, graph.as_ref(), &changes, &options.groups)?)),
-        None => Ok(()),
+    if let Some(path) = &args.picture {
+        draw(args, path, &supernode_svg(&diagram(&run, graph.as_ref(), &changes, &options.groups)?))?;
     }
+    #[cfg(feature = "serve")]
+    if let Some(path) = args.graph.as_ref().filter(|_| args.open.open) {
+        return args.open.show(path, Some(Box::new(move || Ok(tracer))));
+    }
+    Ok(())
 }
 
 /// The prompt that is given, else the graph's.
@@ -253,11 +273,15 @@ fn check_question(args: &InterveneArgs, changes: &Changes, groups: &[FeatureGrou
     if args.top_features.is_some() && args.set.iter().chain(&args.scale).all(|text| text.contains('=')) {
         return contradiction("--top-features", "nothing to do with them: also give --scale X or --set V");
     }
-    if !is_sweep && changes.interventions.is_empty() {
+    if !is_sweep && changes.interventions.is_empty() && changes.heads.is_empty() {
         return Err(Error::NothingToChange);
     }
     if args.sweep.is_some() && args.plan.is_some() && changes.alternatives.iter().any(|a| a.value.is_none()) {
         return contradiction("--sweep", "a plan with alternatives");
+    }
+    #[cfg(feature = "serve")]
+    if args.open.open && (is_sweep || args.graph.is_none()) {
+        return contradiction("--open", "a run without --graph, or with alternatives: the page shows a graph");
     }
     if is_sweep && args.generate.is_some() {
         return contradiction("--generate", "a plan with alternatives");

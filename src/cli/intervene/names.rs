@@ -95,35 +95,64 @@ impl NamedGraph {
     }
 
     /// The features of a supernode, in whatever case its name is written, or of those at one position (`Texas@7`).
-    fn in_supernode(&self, name: &str) -> Vec<FeatureId> {
-        let lower = name.trim().to_lowercase();
-        let called = |name: &str| {
-            let exact = self.supernodes.iter().find(|(known, _)| known == name);
-            exact.or_else(|| self.supernodes.iter().find(|(known, _)| known.trim().to_lowercase() == lower))
-        };
-        if let Some((_, features)) = called(name) {
-            return features.clone();
+    ///
+    /// # Errors
+    /// [`Error::AmbiguousSupernode`].
+    fn in_supernode(&self, name: &str) -> Result<Vec<FeatureId>> {
+        if let Some(features) = self.called(name)? {
+            return Ok(features.to_vec());
         }
-        let Some((stem, pos)) = name.rsplit_once('@') else { return Vec::new() };
-        let Some(pos) = typed_position(pos, self.circuit().meta.prompt_tokens.len()) else { return Vec::new() };
-        let features = called(stem).into_iter().flat_map(|(_, features)| features);
-        features.copied().filter(|feature| feature.pos == pos).collect()
+        let Some((stem, pos)) = name.rsplit_once('@') else { return Ok(Vec::new()) };
+        let Some(pos) = typed_position(pos, self.circuit().meta.prompt_tokens.len()) else { return Ok(Vec::new()) };
+        let features = self.called(stem)?.into_iter().flatten();
+        Ok(features.copied().filter(|feature| feature.pos == pos).collect())
+    }
+
+    /// The features of the one supernode of a name: as it is written, else in whatever case.
+    ///
+    /// # Errors
+    /// [`Error::AmbiguousSupernode`] where there are several.
+    fn called(&self, name: &str) -> Result<Option<&[FeatureId]>> {
+        let lower = name.trim().to_lowercase();
+        let exact = self.one(name, |known| known == name)?;
+        if exact.is_some() { Ok(exact) } else { self.one(name, |known| known.trim().to_lowercase() == lower) }
+    }
+
+    /// The features of the one supernode whose name fits.
+    ///
+    /// # Errors
+    /// As [`NamedGraph::called`].
+    fn one(&self, name: &str, fits: impl Fn(&str) -> bool) -> Result<Option<&[FeatureId]>> {
+        let found: Vec<_> = self.supernodes.iter().filter(|(known, _)| fits(known)).collect();
+        let shown = |(known, features): &(String, Vec<FeatureId>)| {
+            let ids: Vec<String> = features.iter().map(|id| spec(*id).to_string()).collect();
+            format!("{known} ({})", ids.join(", "))
+        };
+        match found[..] {
+            [] => Ok(None),
+            [(_, features)] => Ok(Some(features)),
+            _ => Err(Error::AmbiguousSupernode {
+                name: name.to_owned(),
+                graph: self.path.display().to_string(),
+                members: found.into_iter().map(shown).collect(),
+            }),
+        }
     }
 
     /// The features of a supernode, else those whose label is `name`, else those that [`find_nodes`] finds.
     ///
     /// # Errors
-    /// [`Error::UnknownSupernode`], with the nearest name; [`Error::UnknownNode`] where a feature is named by numbers.
+    /// [`Error::UnknownSupernode`], with the nearest name; [`Error::AmbiguousSupernode`]; [`Error::UnknownNode`] where a feature is named by numbers.
     pub(super) fn find(&self, name: &str) -> Result<Vec<FeatureId>> {
-        if let Some((_, features)) = self.supernodes.iter().find(|(known, _)| known == name) {
-            return Ok(features.clone());
+        if let Some(features) = self.one(name, |known| known == name)? {
+            return Ok(features.to_vec());
         }
         let is_labelled = |node: &Node| node.label.as_deref().is_some_and(|label| label.trim() == name.trim());
         let labelled: Vec<FeatureId> = self.nodes().filter(|(_, node)| is_labelled(node)).map(|(id, _)| id).collect();
         if !labelled.is_empty() {
             return Ok(labelled);
         }
-        let grouped = self.in_supernode(name);
+        let grouped = self.in_supernode(name)?;
         if !grouped.is_empty() {
             return Ok(grouped);
         }
@@ -198,9 +227,14 @@ pub(super) fn spec(id: FeatureId) -> FeatureSpec {
 }
 
 /// A graph's supernodes, for plans.
-pub(super) fn supernodes(graph: Option<&NamedGraph>) -> Supernodes {
-    let of = |graph: &NamedGraph| {
-        graph.supernodes.iter().map(|(name, ids)| (name.clone(), ids.iter().copied().map(spec).collect())).collect()
+///
+/// # Errors
+/// [`Error::AmbiguousSupernode`]: a plan would change one of them or the other.
+pub(super) fn supernodes(graph: Option<&NamedGraph>) -> Result<Supernodes> {
+    let Some(graph) = graph else { return Ok(Supernodes::new()) };
+    let of_name = |(name, _): &(String, Vec<FeatureId>)| {
+        let features = graph.one(name, |known| known == name)?.unwrap_or_default();
+        Ok((name.clone(), features.iter().copied().map(spec).collect()))
     };
-    graph.map(of).unwrap_or_default()
+    graph.supernodes.iter().map(of_name).collect()
 }

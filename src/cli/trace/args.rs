@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::attribution::{AttributionOptions, TargetRequest};
+use crate::attribution::{AttributionOptions, TargetRequest, Versus};
 use crate::circuits::SummarySettings;
 use crate::error::ErrorContext;
 use crate::tracer::Tracer;
@@ -14,6 +14,8 @@ use super::super::Format;
 use super::super::collected::CollectedArgs;
 use super::super::direction::{check_not_zero, directions};
 use super::super::graph_args::{Thresholds, file_name};
+#[cfg(feature = "serve")]
+use super::super::open_page::OpenArgs;
 use super::super::prompt::PromptArgs;
 use super::super::row_args::RowArgs;
 use super::super::setup::SetupArgs;
@@ -36,12 +38,22 @@ pub struct TraceArgs {
     /// Explain the pre-activation of a feature: layer_feature_position
     #[arg(long, value_name = "L_F_P", help_heading = "What to explain")]
     target_feature: Vec<String>,
+    /// Explain why a head looked somewhere: its score before the softmax, LAYER.HEAD@QUERY:KEY as in 18.6@18:7, from both
+    /// sides; repeatable
+    #[arg(long, value_name = "L.H@Q:K", help_heading = "What to explain")]
+    target_attention: Vec<String>,
+    /// With --target-attention: less the score of this other key
+    #[arg(long, value_name = "KEY", requires = "target_attention", help_heading = "What to explain")]
+    versus: Option<usize>,
+    /// With --target-attention: against all other keys, each by its share of the attention that is left to them
+    #[arg(long, requires = "target_attention", conflicts_with = "versus", help_heading = "What to explain")]
+    rival: bool,
     /// Explain a direction of the final norm's output: the tensors of a safetensors file (FILE:NAME for one of them), or a
     /// sum such as '" Austin" + " Dallas" - 2 * " Sacramento"'; repeatable
     #[arg(long, value_name = "FILE or SUM", allow_hyphen_values = true, help_heading = "What to explain")]
     target_direction: Vec<String>,
     /// Position of logit targets [default: the last]
-    #[arg(long, value_name = "P", help_heading = "What to explain")]
+    #[arg(long, value_name = "P", value_parser = parse_position, allow_negative_numbers = true, help_heading = "What to explain")]
     position: Option<usize>,
     /// At most this many of the likeliest tokens are explained
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().max_logits, help_heading = "What to explain")]
@@ -72,6 +84,9 @@ pub struct TraceArgs {
     /// Do not write the raw graph
     #[arg(long, help_heading = "Output")]
     pub(super) no_raw: bool,
+    /// Find out through which heads every edge of the pruned graph goes, and in how many hops; both files tell it
+    #[arg(long, help_heading = "Output")]
+    pub(super) heads: bool,
     /// Leave the features' decoder directions out of the raw graph; `inspect --auto-group` uses them
     #[arg(long, help_heading = "Output")]
     no_decoders: bool,
@@ -89,6 +104,9 @@ pub struct TraceArgs {
     /// How to print the summary
     #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     pub(super) format: Format,
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    pub(super) open: OpenArgs,
     /// With --format json: add `timings`, the time and memory of every phase; without them, equal runs print equal bytes
     #[arg(long, help_heading = "Output")]
     pub(super) timings: bool,
@@ -120,6 +138,15 @@ impl TraceArgs {
             };
             targets.push(TargetRequest::Feature { layer, feature, pos });
         }
+        let versus = match (self.versus, self.rival) {
+            (Some(key), _) => Versus::Key(key),
+            (None, true) => Versus::Rivals,
+            (None, false) => Versus::Nothing,
+        };
+        for text in &self.target_attention {
+            let score = text.parse().context(|| format!("cannot use `--target-attention {text}`"))?;
+            targets.push(TargetRequest::Score { score, versus });
+        }
         for text in &self.target_direction {
             for direction in directions(text, tracer)? {
                 check_not_zero(&direction)?;
@@ -138,4 +165,12 @@ impl TraceArgs {
         options.check()?;
         Ok(options)
     }
+}
+
+fn parse_position(text: &str) -> std::result::Result<usize, String> {
+    let expected = match text.starts_with('-') {
+        true => "positions are counted from 0, and none from the end; the last is explained where none is given",
+        false => "expected the number of a position, from 0",
+    };
+    text.parse().map_err(|_| expected.to_owned())
 }

@@ -13,6 +13,7 @@ use crate::Result;
 use crate::attribution::requested;
 use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
+use crate::heads::FlowOptions;
 use crate::job::Job;
 use crate::text::terminal;
 use crate::tracer::Tracer;
@@ -79,7 +80,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let progress = TraceProgress::new(args.setup.quiet, phases.clone());
     let shown = progress.clone();
     let job = Job::default().with_progress(move |progress| shown.show(progress));
-    let graph = tracer.trace_with(prompt, &options, &job)?;
+    let mut graph = tracer.trace_with(prompt, &options, &job)?;
     progress.finish();
     let (n_pos, n_active) = (graph.graph().input_tokens.len(), graph.graph().active_features.len());
     let work = graph.work().unwrap_or_default();
@@ -87,8 +88,16 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let short = if work.short_of_device_memory { "; too little GPU memory to choose features there" } else { "" };
     end_phase("attribute", format!("{} rows, {rows_per_sec:.0} rows/s{short}", work.n_rows));
 
-    let circuit = graph.prune(&settings)?;
+    let mut circuit = graph.prune(&settings)?;
     end_phase("prune", String::new());
+    if args.heads {
+        let edges = circuit.edge_ids();
+        let heads = tracer.edge_heads(graph.graph(), &edges, &FlowOptions::default(), &job)?;
+        graph.set_heads(heads)?;
+        circuit.set_heads(graph.graph().heads().cloned());
+        progress.finish();
+        end_phase("heads", format!("{} edges", edges.len()));
+    }
 
     let files = pair.write(graph.graph(), &circuit, &settings)?;
     end_phase("write", String::new());
@@ -108,6 +117,12 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     if !args.setup.quiet {
         say(&format!("\n{}", phases.text()));
         files.iter().for_each(|file| note(&format!("wrote {}", file.display())));
+    }
+    #[cfg(feature = "serve")]
+    if let Some(file) = files.first().filter(|_| args.open.open) {
+        // The graph is in its file, and its memory is wanted for the next ones.
+        drop(graph);
+        return args.open.show(file, Some(Box::new(move || Ok(tracer))));
     }
     Ok(())
 }

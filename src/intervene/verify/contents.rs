@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::feature_ids;
+use super::{contents_heads, feature_ids};
 use crate::error::Result;
 use crate::graph::{
     AttributionGraph, FeatureId, GraphData, GraphMeta, NodeId, RAW_FORMAT_VERSION, Sampling, Scores, WholeInfluence,
@@ -16,10 +16,10 @@ use crate::replacement::{LinearModel, Replacement};
 use crate::transcoder::ActivationFunction;
 
 /// Part of a value that may differ: the same computation in f32 on another machine.
-const RTOL: f64 = 1e-3;
+pub(super) const RTOL: f64 = 1e-3;
 /// Part of what a value was summed from, of all the sum's terms or of the largest value beside it, that may be added to
 /// that: differences of large terms round as the terms do.
-const SCALE_TOL: f64 = 1e-5;
+pub(super) const SCALE_TOL: f64 = 1e-5;
 /// As [`SCALE_TOL`], of logits; the same as that of the field's own comparisons.
 const LOGIT_TOL: f64 = 1e-4;
 /// Two steps of f16 at a component of usual size.
@@ -103,18 +103,18 @@ impl PartCheck {
 }
 
 /// Compares values one after the other and remembers the worst.
-struct Tally {
-    check: PartCheck,
+pub(super) struct Tally {
+    pub(super) check: PartCheck,
     /// The largest difference, as a multiple of what may be.
     worst: f64,
 }
 
 impl Tally {
-    fn new(name: &str) -> Tally {
+    pub(super) fn new(name: &str) -> Tally {
         Tally { check: PartCheck { name: name.to_owned(), ..PartCheck::default() }, worst: 1.0 }
     }
 
-    fn add<T: Copy + Into<f64> + ToString>(
+    pub(super) fn add<T: Copy + Into<f64> + ToString>(
         &mut self,
         in_graph: T,
         here: T,
@@ -135,7 +135,7 @@ impl Tally {
         }
     }
 
-    fn differs(&mut self, at: String, in_graph: String, here: String) {
+    pub(super) fn differs(&mut self, at: String, in_graph: String, here: String) {
         self.check.n_values += 1;
         self.check.n_different += 1;
         self.check.difference.get_or_insert(Difference { at, in_graph, here });
@@ -258,6 +258,9 @@ pub fn check(
                     .map(|name| PartCheck { name: name.into(), ..PartCheck::default() }),
             ),
         }
+    }
+    if let Some(in_graph) = graph.heads() {
+        tensors.extend(contents_heads::check(in_graph, again));
     }
     let metadata = metadata(original.replacement, graph, again);
     let mut found = ContentsCheck { tensors, metadata, passed: false };

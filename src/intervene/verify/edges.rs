@@ -72,7 +72,10 @@ pub fn check(
     for target in targets {
         match target {
             VerifyTarget::Direction { index, pos, direction } => {
-                readouts.push((*index, Readout { pos: *pos, direction: direction.clone() }));
+                readouts.push((*index, Readout::FinalNorm { pos: *pos, direction: direction.clone() }));
+            }
+            VerifyTarget::AttentionInput { index, layer, gradients } => {
+                readouts.push((*index, Readout::ResidPre { layer: *layer, directions: gradients.clone() }));
             }
             VerifyTarget::Feature { index, layer, feature, pos, .. } => {
                 let id = FeatureId { layer: *layer as u32, pos: *pos as u32, feature: *feature as u32 };

@@ -7,9 +7,10 @@ use super::{VerifyTarget, feature_at};
 use crate::error::Result;
 use crate::graph::{AttributionGraph, FeatureId};
 use crate::intervene::change::{Change, Intervention, Mode, Positions};
-use crate::intervene::effects::{Readout, read};
-use crate::intervene::original::Original;
+use crate::intervene::effects::{read, read_positions};
+use crate::intervene::original::{Keep, Original};
 use crate::job::Job;
+use crate::model::HookPoint;
 
 /// Alternatives that go through the model together.
 const BATCH: usize = 32;
@@ -184,23 +185,33 @@ fn measure(
             groups.iter().map(|group| group.iter().map(|&index| of(index)).collect()).collect();
         match target {
             VerifyTarget::Direction { pos, direction, .. } => {
-                let readouts = [Readout { pos: *pos, direction: direction.clone() }];
-                let before = f64::from(read(&original.run.pass.final_normed, &readouts)?[0][0]);
-                let changed = original.changed_run(&alternatives, mode, false, job)?;
-                all.extend(read(&changed.pass.final_normed, &readouts)?.iter().map(|row| f64::from(row[0]) - before));
+                let before = f64::from(read(&original.run.pass.final_normed, *pos, direction)?[0]);
+                let changed = original.changed_run(&alternatives, mode, Keep::Nothing, job)?;
+                let after = read(&changed.pass.final_normed, *pos, direction)?;
+                all.extend(after.into_iter().map(|after| f64::from(after) - before));
             }
             VerifyTarget::Feature { layer, pos, encoder_vec, .. } => {
-                let readouts = [Readout { pos: *pos, direction: encoder_vec.clone() }];
                 let point = original.replacement.input_point(*layer);
-                let before = f64::from(read(original.run.activations.need(point)?, &readouts)?[0][0]);
-                let changed = original.changed_run(&alternatives, mode, true, job)?;
+                let before = f64::from(read(original.run.activations.need(point)?, *pos, encoder_vec)?[0]);
+                let changed = original.changed_run(&alternatives, mode, Keep::Inputs, job)?;
                 if *layer < changed.first_layer {
                     // Nothing below the first change differs.
                     all.extend(vec![0.0; alternatives.len()]);
                     continue;
                 }
-                let inputs = changed.activations.need(point)?;
-                all.extend(read(inputs, &readouts)?.iter().map(|row| f64::from(row[0]) - before));
+                let after = read(changed.activations.need(point)?, *pos, encoder_vec)?;
+                all.extend(after.into_iter().map(|after| f64::from(after) - before));
+            }
+            VerifyTarget::AttentionInput { layer, gradients, .. } => {
+                let point = HookPoint::ResidPre(*layer);
+                let before = f64::from(read_positions(original.run.activations.need(point)?, gradients)?[0]);
+                let changed = original.changed_run(&alternatives, mode, Keep::Stream(*layer), job)?;
+                if *layer <= changed.first_layer {
+                    all.extend(vec![0.0; alternatives.len()]);
+                    continue;
+                }
+                let after = read_positions(changed.activations.need(point)?, gradients)?;
+                all.extend(after.into_iter().map(|after| f64::from(after) - before));
             }
         }
     }

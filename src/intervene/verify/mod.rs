@@ -3,6 +3,7 @@
 
 mod circuit;
 mod contents;
+mod contents_heads;
 mod edges;
 mod faithfulness;
 mod statistics;
@@ -15,6 +16,8 @@ use contents::differing;
 pub use contents::{ContentsCheck, Difference, PartCheck};
 pub use edges::EdgeCheck;
 pub use faithfulness::{AblationPoint, ErrorParts, Faithfulness, ModeFaithfulness, Predictor};
+
+pub(crate) use statistics::spearman;
 
 use super::original::Original;
 use crate::error::{Error, Result};
@@ -181,13 +184,24 @@ pub enum VerifyTarget {
         /// What the feature looks for. `[d_model]`
         encoder_vec: Tensor,
     },
+    /// A side of an attention score, its norms held: what it reads of the residual stream before its layer.
+    AttentionInput {
+        /// Place among the graph's targets.
+        index: usize,
+        /// The layer of the attention.
+        layer: usize,
+        /// What it reads at the first positions. `[n_read, d_model]`
+        gradients: Tensor,
+    },
 }
 
 impl VerifyTarget {
     /// Place among the graph's targets.
     pub fn index(&self) -> usize {
         match self {
-            VerifyTarget::Direction { index, .. } | VerifyTarget::Feature { index, .. } => *index,
+            VerifyTarget::Direction { index, .. }
+            | VerifyTarget::Feature { index, .. }
+            | VerifyTarget::AttentionInput { index, .. } => *index,
         }
     }
 }

@@ -1,3 +1,0 @@
-#![no_main]
-
-circuitscope_fuzz::target!("npz");

@@ -1,0 +1,9 @@
+//! The server, asked without a network; what needs one is in `sockets`.
+
+mod access;
+mod dialects;
+mod graphs;
+mod jobs;
+mod kit;
+mod sockets;
+mod views;
