@@ -97,9 +97,9 @@ export class Api {
   graphs() {
     return this.get("graphs");
   }
-  /** @param {string} id @param {Thresholds} at @param {AbortSignal} [signal] */
-  graph(id, at, signal) {
-    return this.get(`graphs/${part(id)}${query(at)}`, signal);
+  /** A graph's header, without the summary if it is not wanted. @param {string} id @param {Thresholds} at @param {boolean} summary @param {AbortSignal} [signal] */
+  graph(id, at, summary, signal) {
+    return this.get(`graphs/${part(id)}${query({ ...at, summary: summary ? null : false })}`, signal);
   }
 
   /** @param {string} path @param {AbortSignal} [signal] */

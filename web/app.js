@@ -9,7 +9,7 @@ import { asView, readParams, readUrl, writeUrl } from "./url.js";
 
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {import("./store.js").View} View */
-/** @typedef {"graph"|"cut"|"view"|"hover"|"links"|"run"|"health"|"online"|"trail"|"scores"|"loading"|"graphs"|"selection"|"other"|"compared"} Topic */
+/** @typedef {"graph"|"cut"|"view"|"hover"|"links"|"run"|"health"|"online"|"trail"|"scores"|"loading"|"graphs"|"selection"|"other"|"compared"|"summary"} Topic */
 
 const MAX_QUERY = 4000;
 
@@ -57,6 +57,7 @@ export class App {
     this.store.subscribe((now, before) => this.changed(now, before));
     this.writeUrl = debounce(120, () => this.writeUrlNow());
     this.askScores = debounce(150, () => this.askScoresNow());
+    this.askSummary = debounce(200, () => this.askSummaryNow());
     this.opened = 0;
   }
 
@@ -287,6 +288,7 @@ export class App {
       this.store.reset(asView(next));
       if (this.clicked >= 0) this.wantLinks(this.clicked);
       this.askScores();
+      this.askSummaryNow();
       if (next.other && !this.other) this.compare(next.other);
     } catch (error) {
       if (isAbort(error)) return;
@@ -356,10 +358,25 @@ export class App {
         if (this.clicked >= 0) this.wantLinks(this.clicked);
       } while (this.pruneAgain);
       this.askScores();
+      this.askSummary();
     } catch (error) {
       this.complain(error, "cannot prune");
     } finally {
       this.pruning = false;
+    }
+  }
+
+  /** The story of the cut, which takes longer than the cut itself: what is drawn does not wait for it. */
+  async askSummaryNow() {
+    const { graph, at } = this;
+    if (!graph) return;
+    try {
+      const { summary } = await this.api.graph(graph.id, at, true);
+      if (this.graph !== graph || !same(at, this.at)) return;
+      graph.header.summary = summary;
+      this.tell("summary");
+    } catch (error) {
+      this.complain(error);
     }
   }
 

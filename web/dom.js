@@ -115,6 +115,13 @@ export function dialog(title, body, footer = [], name = "") {
     footer.length > 0 && h("footer", null, footer),
   );
   box.addEventListener("close", () => box.remove());
+  // At once: the browser's own way is a moment later, and a key pressed meanwhile would be lost.
+  box.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault();
+    event.stopPropagation();
+    box.close();
+  });
   box.addEventListener("pointerdown", (event) => {
     if (event.target === box) box.close();
   });

@@ -73,7 +73,7 @@ export class Graph {
   /** @param {Api} api @param {string} id @param {Thresholds} at @param {AbortSignal} [signal] */
   static async open(api, id, at, signal) {
     const [header, table, links] = await Promise.all([
-      api.graph(id, at, signal),
+      api.graph(id, at, false, signal),
       api.nodes(id, signal),
       api.links(id, at, TOP_LINKS, signal),
     ]);

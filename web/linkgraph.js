@@ -241,11 +241,13 @@ export class LinkGraph {
     this.drawAll();
     const { cut } = graph;
     const drawn = cut.weight.length;
-    this.corner.textContent = `${count(cut.nodes.length)} nodes · ${
+    const of = cut.info.of_whole;
+    const links =
       drawn < cut.nLinks
         ? `${count(drawn)} of ${count(cut.nLinks)} links = ${percent(cut.weightShown)} of the weight`
-        : `all ${count(cut.nLinks)} links`
-    }`;
+        : `all ${count(cut.nLinks)} links`;
+    const scores = of ? ` · explains repl ${of.replacement.toFixed(3)} compl ${of.completeness.toFixed(3)}` : "";
+    this.corner.textContent = `${count(cut.nodes.length)} nodes · ${links}${scores}`;
   }
 
   colors() {

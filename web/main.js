@@ -564,7 +564,7 @@ async function again() {
     }
     const { etag } = await app.api.view(app.graph.id);
     if (!app.saved || etag !== app.etag) app.etag = app.etag || etag;
-    const header = await app.api.graph(app.graph.id, app.at);
+    const header = await app.api.graph(app.graph.id, app.at, false);
     if (header.etag !== app.graph.header.etag) await app.open(app.graph.id, { ...app.view });
     else {
       if (app.clicked >= 0) app.wantLinks(app.clicked);

@@ -58,6 +58,10 @@ export class NodePanel {
       )
         this.update();
     });
+    app.on("summary", () => {
+      // Who writes a note goes on writing.
+      if (app.clicked < 0 && !this.overview.contains(document.activeElement)) this.update();
+    });
     app.on("links", (n) => {
       if (n === app.clicked) this.update();
     });

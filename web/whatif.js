@@ -578,6 +578,9 @@ export class WhatIf {
     app.run = run;
     app.tell("run");
     this.showResult();
+    // The answer is what was asked for: it comes into sight if it is below.
+    if (this.out.getBoundingClientRect().top > this.box.getBoundingClientRect().bottom - 160)
+      this.out.scrollIntoView({ block: "start" });
   }
 
   showWords() {
@@ -654,7 +657,13 @@ export class WhatIf {
           ),
       ),
     );
-    const features = (c.features ?? []).filter((/** @type {any} */ f) => f.before !== f.after).slice(0, 10);
+    const features = (c.features ?? [])
+      .filter((/** @type {any} */ f) => Math.abs(f.before - f.after) > 0.005 * Math.abs(f.before) || f.before === 0)
+      .filter(
+        (/** @type {any} */ f) =>
+          !this.ran.some((change) => change.node === `${f.layer}_${f.feature}_${f.pos ?? f.position}`),
+      )
+      .slice(0, 10);
     const pre = c.measure === "pre-activation";
     const wordsBox = h("div", { class: "continuations", "aria-live": "polite" });
     this.wordsBox = this.words ? wordsBox : null;

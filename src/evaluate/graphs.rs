@@ -6,7 +6,7 @@ use super::PROMPTS_PHASE;
 use super::options::EvaluateOptions;
 use super::spread::Spread;
 use crate::attribution::{Attribution, AttributionOptions, attribute};
-use crate::error::{ErrorContext, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::graph::FeatureId;
 use crate::intervene::{Change, Distribution, Intervention, Mode, Original, Positions, spearman};
 use crate::job::Job;
@@ -93,7 +93,12 @@ pub(super) fn measure(
             }
             Ok(())
         };
-        one().context(|| format!("cannot trace prompt {}", at + 1))?;
+        match one() {
+            Err(error) if !matches!(error.root(), Error::Cancelled) => {
+                return Err(error).context(|| format!("cannot trace prompt {}", at + 1));
+            }
+            done => done?,
+        }
         job.report(PROMPTS_PHASE, at + 1, prompts.len());
     }
     let spread = |of: fn(&PromptScores) -> f64| Spread::of(scores.iter().map(of));

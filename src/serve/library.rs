@@ -26,6 +26,9 @@ const MAX_OPEN: usize = 8;
 /// Graphs that are kept without being written.
 const MAX_IN_MEMORY: usize = 16;
 
+/// Bytes that their rows may take, those of the last one apart.
+const MAX_IN_MEMORY_BYTES: usize = 2 << 30;
+
 /// The first bytes of a JSON graph, in which its metadata are looked for before all of it is read.
 const HEAD_BYTES: u64 = 1 << 20;
 
@@ -237,7 +240,9 @@ impl Library {
         let name = names.into_iter().find(|name| is_free(name)).unwrap_or_default();
         let modified = std::time::SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         graphs.push((name.clone(), Arc::new(InMemory { whole, q_params: Mutex::default(), modified })));
-        if graphs.len() > MAX_IN_MEMORY {
+        let rows = |graph: &InMemory| graph.whole.raw().map_or(0, |traced| 4 * traced.graph().edge_rows.values().len());
+        let size = |graphs: &[(String, Arc<InMemory>)]| graphs.iter().map(|(_, graph)| rows(graph)).sum::<usize>();
+        while graphs.len() > 1 && (graphs.len() > MAX_IN_MEMORY || size(&graphs) > MAX_IN_MEMORY_BYTES) {
             graphs.remove(0);
         }
         Ok(name)

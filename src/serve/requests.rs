@@ -399,7 +399,7 @@ impl InterveneRequest {
     pub fn check(&self, app: &App, must_generate: bool) -> Answer<()> {
         self.changed.understood(app, !must_generate)?;
         match self.generate {
-            Some(generate) => drop(generate.options(&app.work.limits)?),
+            Some(generate) => generate.options(&app.work.limits).map(|_| ())?,
             None if must_generate => return Err(Refusal::bad_request("`generate` is missing")),
             None => (),
         }

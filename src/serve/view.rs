@@ -288,9 +288,7 @@ mod tests {
         assert_eq!(view.groups, [Group { name: "a".into(), members: vec!["0_39_7".into()] }]);
         assert_eq!(view.node_threshold, Some(0.5));
         assert_eq!(view.labels, [("0_39".to_owned(), "b".to_owned())].into());
-        for odd in [json!({"pinnedIds": 3, "supernodes": {"a": 1}, "clerps": [[1], 2, [[], "x"]], "circuitscope": []})]
-        {
-            assert_eq!(View::of_q_params(odd.as_object().unwrap()).pinned, Vec::<String>::new());
-        }
+        let odd = json!({"pinnedIds": 3, "supernodes": {"a": 1}, "clerps": [[1], 2, [[], "x"]], "circuitscope": []});
+        assert_eq!(View::of_q_params(odd.as_object().unwrap()).pinned, Vec::<String>::new());
     }
 }

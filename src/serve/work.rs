@@ -184,9 +184,12 @@ impl Record {
         self.news.subscribe()
     }
 
-    /// The outcome, once there is one.
-    pub fn outcome(&self) -> Option<Result<Value, Refusal>> {
-        locked(&self.told).outcome.clone()
+    /// The outcome, once there is one, for whom alone it is: it may be a whole graph, and is kept for nobody else.
+    pub fn take_outcome(&self) -> Option<Result<Value, Refusal>> {
+        let mut told = locked(&self.told);
+        let outcome = told.outcome.take()?;
+        told.events.clear();
+        Some(outcome)
     }
 
     /// The job as the interface gives it; its result in that of one job alone.

@@ -10,7 +10,7 @@ use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 7] = [
+const PAGES: [(&str, usize, usize); 8] = [
     ("README.md", 9, 13),
     ("docs/guide.md", 28, 84),
     ("docs/interventions.md", 10, 51),
@@ -18,6 +18,7 @@ const PAGES: [(&str, usize, usize); 7] = [
     ("docs/attention.md", 12, 90),
     ("docs/features.md", 5, 33),
     ("docs/setups.md", 3, 8),
+    ("docs/training.md", 1, 30),
 ];
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,

@@ -10,12 +10,13 @@ use clap::Args;
 
 use super::counted::Counted;
 use super::features::token_count;
-use super::output_file::{check_drawing, check_folder, check_json_output, write_picture};
+use super::output_file::{check_drawing, check_folder, write_picture};
 use super::setup::SetupArgs;
 use super::{Format, json_text, print_json, print_text};
 use crate::corpus::{Input, Split, TextFormat, inputs};
 use crate::evaluate::{EvaluateOptions, PROMPTS_PHASE, REPLACED_PHASE, TOKENS_PHASE, TextOptions, evaluate};
 use crate::export::{check_not_input, replace_file};
+use crate::input::is_stream;
 use crate::picture::png;
 use crate::weights::{ATLAS, atlas_sentences};
 use crate::{Error, Result};
@@ -113,8 +114,7 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<()> {
     let read: Vec<&Path> = named.iter().flatten().filter_map(file_of).collect();
     if let Some(path) = &args.output {
         check_not_input(path, &read)?;
-        check_json_output(path)?;
-        check_folder(path)?;
+        check_output(path)?;
     }
     if let Some(path) = &args.picture {
         check_not_input(path, &read)?;
@@ -151,6 +151,16 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<()> {
         args.setup.note(&format!("wrote {}", path.display()));
     }
     Ok(())
+}
+
+/// Checks that figures go into a file that is called JSON, in a folder that is there.
+fn check_output(path: &Path) -> Result<()> {
+    let is_json = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));
+    let is_device = is_stream(path) && path.exists();
+    if !is_json && !is_device {
+        return Err(Error::Spec { text: path.display().to_string(), expected: "a name that ends in .json" });
+    }
+    check_folder(path)
 }
 
 fn file_of(input: &Input) -> Option<&Path> {

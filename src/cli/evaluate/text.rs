@@ -61,8 +61,9 @@ fn optional(value: Option<f64>) -> String {
 
 fn write_layers(text: &mut String, layers: &Layers) {
     text.push_str(
-        "\nreconstruction: FVU is the part of the MLP's variance that features miss; L0 how many\n\
-         are active at a position, with 5, 50 and 95 % quantiles; dense: active at over a tenth\n",
+        "\nreconstruction: FVU is the part of the MLP's variance that features miss, L0 how\n\
+         many are active at a position, with 5, 50 and 95 % quantiles; dense: active at\n\
+         more than a tenth of the positions\n",
     );
     let header = ["layer", "FVU", "cosine", "norm", "L0", "5 %", "50 %", "95 %", "dead", "dense"];
     let of_layer = |layer: &LayerQuality| {
@@ -126,9 +127,9 @@ fn short(frequency: f64) -> String {
 
 fn write_replaced(text: &mut String, replaced: &Replaced) {
     text.push_str(
-        "\nMLPs replaced by their features, all others free: cross-entropy and KL in nats, top 1:\n\
-         the likeliest token is the original's. Score: 1 is the original, 0 is zero (or the mean\n\
-         output) in their place\n",
+        "\nMLPs replaced by their features, nothing else held; cross-entropy CE and KL in\n\
+         nats. Top 1: the likeliest token is the original's. Score: 1 is the original, 0\n\
+         is zero (or the mean output) in their place\n",
     );
     let header = ["layer", "CE", "KL", "top 1", "CE zero", "CE mean", "score", "to mean", "KL score"];
     let row = |name: String, of: &Substituted| {
@@ -161,7 +162,7 @@ fn write_replaced(text: &mut String, replaced: &Replaced) {
         (0, alone) => writeln!(text, "at {alone} positions"),
         _ => writeln!(
             text,
-            "none and all at {all} positions; single layers at the first {alone}, where none has {:.3}",
+            "none and all at {all} positions; one layer at the first {alone}, where none: {:.3}",
             replaced.layer_cross_entropy
         ),
     };
@@ -184,7 +185,8 @@ fn write_ablations(text: &mut String, ablations: &AblationQuality) {
     let n_ablated: usize = ablations.prompts.iter().map(|prompt| prompt.n_ablated).sum();
     let _ = writeln!(
         text,
-        "\ninfluence against ablation, {n_ablated} features of {} prompts: Spearman {} (attention\nfrozen {})",
+        "\ninfluence against ablation, {n_ablated} features of {} prompts:\n  \
+         Spearman's correlation {}, with attention frozen {}",
         ablations.prompts.len(),
         optional(ablations.free),
         optional(ablations.frozen_attention)

@@ -168,7 +168,7 @@ pub(in super::super) async fn short(
     let _listener = Listener::alone(record.clone());
     let mut news = record.news();
     loop {
-        if let Some(outcome) = record.outcome() {
+        if let Some(outcome) = record.take_outcome() {
             return outcome;
         }
         if news.changed().await.is_err() {

@@ -76,12 +76,10 @@ fn strongest(cut: &Cut, top: usize, by: By) -> Vec<u32> {
             let strength = |link: u32| cut.weights[link as usize].abs();
             cutoff(&mut links, top, |a, b| strength(b).total_cmp(&strength(a)).then(a.cmp(&b)));
         } else {
-            let mut scores = vec![0f64; cut.n_links()];
-            for row in 0..cut.nodes.len() {
-                for link in cut.row_starts[row]..cut.row_starts[row + 1] {
-                    scores[link] = cut.shares[row] * cut.link_share(row, link);
-                }
-            }
+            let score = |row: usize, link: usize| cut.shares[row] * cut.link_share(row, link);
+            let links_of = |row: usize| cut.row_starts[row]..cut.row_starts[row + 1];
+            let rows = (0..cut.nodes.len()).flat_map(|row| links_of(row).map(move |link| (row, link)));
+            let scores: Vec<f64> = rows.map(|(row, link)| score(row, link)).collect();
             cutoff(&mut links, top, |a, b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
         }
     }

@@ -38,24 +38,39 @@ pub(super) fn router() -> Router<Arc<App>> {
 }
 
 /// An answer of this dialect, or what takes its place.
-type Told<T = Response> = Result<T, Response>;
+type Told<T = Response> = Result<T, Refused>;
 
-fn told(status: StatusCode, body: &Value) -> Response {
-    (status, json_response(body)).into_response()
+/// What takes the place of an answer.
+struct Refused(Box<Response>);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        *self.0
+    }
 }
 
-fn detail(status: StatusCode, text: impl Into<String>) -> Response {
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self(Box::new(refusal.into_response()))
+    }
+}
+
+fn told(status: StatusCode, body: &Value) -> Refused {
+    Refused(Box::new((status, json_response(body)).into_response()))
+}
+
+fn detail(status: StatusCode, text: impl Into<String>) -> Refused {
     told(status, &json!({ "detail": text.into() }))
 }
 
-fn broken(text: impl Into<String>) -> Response {
+fn broken(text: impl Into<String>) -> Refused {
     told(StatusCode::BAD_REQUEST, &json!({ "error": text.into() }))
 }
 
 /// The key, then the body: in the order in which that server looks at them.
 async fn asked<T: DeserializeOwned>(app: &App, request: Request, required: &[&str]) -> Told<T> {
     check_key(app, request.headers())?;
-    let bytes = json_bytes(request).await.map_err(IntoResponse::into_response)?;
+    let bytes = json_bytes(request).await?;
     let unprocessable = |kind: &str, place: Value, message: String| {
         told(StatusCode::UNPROCESSABLE_ENTITY, &json!({"detail": [{"type": kind, "loc": place, "msg": message}]}))
     };
@@ -92,7 +107,7 @@ fn check_free(app: &App) -> Told<()> {
 
 async fn tracer(app: &Arc<App>) -> Told<Arc<Tracer>> {
     let own = app.clone();
-    away(move || own.work.tracer()).await.map_err(IntoResponse::into_response)
+    Ok(away(move || own.work.tracer()).await?)
 }
 
 fn check_model(tracer: &Tracer, model_id: &str) -> Told<()> {
@@ -269,7 +284,7 @@ async fn generate_graph(State(app): State<Arc<App>>, request: Request) -> Told {
 }
 
 /// What has gone wrong is not told to callers from elsewhere.
-fn failed(refusal: Refusal) -> Response {
+fn failed(refusal: Refusal) -> Refused {
     match refusal.status {
         StatusCode::SERVICE_UNAVAILABLE => {
             told(refusal.status, &json!({"error": "Server busy, please try again later."}))

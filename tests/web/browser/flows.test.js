@@ -107,7 +107,10 @@ test("thresholds_prune_the_raw_graph_while_one_drags", options, async (t) => {
   const page = await openPage(t);
   await page.goto(`${server.url}/?slug=dallas`);
   await drawn(page);
-  assert.match(await page.locator("#plot .corner").innerText(), /^24 nodes · all 74 links$/);
+  assert.match(
+    await page.locator("#plot .corner").innerText(),
+    /^24 nodes · all 74 links · explains repl 0\.630 compl 0\.885$/,
+  );
   const slider = page.getByRole("slider", { name: "node threshold" });
   const box = await slider.boundingBox();
   assert.ok(box);
@@ -221,6 +224,9 @@ test("what_is_saved_comes_back_from_the_next_server", options, async (t) => {
   await page.getByRole("textbox", { name: /^Label/ }).fill("Lone Star");
   await page.keyboard.press("Enter");
   await until(page, "app.view.labels['0_39']");
+  await page.keyboard.press("Escape");
+  await page.getByRole("textbox", { name: "Note" }).fill("Texas, not\nDallas itself");
+  await page.getByRole("textbox", { name: "Note" }).blur();
   await page.keyboard.press("s");
   await page.getByText("Saved into the graph’s file.").waitFor();
   await first.stop("SIGKILL");
@@ -234,6 +240,7 @@ test("what_is_saved_comes_back_from_the_next_server", options, async (t) => {
   const got = await view(other);
   assert.deepEqual(got.pinned, [TEXAS]);
   assert.deepEqual(got.labels, { "0_39": "Lone Star" });
+  assert.equal(got.note, "Texas, not\nDallas itself");
   assert.equal(await other.locator("#actions button").nth(1).innerText(), "Saved");
 });
 
@@ -391,7 +398,7 @@ test("two_graphs_beside_each_other_point_at_each_other", options, async (t) => {
   await page.locator(".compare-row").first().waitFor();
   const at = await where(page, ASKS);
   await page.mouse.move(at.x, at.y);
-  await page.waitForFunction(() => !/** @type {HTMLElement} */ (document.querySelector("#other-panel .tip")).hidden);
+  await page.waitForFunction(() => !(/** @type {HTMLElement} */ (document.querySelector("#other-panel .tip")).hidden));
   assert.match(await page.locator("#other-panel .tip").innerText(), /asks for capital/);
   await page.getByRole("tab", { name: /^Only there/ }).click();
   assert.match(await page.locator("#compare-panel .list").innerText(), /California|Oakland/);
