@@ -113,7 +113,7 @@ fn write_here(text: &mut String, here: &ReportHere) {
         "here",
         here.activation,
         token_at(&here.text, here.pos as u32),
-        100.0 * here.share_below
+        (100.0 * here.share_below).floor()
     );
     let names = ["up", "down"].map(|way| format!("{way} at @{}", here.at));
     write_pushes(text, [&names[0], &names[1]], [&here.top, &here.bottom]);
