@@ -404,6 +404,10 @@ pub enum Error {
     #[error("the features in `{folder}` are of another {what}: {features}, here {here}")]
     FeaturesMismatch { folder: String, what: &'static str, features: String, here: String },
 
+    /// Examples are asked for, and there are no features to take them from.
+    #[error("there are no collected features beside the transcoders `{transcoders}`")]
+    NoFeatures { transcoders: String },
+
     /// Text that cannot be read as text.
     #[error("cannot use the text `{file}`: {problem}")]
     Text { file: String, problem: String },
@@ -540,6 +544,7 @@ impl Error {
             | Error::HookShape { .. }
             | Error::NotKept { .. }
             | Error::Collect { .. }
+            | Error::NoFeatures { .. }
             | Error::SeveralEdges { .. }
             | Error::KeyNotSeen { .. }
             | Error::NoRivals { .. }
@@ -639,6 +644,9 @@ impl Error {
             }
             Error::FeaturesVersion { .. } => {
                 "collect the features again, or read them with the version of the program that wrote them".into()
+            }
+            Error::NoFeatures { .. } => {
+                "`circuitscope features collect` makes them from any text; `--features` names a folder elsewhere".into()
             }
             Error::FeaturesMismatch { .. } => {
                 "open the model and the transcoders that the features were collected with; features.json names them"

@@ -34,6 +34,17 @@ impl Labels {
         Labels::parse(&read_json(path, "label")?, &path.display().to_string())
     }
 
+    /// The labels of a folder of transcoders: those beside its `config.yaml`, and for features without one those that were
+    /// made from a text, in the folder of features there.
+    ///
+    /// # Errors
+    /// As [`Labels::read`].
+    pub(crate) fn of_transcoders(folder: &Path) -> Result<Labels> {
+        let read = |path: std::path::PathBuf| if path.is_file() { Labels::read(&path) } else { Ok(Labels::default()) };
+        let made = read(folder.join(Labels::FEATURES_FOLDER).join(Labels::FILE))?;
+        Ok(read(folder.join(Labels::FILE))?.or(made))
+    }
+
     /// Parses the bytes of a label file; `file` names it in errors.
     ///
     /// # Errors

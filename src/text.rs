@@ -34,6 +34,32 @@ pub fn quoted(text: &str) -> String {
     terminal(&format!("{text:?}"))
 }
 
+/// What [`quoted`] has put in quotes; nothing for what it has not.
+pub fn unquoted(text: &str) -> Option<String> {
+    let mut rest = text.strip_prefix('"')?.strip_suffix('"')?.chars();
+    let mut out = String::new();
+    while let Some(c) = rest.next() {
+        match c {
+            '"' => return None,
+            '\\' => out.push(match rest.next()? {
+                'n' => '\n',
+                't' => '\t',
+                'r' => '\r',
+                '0' => '\0',
+                'u' => {
+                    let digits = rest.as_str().strip_prefix('{')?.split_once('}')?.0;
+                    rest.nth(digits.chars().count() + 1)?;
+                    char::from_u32(u32::from_str_radix(digits, 16).ok()?)?
+                }
+                c @ ('\\' | '"' | '\'') => c,
+                _ => return None,
+            }),
+            c => out.push(c),
+        }
+    }
+    Some(out)
+}
+
 /// JSON for a terminal: what `serde_json` leaves as it is within strings and a terminal obeys becomes `\u009b` and the
 /// like, which means the same to every reader. Its own line breaks stay.
 pub fn json_lines(json: &str) -> String {
@@ -230,6 +256,17 @@ mod tests {
 
     fn has_commands(text: &str) -> bool {
         text.chars().any(|c| is_invisible_command(c) && !matches!(c, '\n' | '\r' | '\t'))
+    }
+
+    #[test]
+    fn what_is_quoted_can_be_unquoted() {
+        for text in ["", " Dallas", "\"", "a\\n\"b\"", "\n\t\r\0", "\u{301}x", HOSTILE] {
+            assert_eq!(unquoted(&quoted(text)).as_deref(), Some(text), "{text:?}");
+        }
+        for text in ["", "\"", "Dallas", "\"a", "a\"", "\"a\"b\"", "\"\\\"", "\"\\q\"", "\"\\u{110000}\"", "\"\\u{41\""]
+        {
+            assert_eq!(unquoted(text), None, "{text}");
+        }
     }
 
     #[test]

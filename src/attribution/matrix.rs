@@ -3,7 +3,7 @@
 use super::batches::{Batch, KeepOnDevice, RowCount, run_batches};
 use super::sampled::Estimate;
 use crate::error::Result;
-use crate::graph::NodeLayout;
+use crate::graph::{NodeId, NodeLayout};
 use crate::ops::HostRow;
 use crate::replacement::LinearModel;
 
@@ -18,6 +18,9 @@ pub struct Rows {
     pub bias_effect: Vec<f32>,
     /// What active features without a row give to each row; empty where all have one. `[n_selected + n_targets]`
     pub unselected_effect: Vec<f32>,
+    /// What those features give to each target, by layer and position; empty where all have a row. `[n_targets, n_layers,
+    /// n_pos]`
+    pub unselected_at: Vec<f32>,
     /// `[n_selected + n_targets]`
     pub row_values: Vec<f32>,
     /// Whether the device had no room for the rows so far, so that the host chose the features.
@@ -32,6 +35,18 @@ pub struct Rows {
 pub fn unselected_effect(effects: &[f32], is_selected: &[bool]) -> f32 {
     let unselected = effects.iter().zip(is_selected).filter(|(_, selected)| !**selected);
     unselected.map(|(&effect, _)| f64::from(effect)).sum::<f64>() as f32
+}
+
+/// The same by layer and position, into zeros. `sums` `[n_layers, n_pos]`
+pub fn add_unselected_at(layout: &NodeLayout, effects: &[f32], is_selected: &[bool], sums: &mut [f32]) {
+    let mut exact = vec![0f64; sums.len()];
+    let unselected = layout.features().filter(|&column| !is_selected[column]);
+    for column in unselected {
+        if let Some(NodeId::Feature { layer, pos, .. }) = layout.node(column) {
+            exact[layer as usize * layout.n_pos() + pos as usize] += f64::from(effects[column]);
+        }
+    }
+    sums.iter_mut().zip(exact).for_each(|(sum, exact)| *sum = exact as f32);
 }
 
 /// Rows as they are computed: columns are all active features, errors, tokens and targets.
@@ -90,6 +105,7 @@ impl<'a> Matrix<'a> {
             edge_rows,
             bias_effect,
             unselected_effect: Vec::new(),
+            unselected_at: Vec::new(),
             n_computed: row_values.len(),
             row_values,
             short_of_device_memory: false,
@@ -109,8 +125,13 @@ impl<'a> Matrix<'a> {
         let mut is_selected = vec![false; layout.n_features()];
         selected.iter().for_each(|&column| is_selected[column] = true);
         let mut unselected_effects = Vec::with_capacity(n_rows);
+        let n_places = layout.n_layers() * layout.n_pos();
+        let mut unselected_at = vec![0.0; n_targets * n_places];
         for row in 0..n_rows {
             let (from, to) = (row * self.n_nodes, row * n_columns);
+            if let Some(sums) = unselected_at.chunks_exact_mut(n_places.max(1)).nth(row) {
+                add_unselected_at(layout, &self.edge_rows[from..], &is_selected, sums);
+            }
             unselected_effects.push(unselected_effect(&self.edge_rows[from..], &is_selected));
             for (i, &column) in selected.iter().enumerate() {
                 self.edge_rows[to + i] = self.edge_rows[from + column];
@@ -133,6 +154,7 @@ impl<'a> Matrix<'a> {
             edge_rows,
             bias_effect,
             unselected_effect: unselected_effects,
+            unselected_at,
             row_values,
             short_of_device_memory: false,
             n_computed: n_rows,

@@ -280,6 +280,9 @@ fn attribute_rows(
             ..requested(replacement, &linear.tokens, options)
         },
     })?;
+    if !rows.unselected_at.is_empty() {
+        graph.set_unselected_at(rows.unselected_at)?;
+    }
     graph.meta_mut().settings.max_features = options.rows.for_prompt(linear.features.len()).max_features();
     if options.keep_decoders {
         let directions = decoder_directions(linear, &graph.selected_features)?;

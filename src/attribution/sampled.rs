@@ -13,7 +13,7 @@ use super::batches::{
     Batch, KeepOnDevice, RowCount, batch_limits, feature_batches, run_batches, run_batches_on_device, target_batches,
 };
 use super::feature_ids;
-use super::matrix::{Rows, unselected_effect};
+use super::matrix::{Rows, add_unselected_at, unselected_effect};
 use super::plan::BatchLimits;
 use super::row_choice::{MAX_NODES, NODE_SHARE, Visits};
 use super::targets::Target;
@@ -93,6 +93,7 @@ pub fn compute(
         edge_rows: kept.edge_rows,
         bias_effect: kept.bias_effect,
         unselected_effect: kept.unselected_effect,
+        unselected_at: kept.unselected_at,
         row_values: kept.row_values,
         short_of_device_memory: false,
         n_computed,
@@ -259,6 +260,8 @@ struct KeptRows<'a> {
     edge_rows: Vec<f32>,
     bias_effect: Vec<f32>,
     unselected_effect: Vec<f32>,
+    /// [n_targets, n_layers, n_pos].
+    unselected_at: Vec<f32>,
     row_values: Vec<f32>,
     row_abs_sums: Vec<f32>,
 }
@@ -276,6 +279,7 @@ impl<'a> KeptRows<'a> {
             edge_rows: vec![0.0; n_rows * n_columns],
             bias_effect: vec![0.0; n_rows],
             unselected_effect: vec![0.0; n_rows],
+            unselected_at: vec![0.0; n_targets * layout.n_layers() * layout.n_pos()],
             row_values: vec![0.0; n_rows],
             row_abs_sums: vec![0.0; n_rows],
         }
@@ -290,7 +294,12 @@ impl<'a> KeptRows<'a> {
         others.copy_from_slice(rest);
         // What the row is called in the layout of all active features.
         let in_layout = match place.checked_sub(self.selected.len()) {
-            Some(target) => layout.n_features() + target,
+            Some(target) => {
+                let n_places = layout.n_layers() * layout.n_pos();
+                let sums = &mut self.unselected_at[target * n_places..][..n_places];
+                add_unselected_at(layout, row.effects, &self.is_selected, sums);
+                layout.n_features() + target
+            }
             None => self.selected[place],
         };
         self.bias_effect[place] = row.bias_effect;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use petgraph::graph::NodeIndex;
 
 use super::Supernode;
+use super::group_name::shared_name;
 use crate::graph::{Circuit, NodeId};
 
 /// How supernodes are found.
@@ -35,8 +36,8 @@ pub type Directions<'a> = &'a dyn Fn(NodeIndex) -> Option<Vec<f32>>;
 /// features are as near as the mean of the cosines of the two halves; with `directions`, as the mean of that and of the
 /// cosine of their decoder directions, the profiles weighing one half and the decoders the other. Features further apart
 /// than `max_pos_distance` positions, and clusters with such a pair, are never merged. Clusters of one are no
-/// supernodes. The name is the label that most members share, else the words that all labels begin with, else that of
-/// the strongest member.
+/// supernodes. The name says what most members share: a label or a part of one, the words that all labels begin with, the
+/// target that they push; else it is that of the strongest member.
 ///
 /// # Cost
 /// O(n² · (degree + d_model)) for the n features that are considered, n <= `max_features`; O(n³) at worst.
@@ -63,7 +64,7 @@ pub fn find_supernodes(
             let mut members = members;
             members.sort_unstable();
             let mut members: Vec<NodeIndex> = members.into_iter().map(|at| features[at]).collect();
-            let mut name = name_of(circuit, &members);
+            let mut name = shared_name(circuit, &members);
             let count = used.entry(name.clone()).or_default();
             *count += 1;
             if *count > 1 {
@@ -214,31 +215,4 @@ fn merge(mut similarities: Similarities, cut: f64) -> Vec<Vec<usize>> {
         }
     }
     clusters
-}
-
-fn name_of(circuit: &Circuit, members: &[NodeIndex]) -> String {
-    let labels: Vec<&str> = members.iter().filter_map(|&member| circuit.node(member).label.as_deref()).collect();
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    labels.iter().for_each(|label| *counts.entry(label).or_default() += 1);
-    if let Some((label, count)) = counts.iter().max_by_key(|(_, count)| **count)
-        && *count * 2 > members.len()
-    {
-        return (*label).to_owned();
-    }
-    if labels.len() == members.len() {
-        let first: Vec<&str> = labels[0].split_whitespace().collect();
-        let shared_with =
-            |label: &&str| first.iter().zip(label.split_whitespace()).take_while(|(a, b)| **a == *b).count();
-        let n_words = labels.iter().map(shared_with).min().unwrap_or(0);
-        let beginning = first[..n_words].join(" ");
-        let beginning = beginning.trim_end_matches([',', '/', '(', ' ']);
-        if !beginning.is_empty() {
-            return beginning.to_owned();
-        }
-    }
-    match (labels.first(), circuit.node(members[0]).id) {
-        (Some(label), _) => format!("{label} …"),
-        (None, NodeId::Feature { layer, feature, .. }) => format!("{layer}_{feature} …"),
-        (None, _) => "group".to_owned(),
-    }
 }

@@ -41,7 +41,8 @@ pub struct EffectMap {
 }
 
 impl EffectMap {
-    /// Of a feature or target of a raw graph, over all edges.
+    /// Of a feature or target of a raw graph, over all edges; of a target also what features without a row give, where the
+    /// graph tells from which places.
     ///
     /// # Panics
     /// Past the last row.
@@ -52,6 +53,11 @@ impl EffectMap {
             if let Some(id) = layout.node(source) {
                 map.add(id, f64::from(graph.row(row)[source]));
             }
+        }
+        for (place, &sum) in unselected_at(graph, row).unwrap_or_default().iter().enumerate() {
+            map.features[place] += f64::from(sum);
+            // Single effects are not known; their sum is no more than they are.
+            map.explained_abs += f64::from(sum.abs());
         }
         map
     }
@@ -135,7 +141,8 @@ pub struct DirectEffects {
     /// From biases; known from raw graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub biases: Option<f64>,
-    /// From active features without a row; known from raw graphs.
+    /// From active features without a row that are not among the features, since the graph does not tell where they are;
+    /// known from raw graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unselected: Option<f64>,
     /// Summed |effect| of errors as a part of that of all nodes, in 0..=1.
@@ -291,7 +298,10 @@ impl Effects {
                 errors: map.errors.iter().sum(),
                 tokens: map.tokens.iter().sum(),
                 biases: of_row(|raw| &raw.bias_effect),
-                unselected: of_row(|raw| &raw.unselected_effect),
+                unselected: match row.and_then(|(raw, row)| unselected_at(raw, row)) {
+                    Some(_) => Some(0.0),
+                    None => of_row(|raw| &raw.unselected_effect),
+                },
                 errors_abs_share: if abs > 0.0 { map.errors_abs / abs } else { 0.0 },
             },
             along_paths: paths.as_ref().map(|(begins, biases, unselected)| PathSums {
@@ -342,6 +352,11 @@ impl Begins {
 fn n_pos(circuit: &Circuit) -> usize {
     let of_nodes = circuit.graph().node_weights().map(|node| node.pos as usize + 1).max().unwrap_or(0);
     of_nodes.max(circuit.meta.prompt_tokens.len())
+}
+
+/// What features without a row give to a target, place by place, where the graph tells.
+fn unselected_at(graph: &AttributionGraph, row: usize) -> Option<&[f32]> {
+    graph.unselected_at(row.checked_sub(graph.layout().n_features())?)
 }
 
 /// The row of a feature or target of a raw graph.

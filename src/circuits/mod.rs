@@ -12,7 +12,9 @@ mod collapse;
 mod compare;
 mod edge_heads;
 mod effects;
+mod example;
 mod group;
+mod group_name;
 mod names;
 mod open;
 mod pair;
@@ -31,6 +33,7 @@ pub use collapse::{CollapsedCircuit, CollapsedEdge, CollapsedNode, Supernode, co
 pub use compare::{ChangedFeature, Common, Diff, aligned_positions, common, diff};
 pub use edge_heads::{collapsed_heads, heads_between};
 pub use effects::{DirectEffects, EdgesSummed, EffectMap, Effects, LayerEffects, PathSums, PositionEffects};
+pub use example::NodeExample;
 pub use group::{GroupRequest, NamedGroup, members_within};
 #[cfg(feature = "cli")]
 pub(crate) use names::typed_position;
@@ -39,7 +42,7 @@ pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
 pub use pair::{PairPlan, has_strange_partner, is_worked_on};
 pub use path_groups::{PathGroup, PathStep, strongest_path_groups};
-pub use relabel::{relabel, rename};
+pub use relabel::{label_rest, relabel, rename};
 pub use report::{GroupReport, Grouping, Report, ScoresReport, SubgraphReport};
 pub use save::{save, save_pruned_json};
 pub use select::{Carried, Selection, carried, carrying_paths, neighborhood};

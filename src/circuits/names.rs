@@ -5,7 +5,7 @@ use petgraph::graph::NodeIndex;
 use super::summary::text_of;
 use crate::export::node_id_text;
 use crate::graph::{Circuit, Node, NodeId, NodeKind};
-use crate::text::typing_distance;
+use crate::text::{typing_distance, unquoted};
 use crate::{Error, Result};
 
 /// Suggestions that a message makes.
@@ -28,8 +28,8 @@ fn with_id(circuit: &Circuit, id: &str) -> Option<NodeIndex> {
 /// - an id: `3_955_8`, `3_-1_8` (an error), `E_2859_7` (a token);
 /// - a feature with `/` for `_`, wherever it is (`3/955`, `3_955`) or at a position (`3_955@8`, `3_955@-1`; -1 is the
 ///   last position, also in ids: `3_955_-1`);
-/// - a token of the prompt, a target, or a label, as it is (`" Dallas"`), else without spaces around it (`Dallas`), else in
-///   lower or upper case; `Dallas@7` only at that position;
+/// - a token of the prompt, a target, or a label, as it is, else without spaces around it (`Dallas`), else in
+///   lower or upper case; in quotes, as it is printed (`" Dallas"`), too; `Dallas@7` only at that position;
 /// - `@7`: the token at that position.
 ///
 /// # Errors
@@ -43,11 +43,14 @@ pub fn find_nodes(circuit: &Circuit, name: &str) -> Result<Vec<NodeIndex>> {
     }
     // A token may hold an `@` itself, so that the name as a whole comes first.
     let at = name.rsplit_once('@').and_then(|(stem, pos)| Some((stem, position(circuit, pos)?)));
-    let mut found = named(circuit, name, None);
-    if let (true, Some((stem, pos))) = (found.is_empty(), at) {
-        found = named(circuit, stem, Some(pos));
-    }
-    if found.is_empty() { Err(unknown(circuit, name)) } else { Ok(found) }
+    // Messages and tables print tokens in quotes; but a token may be in quotes itself.
+    let whole = (Some(name.to_owned()), None);
+    let stem = at.map_or((None, None), |(stem, pos)| (Some(stem.to_owned()), Some(pos)));
+    let in_quotes = |(text, pos): &(Option<String>, Option<u32>)| (text.as_deref().and_then(unquoted), *pos);
+    let tries = [in_quotes(&whole), in_quotes(&stem)];
+    let tries = [whole, stem].into_iter().chain(tries).filter_map(|(text, pos)| Some((text?, pos)));
+    let mut found = tries.map(|(text, pos)| named(circuit, &text, pos));
+    found.find(|found| !found.is_empty()).ok_or_else(|| unknown(circuit, name))
 }
 
 fn position(circuit: &Circuit, text: &str) -> Option<u32> {
@@ -113,6 +116,7 @@ fn unknown(circuit: &Circuit, name: &str) -> Error {
     let influence = circuit.node_influence();
     // Most often the text is meant and the position is wrong, or the other way round.
     let typed = name.rsplit_once('@').filter(|(_, pos)| pos.parse::<i64>().is_ok()).map_or(name, |(stem, _)| stem);
+    let typed = &unquoted(typed).unwrap_or_else(|| typed.to_owned());
     let wanted = typed.trim().to_lowercase();
     let stem = feature_parts(circuit, typed);
     let allowed = (wanted.chars().count() / 3).max(1);

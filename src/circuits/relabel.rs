@@ -15,6 +15,22 @@ pub fn relabel(circuit: &mut Circuit, labels: &Labels) {
     circuit.set_labels(|layer, feature| labels.get(layer, feature).map(str::to_owned));
 }
 
+/// Gives every feature without a label the one that `labels` knows for it.
+///
+/// # Cost
+/// Linear in nodes.
+pub fn label_rest(circuit: &mut Circuit, labels: &Labels) {
+    let missing = |&index: &NodeIndex| circuit.node(index).label.is_none();
+    let nodes: Vec<NodeIndex> = circuit.graph().node_indices().filter(missing).collect();
+    for index in nodes {
+        if let NodeId::Feature { layer, feature, .. } = circuit.node(index).id
+            && let Some(label) = labels.get(layer, feature)
+        {
+            circuit.set_label(index, Some(label.to_owned()));
+        }
+    }
+}
+
 /// Gives a feature at one position (`3_955_8`), at all of them (`3_955`), or a supernode (by its name) another label; an
 /// empty one takes the label of a feature away.
 ///

@@ -6,7 +6,7 @@ use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
 use super::effects::direct_effects;
-use super::{Effects, PathGroup, find_nodes, strongest_path_groups};
+use super::{Effects, NodeExample, PathGroup, find_nodes, strongest_path_groups};
 use crate::export::node_id_text;
 use crate::graph::{
     AttributionGraph, Circuit, EdgeHeads, MAX_PATHS, Neighbor, NodeKind, Sampling, ShareEstimate, StrongestPaths,
@@ -152,6 +152,9 @@ pub struct SummaryNode {
     /// Share in the whole graph, where its influence was sampled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<ShareEstimate>,
+    /// The strongest example of what the feature is active on, where it was asked for and features were collected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub example: Option<NodeExample>,
 }
 
 /// Features or errors at one position that are called the same.
@@ -461,6 +464,7 @@ impl Describer<'_> {
             share: self.share(self.influence[index.index()]),
             cumulative_influence: node.influence,
             estimate: node.estimate,
+            example: None,
         }
     }
 

@@ -13,6 +13,7 @@ use crate::labels::Labels;
 use crate::text::{quoted, terminal};
 use crate::{Error, Result};
 
+use super::collected::label_from_beside;
 use super::graph_args::Thresholds;
 use super::{Format, note, print_json, print_text};
 
@@ -65,9 +66,9 @@ pub(super) fn run_diff(args: &DiffArgs) -> Result<()> {
     let labels = args.labels.as_deref().map(Labels::read).transpose()?;
     let (left, right) = rayon::join(|| open_circuit(&args.left, &opening), || open_circuit(&args.right, &opening));
     let (mut left, mut right) = (left?, right?);
-    if let Some(labels) = &labels {
-        relabel(&mut left, labels);
-        relabel(&mut right, labels);
+    for circuit in [&mut left, &mut right] {
+        label_from_beside(circuit);
+        labels.iter().for_each(|labels| relabel(circuit, labels));
     }
     let diff = diff(&left, &right);
     let warning = of_other_features(&[&left, &right], &[&args.left, &args.right]);
@@ -155,8 +156,9 @@ pub(super) fn run_common(args: &CommonArgs) -> Result<()> {
     }
     let labels = args.labels.as_deref().map(Labels::read).transpose()?;
     let mut circuits = args.graphs.par_iter().map(|path| open_circuit(path, &opening)).collect::<Result<Vec<_>>>()?;
-    if let Some(labels) = &labels {
-        circuits.iter_mut().for_each(|circuit| relabel(circuit, labels));
+    for circuit in &mut circuits {
+        label_from_beside(circuit);
+        labels.iter().for_each(|labels| relabel(circuit, labels));
     }
     let (features, edges) = common(&circuits, at_least);
     let graphs: Vec<String> = args.graphs.iter().map(|path| path.display().to_string()).collect();

@@ -112,22 +112,32 @@ fn write_positions(text: &mut String, summary: &Summary, effects: &Effects, show
     if let (Some(biases), Some(unselected)) = (direct.biases, direct.unselected) {
         let paths = along_paths(|paths| paths.biases.unwrap_or_default());
         let _ = writeln!(text, "  biases add {biases:+.2} directly{paths}");
+        let paths = effects.along_paths.and_then(|paths| paths.unselected).unwrap_or_default();
         if unselected != 0.0 {
             let paths = along_paths(|paths| paths.unselected.unwrap_or_default());
             let _ = writeln!(text, "  features without a row add {unselected:+.2} directly{paths}, in no line above");
+        } else if paths != 0.0 {
+            let _ = writeln!(text, "  paths that begin at features without a row add {paths:+.2}, in no line above");
         }
     }
     if is_part {
         return;
     }
     let share: f64 = effects.positions.iter().map(|p| p.error_share).sum();
+    // The scores above are those of the whole graph, before pruning; shares are those of the circuit.
+    let before = summary.scores.replacement.filter(|_| effects.edges == EdgesSummed::All);
+    let begins = match before {
+        Some(replacement) => {
+            format!("{} of the influence, {} after pruning", percent(1.0 - replacement), percent(share))
+        }
+        None => format!("{} of the influence", percent(share)),
+    };
     let _ = writeln!(
         text,
-        "  unexplained: errors give {:+.2} directly{};\n  {} of all |direct effects|; {} of the influence begins at them",
+        "  unexplained: errors give {:+.2} directly{};\n  {} of all |direct effects|; {begins}",
         direct.errors,
         along_paths(|paths| paths.errors),
         percent(direct.errors_abs_share),
-        percent(share),
     );
 }
 

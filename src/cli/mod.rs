@@ -1,8 +1,10 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
+mod collected;
 mod compare;
 mod config;
 mod counted;
+mod dashboard_text;
 mod direction;
 mod effects_text;
 mod evaluate;

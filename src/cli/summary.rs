@@ -2,8 +2,11 @@
 
 use std::fmt::Write;
 
+use super::dashboard_text::example_below;
 use super::effects_text::write_effects;
-use crate::circuits::{NamedNodes, Neighbors, NodeSummary, PathGroup, Prediction, Summary, SummaryNode, SummaryPath};
+use crate::circuits::{
+    NamedNodes, Neighbors, NodeExample, NodeSummary, PathGroup, Prediction, Summary, SummaryNode, SummaryPath,
+};
 use crate::graph::{NodeKind, ShareEstimate};
 use crate::text::{quoted, shortened, terminal};
 
@@ -61,6 +64,7 @@ fn write_strongest(text: &mut String, summary: &Summary) {
         header.insert(1, "of the whole".to_owned());
         aligns.insert(1, Align::Right);
     }
+    let examples = summary.strongest_by_name.iter().map(|named| named.nodes.first().and_then(|n| n.example.as_ref()));
     let rows = summary.strongest_by_name.iter().map(|named| {
         let at = token_at(&named.nodes[0].text, named.pos);
         let (share, direct) = (percent(named.share), signed(named.direct));
@@ -86,7 +90,7 @@ fn write_strongest(text: &mut String, summary: &Summary) {
         }
         row
     });
-    write_table(text, &aligns, header, rows);
+    write_table_with(text, &aligns, header, rows, examples);
 }
 
 /// Of fewer rows, how far they scatter says little about how far off the estimate is.
@@ -203,7 +207,7 @@ fn write_neighbors(text: &mut String, name: &str, neighbors: &Neighbors) {
             }
             row
         });
-        write_table(text, &aligns, header, rows);
+        write_table_with(text, &aligns, header, rows, edges.iter().map(|edge| edge.node.example.as_ref()));
     }
 }
 
@@ -303,6 +307,23 @@ pub(super) fn percent(share: f64) -> String {
 
 pub(super) fn plural(count: usize, name: &str) -> String {
     if count == 1 { format!("1 {name}") } else { format!("{count} {name}s") }
+}
+
+/// As [`write_table`], of a table with a head, with an example below each row that has one.
+fn write_table_with<'a>(
+    text: &mut String,
+    aligns: &[Align],
+    header: Vec<String>,
+    rows: impl Iterator<Item = Vec<String>>,
+    examples: impl Iterator<Item = Option<&'a NodeExample>>,
+) {
+    let mut table = String::new();
+    write_table(&mut table, aligns, header, rows);
+    // The head has none.
+    for (line, example) in table.split_inclusive('\n').zip(std::iter::once(None).chain(examples)) {
+        text.push_str(line);
+        text.extend(example.map(example_below));
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]

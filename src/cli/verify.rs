@@ -190,16 +190,17 @@ fn verification_text(found: &Verification) -> String {
     write_curve(
         &mut text,
         &format!(
-            "is the circuit sufficient? its {n_pruned} pruned-away features ablated, least influential first;\n\
-                  it is where KL (nats, from the unchanged prediction) stays near 0, far below random features'"
+            "is the circuit sufficient? its {n_pruned} pruned-away features ablated, least\n\
+             influential first; it is where KL (nats, from the unchanged prediction) stays\n\
+             near 0, far below random features'"
         ),
         &circuit.sufficiency,
     );
     write_curve(
         &mut text,
         &format!(
-            "is it necessary? its {} kept features ablated, most influential first;\n\
-                  it is where KL rises far above that of as many random features",
+            "is it necessary? its {} kept features ablated, most influential first; it is\n\
+             where KL rises far above that of as many random features",
             circuit.n_kept
         ),
         &circuit.necessity,
@@ -234,18 +235,18 @@ fn write_contents(text: &mut String, contents: &ContentsCheck, verdict: &str) {
 fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     let _ = writeln!(
         text,
-        "\nthe {} most influential features ablated one by one: change of {}, predicted and real;\n\
-         Pearson 1 says that the graph tells strong from weak as the model does. Graphs hold attention\n\
-         and norms: what they add is the difference between the modes",
+        "\nthe {} most influential features ablated one by one: change of {},\n\
+         predicted and real, and of all together. Pearson 1 says that the graph tells\n\
+         strong from weak as the model does. Graphs hold attention and norms: what they\n\
+         add is the difference between the modes",
         faithfulness.n_ablated,
         target_text(&faithfulness.target)
     );
-    let header =
-        ["held", "prediction", "Pearson", "Spearman", "together: predicted", "real"].map(str::to_owned).to_vec();
+    let header = ["mode", "prediction", "Pearson", "Spearman", "all: predicted", "real"].map(str::to_owned).to_vec();
     let correlation = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     let rows = faithfulness.modes.iter().map(|mode| {
         vec![
-            mode.mode.clone(),
+            mode.mode.replace("frozen attention and norms", "norms frozen too"),
             mode.prediction.to_owned(),
             correlation(mode.pearson),
             correlation(mode.spearman),
@@ -258,11 +259,11 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     let Some(parts) = &faithfulness.error_parts else { return };
     let _ = writeln!(
         text,
-        "\nwhere single predictions go wrong, attention frozen: mean |error| {:.4} of mean |change| {:.4}",
+        "\nwhere single predictions go wrong, attention frozen: mean |error| {:.4}, of a\nmean |change| of {:.4}",
         parts.total, parts.real
     );
     let rows = [
-        (parts.from_features, "features that saturate or switch, and what transcoders miss (norms held)"),
+        (parts.from_features, "features that saturate or switch, what transcoders miss (norms held)"),
         (parts.from_norms, "norms, when they are free as well"),
         (parts.from_attention, "attention, when it is free too: not in the error above"),
     ];
@@ -270,7 +271,7 @@ fn write_faithfulness(text: &mut String, faithfulness: &Faithfulness) {
     write_table(text, &[Align::Right, Align::Left], Vec::new(), rows);
     let _ = writeln!(
         text,
-        "\nfirst-order predictors of the same; a small ablation, scaled up, is the model's own first order"
+        "\nfirst-order predictors of the same; a small ablation, scaled up, is the\nmodel's own first order"
     );
     let header = ["predictor", "mean |error|", "Pearson"].map(str::to_owned).to_vec();
     let rows = parts.predictors.iter().map(|predictor| {

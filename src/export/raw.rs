@@ -27,6 +27,8 @@ const FORMAT: &str = "raw graph";
 /// The tensor of [`DecoderDirections`], which a file may have.
 const DIRECTIONS: &str = "decoder_directions";
 
+const UNSELECTED_AT: &str = "unselected_at";
+
 /// The largest header that safetensors allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The tensors of [`WholeInfluence`], which a file has all or none of.
@@ -96,6 +98,12 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     floats.push(("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()));
     if !graph.unselected_effect.is_empty() {
         floats.insert(2, ("unselected_effect", vec![n_rows], &graph.unselected_effect));
+    }
+    if let Some(values) = graph.unselected_at_all() {
+        let layout = graph.layout();
+        // Before the edge rows, which are mapped.
+        let shape = vec![n_targets, layout.n_layers(), layout.n_pos()];
+        floats.insert(floats.len() - 1, (UNSELECTED_AT, shape, values));
     }
 
     let mut offset = 0;
@@ -218,6 +226,10 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         Some(_) => reader.f32s("unselected_effect")?,
         None => Vec::new(),
     };
+    let unselected_at = match metadata.info(UNSELECTED_AT) {
+        Some(_) => Some(reader.f32s_of(UNSELECTED_AT, 3)?),
+        None => None,
+    };
     // One of them without the others is damage, which `tensor` names.
     let has_influence = WHOLE_INFLUENCE.iter().any(|name| metadata.info(name).is_some());
     let whole_influence = match has_influence || meta.sampling.is_some() {
@@ -257,6 +269,9 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     })?;
     if let Some(whole) = whole_influence {
         graph.set_whole_influence(whole)?;
+    }
+    if let Some(values) = unselected_at {
+        graph.set_unselected_at(values)?;
     }
     if let Some(stored) = heads {
         let heads = stored.flows(&graph, path)?;
@@ -380,7 +395,12 @@ impl Reader<'_> {
     }
 
     fn f32s(&self, name: &'static str) -> Result<Vec<f32>> {
-        let (_, bytes) = self.tensor(name, Dtype::F32, 1)?;
+        self.f32s_of(name, 1)
+    }
+
+    /// Values of a tensor of so many dimensions.
+    fn f32s_of(&self, name: &'static str, n_dims: usize) -> Result<Vec<f32>> {
+        let (_, bytes) = self.tensor(name, Dtype::F32, n_dims)?;
         Ok(self.map[bytes].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 

@@ -134,6 +134,11 @@ impl Dashboard {
         self.histogram.quantile(share, self.min, self.max)
     }
 
+    /// The share of its activations that lies below a value, to the width of a bin of the histogram.
+    pub fn share_below(&self, value: f32) -> f64 {
+        self.histogram.share_below(value, self.min, self.max)
+    }
+
     /// Of the activations that were sampled, the share on a token.
     pub fn share(&self, token: &TokenCount) -> f64 {
         f64::from(token.count) / f64::from(self.n_sampled.max(1))

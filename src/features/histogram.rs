@@ -95,6 +95,19 @@ impl Histogram {
         bins.zip(&self.counts).map(|(bin, &n)| (bin_start(bin), bin_start(bin + 1), n))
     }
 
+    /// The share of the activations that lies below a value, to the width of a bin: as if values were spread evenly in the
+    /// bin that it is in, within `min..=max`. 0 where there are none.
+    pub fn share_below(&self, value: f32, min: f32, max: f32) -> f64 {
+        let total: f64 = self.counts.iter().map(|&n| f64::from(n)).sum();
+        let below = self.bins().map(|(start, end, n)| {
+            let (start, end) = (f64::from(start.max(min).min(max)), f64::from(end.min(max)));
+            let value = f64::from(value);
+            let part = if value >= end { 1.0 } else { (value - start) / (end - start) };
+            f64::from(n) * part.clamp(0.0, 1.0)
+        });
+        if total > 0.0 { below.sum::<f64>() / total } else { 0.0 }
+    }
+
     /// The activation below which a share of the activations lies, to the width of a bin: between the edges of its bin
     /// as if values were spread evenly there, and within `min..=max`. 0 where there are none.
     pub fn quantile(&self, share: f64, min: f32, max: f32) -> f32 {

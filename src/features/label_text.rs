@@ -2,9 +2,11 @@
 //! the text has.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::accumulate::sequence_hash;
 use super::files::FeatureSet;
+use super::place_states::{PlaceState, place_states};
 use super::token_classes::{Affix, TokenClass, affixes, classes};
 
 /// How far back "soon after" looks.
@@ -13,11 +15,19 @@ const SOON: usize = 8;
 /// Later places in a sequence are no conditions.
 const LAST_PLACE: usize = 4;
 
+/// How far back "in text with" looks.
+const WITHIN: usize = 32;
+
+/// Tokens that are more often than one in so many say nothing of the text around them.
+const FREQUENT: usize = 250;
+
 /// What a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum View {
     /// The token is one of some.
     Token,
+    /// So it is but for spaces around it and case.
+    Word,
     /// It is of a class, such as month names.
     Class,
     /// It begins or ends with some letters.
@@ -30,28 +40,78 @@ pub(super) enum View {
     Triple,
     /// One of some tokens is among the eight before.
     Soon,
+    /// One of some tokens that are not frequent is among the 32 before.
+    Within,
     /// The next token is one of some.
     Next,
+    /// The token before is of a class.
+    AfterClass,
+    /// The next token is of a class.
+    NextClass,
+    /// The token is of a class, and the one before too.
+    ClassAfter,
+    /// The token is of a class, and the next one too.
+    ClassBefore,
     /// It is at one of the first places of its sequence.
     Place,
+    /// What its place in the text is like, such as within brackets.
+    State,
 }
 
 impl View {
-    pub(super) const ALL: [View; 9] = [
+    pub(super) const ALL: [View; 16] = [
         View::Token,
+        View::Word,
         View::Class,
         View::Affix,
         View::After,
         View::Pair,
         View::Triple,
         View::Soon,
+        View::Within,
         View::Next,
+        View::AfterClass,
+        View::NextClass,
+        View::ClassAfter,
+        View::ClassBefore,
         View::Place,
+        View::State,
     ];
 
-    /// Whether conditions of different keys can hold at the same position.
-    pub(super) fn overlaps(self) -> bool {
-        matches!(self, View::Class | View::Affix | View::Soon)
+    /// Whether its keys are tokens, of which a rare one is likely to be in a set that others like it are in.
+    pub(super) fn is_set_of_tokens(self) -> bool {
+        matches!(self, View::Token | View::Word)
+    }
+
+    /// Keys that make a name, where several make none.
+    pub(super) fn max_keys(self) -> Option<usize> {
+        match self {
+            View::Affix => Some(1),
+            View::Class | View::AfterClass | View::NextClass | View::ClassAfter | View::ClassBefore | View::State => {
+                Some(2)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// By condition. The order of its entries is the same in every run, but nothing rests on it.
+pub(super) type KeyMap<V> = HashMap<Key, V, BuildHasherDefault<KeyHasher>>;
+
+/// Some millions of conditions are looked up for every feature: quick, since nobody chooses them to collide.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(4) {
+            let word = word.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+            self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
     }
 }
 
@@ -74,11 +134,17 @@ pub(super) struct LabelText {
     counted: Vec<bool>,
     /// Counted positions learnt from, and scored on.
     pub n_counted: [usize; 2],
+    /// Of each token.
     classes: Vec<Vec<TokenClass>>,
     affixes: Vec<Vec<u32>>,
     pub affix_names: Vec<Affix>,
+    /// Of each token, the first one that is the same word.
+    words: Vec<u32>,
+    is_frequent: Vec<bool>,
+    /// Of each position.
+    states: Vec<Vec<PlaceState>>,
     /// Where each condition holds, ascending.
-    index: Vec<HashMap<Key, Vec<u32>>>,
+    index: Vec<KeyMap<Vec<u32>>>,
 }
 
 impl LabelText {
@@ -112,7 +178,10 @@ impl LabelText {
             classes: Vec::new(),
             affixes: Vec::new(),
             affix_names: Vec::new(),
-            index: vec![HashMap::new(); View::ALL.len()],
+            words: Vec::new(),
+            is_frequent: Vec::new(),
+            states: Vec::new(),
+            index: vec![KeyMap::default(); View::ALL.len()],
         };
         let n_learnt_sequences = learnt.len();
         for (number, &i) in learnt.chain(scored).enumerate() {
@@ -130,6 +199,7 @@ impl LabelText {
             }
         }
         text.describe_tokens(set);
+        text.describe_places(set);
         text.build_index();
         text
     }
@@ -138,7 +208,12 @@ impl LabelText {
     fn describe_tokens(&mut self, set: &FeatureSet) {
         self.classes = vec![Vec::new(); set.tokens().d_vocab()];
         self.affixes = vec![Vec::new(); set.tokens().d_vocab()];
+        self.words = vec![0; set.tokens().d_vocab()];
+        self.is_frequent = vec![false; set.tokens().d_vocab()];
+        let mut counts: HashMap<u32, usize> = HashMap::new();
+        self.tokens.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
         let mut numbers: HashMap<Affix, u32> = HashMap::new();
+        let mut words: HashMap<String, u32> = HashMap::new();
         let occurring: HashSet<u32> = self.tokens.iter().copied().collect();
         let mut occurring: Vec<u32> = occurring.into_iter().collect();
         occurring.sort_unstable();
@@ -151,8 +226,19 @@ impl LabelText {
                     names.len() as u32 - 1
                 })
             };
+            let word = text.trim().to_lowercase();
+            self.words[token as usize] = if word.is_empty() { token } else { *words.entry(word).or_insert(token) };
+            self.is_frequent[token as usize] = counts[&token] * FREQUENT > self.tokens.len();
             self.affixes[token as usize] = affixes(&text).into_iter().map(number).collect();
             self.classes[token as usize] = classes(&text);
+        }
+    }
+
+    /// What the place of each position is like.
+    fn describe_places(&mut self, set: &FeatureSet) {
+        for ends in self.starts.windows(2) {
+            let tokens = &self.tokens[ends[0]..ends[1]];
+            self.states.extend(place_states(&set.tokens().texts(tokens.iter().copied())));
         }
     }
 
@@ -179,8 +265,16 @@ impl LabelText {
         let token = |at: usize| self.tokens[at];
         // The first token of a sequence stands for no text.
         let back = |n: usize| position.checked_sub(n).filter(|&at| at > start).map(token);
+        let next = (position + 1 < end).then(|| token(position + 1));
+        let classes = |token: Option<u32>| token.map_or(&[][..], |token| &self.classes[token as usize]);
+        let own_and = |keys: &mut Vec<Key>, others: &[TokenClass]| {
+            for &own in classes(Some(token(position))) {
+                keys.extend(others.iter().map(|&other| [own as u32, other as u32, 0]));
+            }
+        };
         match view {
             View::Token => keys.push([token(position), 0, 0]),
+            View::Word => keys.push([self.words[token(position) as usize], 0, 0]),
             View::Class => {
                 keys.extend(self.classes[token(position) as usize].iter().map(|&class| [class as u32, 0, 0]));
             }
@@ -195,7 +289,18 @@ impl LabelText {
                 keys.sort_unstable();
                 keys.dedup();
             }
-            View::Next => keys.extend((position + 1 < end).then(|| [token(position + 1), 0, 0])),
+            View::Within => {
+                let near = (1..=WITHIN).filter_map(back).filter(|&token| !self.is_frequent[token as usize]);
+                keys.extend(near.map(|token| [self.words[token as usize], 0, 0]));
+                keys.sort_unstable();
+                keys.dedup();
+            }
+            View::Next => keys.extend(next.map(|next| [next, 0, 0])),
+            View::AfterClass => keys.extend(classes(back(1)).iter().map(|&class| [class as u32, 0, 0])),
+            View::NextClass => keys.extend(classes(next).iter().map(|&class| [class as u32, 0, 0])),
+            View::ClassAfter => own_and(keys, classes(back(1))),
+            View::ClassBefore => own_and(keys, classes(next)),
+            View::State => keys.extend(self.states[position].iter().map(|&state| [state as u32, 0, 0])),
             View::Place => {
                 let place = position - start;
                 keys.extend((place <= LAST_PLACE).then_some([place as u32, 0, 0]));

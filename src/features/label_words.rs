@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::label_text::{Key, LabelText, View};
+use super::place_states::PlaceState;
 use super::token_classes::{Affix, TokenClass, is_continuation};
 use super::tokens::TokenStore;
 use crate::text::{shortened, terminal};
@@ -16,13 +17,36 @@ const USUAL: f64 = 0.95;
 /// Longer tokens are cut.
 const MAX_CHARS: usize = 24;
 
+/// What the parts of a label are called, any of which holds.
+pub(super) fn parts_named(
+    store: &TokenStore,
+    text: &LabelText,
+    parts: &[(View, Vec<Key>)],
+    pushed: Option<&[u32]>,
+) -> String {
+    let names: Vec<String> = parts.iter().map(|(view, keys)| name(store, text, *view, keys, pushed)).collect();
+    names.join(", ")
+}
+
 /// What a condition of one of some keys is called. `pushed` are tokens that the feature pushes: where it stands before
 /// one of those, it says it.
-pub(super) fn name(store: &TokenStore, text: &LabelText, view: View, keys: &[Key], pushed: Option<&[u32]>) -> String {
+fn name(store: &TokenStore, text: &LabelText, view: View, keys: &[Key], pushed: Option<&[u32]>) -> String {
     let first = || keys.iter().map(|key| key[0]);
     match view {
-        View::Token => tokens_named(store, first(), N_NAMED),
-        View::Class => keys.iter().map(|key| TokenClass::of_number(key[0]).name()).collect::<Vec<_>>().join(", "),
+        View::Token | View::Word => tokens_named(store, first(), N_NAMED),
+        View::Class => classes(keys, 0),
+        View::AfterClass => format!("after {}", classes(keys, 0)),
+        View::NextClass => format!("before {}", classes(keys, 0)),
+        View::ClassAfter | View::ClassBefore => {
+            let word = if view == View::ClassAfter { "after" } else { "before" };
+            let names = keys.iter().map(|key| {
+                let [own, other] = [key[0], key[1]].map(|class| TokenClass::of_number(class).name());
+                format!("{own} {word} {other}")
+            });
+            names.collect::<Vec<_>>().join(" / ")
+        }
+        View::State => keys.iter().map(|key| PlaceState::of_number(key[0]).name()).collect::<Vec<_>>().join(" / "),
+        View::Within => format!("in text with {}", tokens_named(store, first(), N_NAMED)),
         View::Affix => match keys.first().and_then(|key| text.affix_names.get(key[0] as usize)) {
             Some(Affix::Begins(letters)) => format!("words with \"{letters}-\""),
             Some(Affix::Ends(letters)) => format!("words with \"-{letters}\""),
@@ -50,6 +74,11 @@ pub(super) fn name(store: &TokenStore, text: &LabelText, view: View, keys: &[Key
             format!("at position {}", places.join(" / "))
         }
     }
+}
+
+/// Names of the classes of some keys.
+fn classes(keys: &[Key], at: usize) -> String {
+    keys.iter().map(|key| TokenClass::of_number(key[at]).name()).collect::<Vec<_>>().join(" / ")
 }
 
 /// The token that nearly always stands where a condition holds.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::exchange::read_names;
 use super::files::FeatureSet;
+use super::label_rules::{Found, best, f1, n_common};
 use super::label_text::{Key, LabelText, View};
-use super::label_words::{name, tokens_named};
+use super::label_words::{parts_named, tokens_named};
 use super::manifest::Subject;
 use super::pushes::pushes;
 use super::report::FeatureId;
@@ -29,15 +30,6 @@ pub const LABELS_PHASE: &str = "label tokens";
 /// Beside `feature_labels.json`: how good each label is.
 pub const SCORES_FILE: &str = "label_scores.json";
 
-/// Fewer activations on the learnt half say nothing; the other half must have at least one.
-const MIN_LEARNT: usize = 3;
-
-/// Conditions of a label at most.
-const MAX_KEYS: usize = 48;
-
-/// A feature that is active on more than this share of positions is called so.
-const EVERYWHERE: f64 = 0.5;
-
 /// Tokens that a feature pushes, for "says".
 const N_PUSHED: usize = 10;
 
@@ -52,7 +44,7 @@ pub struct LabelOptions {
 
 impl Default for LabelOptions {
     fn default() -> Self {
-        Self { max_tokens: 100_000, min_f1: 0.3 }
+        Self { max_tokens: 200_000, min_f1: 0.3 }
     }
 }
 
@@ -106,7 +98,9 @@ impl Labelled {
             job.check()?;
             let found: Vec<Option<Found>> = active.par_iter().map(|active| best(&text, active)).collect();
             // Only what stands before a word can say it.
-            let is_next = |found: &Option<Found>| found.as_ref().is_some_and(|found| found.view == View::Next);
+            let is_next = |found: &Option<Found>| {
+                found.as_ref().is_some_and(|found| found.parts.iter().any(|(view, _)| *view == View::Next))
+            };
             let before: Vec<usize> = (0..found.len()).filter(|&feature| is_next(&found[feature])).collect();
             let pushed = pushes(replacement, layer, &before, N_PUSHED)?;
             let pushed: HashMap<usize, Vec<u32>> = before
@@ -117,10 +111,10 @@ impl Labelled {
             for (feature, found) in found.into_iter().enumerate() {
                 let Some(found) = found else { continue };
                 let is_clear = found.f1() >= options.min_f1;
-                let label = match (is_clear, found.is_everywhere) {
+                let label = match (is_clear, found.is_everywhere()) {
                     (_, true) => "almost everywhere".to_owned(),
                     (true, false) => {
-                        name(set.tokens(), &text, found.view, &found.keys, pushed.get(&feature).map(Vec::as_slice))
+                        parts_named(set.tokens(), &text, &found.parts, pushed.get(&feature).map(Vec::as_slice))
                     }
                     (false, false) => {
                         let tokens = set.tokens_of(layer, feature)?;
@@ -154,7 +148,7 @@ impl Labelled {
         named.dedup();
         let named = &named[self.text.n_learnt_of(&named)..];
         let n_both = n_common(named, scored);
-        let f1 = f1(n_both, named.len(), scored.len());
+        let f1 = f1(n_both, named.len(), scored.len(), 0);
         ScoredLabel {
             label,
             precision: n_both as f64 / named.len().max(1) as f64,
@@ -283,135 +277,4 @@ impl Hooks for Observer<'_> {
         }
         Ok(None)
     }
-}
-
-/// What best says where a feature is active.
-#[derive(Clone, Debug)]
-struct Found {
-    view: View,
-    /// Most frequent first.
-    keys: Vec<Key>,
-    is_everywhere: bool,
-    /// On the scored half: positions named and active, named, active.
-    n_both: usize,
-    n_named: usize,
-    n_active: usize,
-}
-
-impl Found {
-    fn precision(&self) -> f64 {
-        self.n_both as f64 / self.n_named.max(1) as f64
-    }
-
-    fn recall(&self) -> f64 {
-        self.n_both as f64 / self.n_active.max(1) as f64
-    }
-
-    fn f1(&self) -> f64 {
-        f1(self.n_both, self.n_named, self.n_active)
-    }
-}
-
-fn f1(n_both: usize, n_named: usize, n_active: usize) -> f64 {
-    2.0 * n_both as f64 / (n_named + n_active).max(1) as f64
-}
-
-/// What a label must be better by than a plainer one.
-fn handicap(view: View, n_keys: usize) -> f64 {
-    let of_view = match view {
-        View::Token => 0.0,
-        View::Class => -0.03,
-        View::Affix | View::After => 0.02,
-        View::Next => 0.03,
-        View::Pair | View::Soon | View::Place => 0.05,
-        View::Triple => 0.08,
-    };
-    of_view + if n_keys > 3 { 0.03 } else { 0.0 }
-}
-
-/// The best condition, on the learnt half, scored on the other; nothing for a feature that is too rare.
-fn best(text: &LabelText, active: &[u32]) -> Option<Found> {
-    let (learnt, scored) = active.split_at(text.n_learnt_of(active));
-    if learnt.len() < MIN_LEARNT || scored.is_empty() {
-        return None;
-    }
-    if learnt.len() as f64 > EVERYWHERE * text.n_counted[0] as f64 {
-        return Some(Found {
-            view: View::Place,
-            keys: Vec::new(),
-            is_everywhere: true,
-            n_both: scored.len(),
-            n_named: text.n_counted[1],
-            n_active: scored.len(),
-        });
-    }
-    let candidates = View::ALL.into_iter().filter_map(|view| {
-        let keys = best_keys(text, view, learnt);
-        let positions = text.positions_of_any(view, &keys);
-        let (named, held_out) = positions.split_at(text.n_learnt_of(&positions));
-        let score = f1(n_common(named, learnt), named.len(), learnt.len()) - handicap(view, keys.len());
-        (!keys.is_empty()).then(|| (score, view, keys, n_common(held_out, scored), held_out.len()))
-    });
-    // Of equal ones the first.
-    let best = candidates.reduce(|a, b| if b.0 > a.0 { b } else { a });
-    let (_, view, keys, n_both, n_named) = best?;
-    Some(Found { view, keys, is_everywhere: false, n_both, n_named, n_active: scored.len() })
-}
-
-/// The conditions of a view that together say best where a feature is active: by precision, as long as F1 grows. Most
-/// frequent first.
-fn best_keys(text: &LabelText, view: View, learnt: &[u32]) -> Vec<Key> {
-    let mut counts: HashMap<Key, usize> = HashMap::new();
-    let mut keys = Vec::new();
-    for &position in learnt {
-        text.keys_of(view, position as usize, &mut keys);
-        keys.iter().for_each(|&key| *counts.entry(key).or_default() += 1);
-    }
-    // Once is chance, unless there is little else.
-    let at_least = if learnt.len() < 8 { 1 } else { 2 };
-    let mut ranked: Vec<(f64, Key, usize, usize)> = counts
-        .into_iter()
-        .filter(|&(_, n)| n >= at_least)
-        .map(|(key, n)| {
-            let n_named = text.n_learnt_of(text.positions(view, key));
-            ((n as f64 - 0.5) / n_named as f64, key, n, n_named)
-        })
-        .collect();
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    if view == View::Affix || view == View::Class {
-        // One of them is a name, several are none.
-        ranked.sort_by(|a, b| f1(b.2, b.3, learnt.len()).total_cmp(&f1(a.2, a.3, learnt.len())).then(a.1.cmp(&b.1)));
-        ranked.truncate(1);
-    }
-    let (mut n_both, mut n_named, mut best, mut n_best) = (0, 0, 0.0, 0);
-    let mut covered: Vec<u32> = Vec::new();
-    for (i, &(_, key, n, named)) in ranked.iter().take(MAX_KEYS).enumerate() {
-        if view.overlaps() {
-            covered.extend(text.positions(view, key).iter().take(named));
-            covered.sort_unstable();
-            covered.dedup();
-            (n_both, n_named) = (n_common(&covered, learnt), covered.len());
-        } else {
-            (n_both, n_named) = (n_both + n, n_named + named);
-        }
-        let score = f1(n_both, n_named, learnt.len());
-        if score > best {
-            (best, n_best) = (score, i + 1);
-        }
-    }
-    ranked.truncate(n_best);
-    ranked.sort_by(|a, b| b.2.cmp(&a.2).then(a.1.cmp(&b.1)));
-    ranked.into_iter().map(|(_, key, _, _)| key).collect()
-}
-
-/// How many positions two ascending lists share.
-fn n_common(a: &[u32], b: &[u32]) -> usize {
-    let (mut at, mut n) = (0, 0);
-    for position in a {
-        while at < b.len() && b[at] < *position {
-            at += 1;
-        }
-        n += usize::from(b.get(at) == Some(position));
-    }
-    n
 }

@@ -231,7 +231,7 @@ impl Subject {
     }
 
     /// The model and the set, by name.
-    pub(super) fn named(&self) -> String {
+    pub fn named(&self) -> String {
         format!("`{}` with `{}` (weights {}, {})", self.model, self.scan, self.model_hash, self.transcoder_hash)
     }
 

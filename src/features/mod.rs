@@ -11,11 +11,13 @@ mod exchange;
 mod explainer;
 mod files;
 mod histogram;
+mod label_rules;
 mod label_text;
 mod label_words;
 mod labels;
 mod manifest;
 mod merge;
+mod place_states;
 mod pushes;
 mod report;
 mod search;
@@ -37,10 +39,10 @@ pub use histogram::{Histogram, N_BINS, SMALLEST, bin_of, bin_start};
 pub use labels::{LABELS_PHASE, LabelOptions, SCORES_FILE, ScoredLabel, import_labels, label_features, write_labels};
 pub use manifest::{FEATURES_FORMAT_VERSION, Manifest, Provenance, Settings, Shard, Subject, TextFile, TextSource};
 pub use merge::merge;
-pub use pushes::{Push, Pushes, pushes};
+pub use pushes::{FeatureAt, Push, Pushes, pushes, pushes_here};
 pub use report::{
-    FeatureId, FeatureReport, ReportBin, ReportExample, ReportFeature, ReportPush, ReportToken, ReportWeights, report,
-    report_weights,
+    FeatureId, FeatureReport, ReportBin, ReportExample, ReportFeature, ReportHere, ReportPush, ReportToken,
+    ReportWeights, report, report_here, report_weights,
 };
 pub use search::{ActiveHere, Found, SearchBy, active_on, search};
 pub use tokens::TokenStore;

@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::report::FeatureId;
 use crate::error::Result;
-use crate::replacement::Replacement;
+use crate::replacement::{ChangeSite, LinearModel, Replacement};
 use crate::transcoder::OutputHook;
 
 /// Features whose logits are held at once.
@@ -41,20 +42,67 @@ pub struct Pushes {
 pub fn pushes(replacement: &Replacement, layer: usize, features: &[usize], n: usize) -> Result<Vec<Pushes>> {
     let mut all = Vec::with_capacity(features.len());
     for features in features.chunks(N_AT_ONCE) {
-        let directions = push_directions(replacement, layer, features)?;
-        let mut ranks: Vec<Ranks> = vec![Ranks::new(n); features.len()];
-        let mut start = 0;
-        for chunk in replacement.model.unembedding_chunks() {
-            let logits = directions.matmul(&chunk?.t()?)?;
-            let width = logits.dim(1)?;
-            let values = logits.flatten_all()?.to_vec1::<f32>()?;
-            let rows = ranks.par_iter_mut().zip(values.par_chunks(width.max(1)));
-            rows.for_each(|(ranks, row)| ranks.add(start, row));
-            start += width as u32;
-        }
-        all.extend(ranks.into_iter().map(|ranks| ranks.pushes(start as usize)));
+        all.extend(ranked(replacement, &push_directions(replacement, layer, features)?, n)?);
     }
     Ok(all)
+}
+
+/// The logits that an active feature of a prompt changes most at a position, by its own activation: directly, which is
+/// through the prompt's frozen attention and norms and past all other features, less the mean over the vocabulary. That of
+/// a token is the edge from the feature to it as a target of the prompt's graph. Nothing for a feature that is not active
+/// there.
+///
+/// # Errors
+/// Those of reading and of the tensor operations.
+pub fn pushes_here(
+    replacement: &Replacement,
+    linear: &LinearModel,
+    feature: FeatureAt,
+    at: usize,
+    n: usize,
+) -> Result<Option<(f32, Pushes)>> {
+    let FeatureAt { id, pos } = feature;
+    replacement.transcoders.check_feature(id.layer, id.feature)?;
+    let mut of_layer = linear.features.of_layer(id.layer).map(|(_, active)| active);
+    let Some(active) = of_layer.find(|active| (active.feature, active.pos) == (id.feature, pos)) else {
+        return Ok(None);
+    };
+    let device = replacement.model.device();
+    let written = replacement.transcoders.layers[id.layer].decoder_vecs(&[id.feature], device)?;
+    let (_, n_layers, d_model) = written.dims3()?;
+    let mut sum = Tensor::zeros((1, d_model), written.dtype(), device)?;
+    for above in 0..n_layers {
+        let vec = (written.get_on_dim(1, above)? * f64::from(active.value))?;
+        let change = vec.pad_with_zeros(0, pos, linear.tokens.len() - 1 - pos)?.unsqueeze(0)?;
+        let pushed = linear.push_forward(ChangeSite::OutputHook { layer: id.layer + above }, &change)?;
+        sum = (sum + pushed.final_normed.get(0)?.narrow(0, at, 1)?)?;
+    }
+    Ok(ranked(replacement, &sum, n)?.pop().map(|pushes| (active.value, pushes)))
+}
+
+/// A feature at a position of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeatureAt {
+    /// The feature.
+    pub id: FeatureId,
+    /// The position.
+    pub pos: usize,
+}
+
+/// The highest and lowest logits of what is added to the input of the unembedding, less their mean. `directions` `[n_rows,
+/// d_model]`
+fn ranked(replacement: &Replacement, directions: &Tensor, n: usize) -> Result<Vec<Pushes>> {
+    let mut ranks: Vec<Ranks> = vec![Ranks::new(n); directions.dim(0)?];
+    let mut start = 0;
+    for chunk in replacement.model.unembedding_chunks() {
+        let logits = directions.matmul(&chunk?.t()?)?;
+        let width = logits.dim(1)?;
+        let values = logits.flatten_all()?.to_vec1::<f32>()?;
+        let rows = ranks.par_iter_mut().zip(values.par_chunks(width.max(1)));
+        rows.for_each(|(ranks, row)| ranks.add(start, row));
+        start += width as u32;
+    }
+    Ok(ranks.into_iter().map(|ranks| ranks.pushes(start as usize)).collect())
 }
 
 /// What an activation of 1 adds to the input of the unembedding, as far as weights say. `[features.len(), d_model]`

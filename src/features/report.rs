@@ -9,11 +9,11 @@ use super::dashboard::{Example, TokenCount};
 use super::files::FeatureSet;
 use super::labels::{ScoredLabel, score_of};
 use super::manifest::Subject;
-use super::pushes::{Push, pushes};
+use super::pushes::{FeatureAt, Push, pushes, pushes_here};
 use super::virtual_weights::{VirtualWeight, VirtualWeights};
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::replacement::Replacement;
+use crate::replacement::{LinearModel, Replacement};
 
 /// Which feature: `LAYER_FEATURE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +81,28 @@ pub struct FeatureReport {
     /// What weights say, where the model was at hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<ReportWeights>,
+    /// What it does at places of a prompt, where one was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub here: Vec<ReportHere>,
+}
+
+/// A feature at one position of a prompt.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReportHere {
+    /// The position.
+    pub pos: usize,
+    /// The token there.
+    pub text: String,
+    /// The feature's activation.
+    pub activation: f32,
+    /// The share of its activations on the collected text that is below that, to the width of a bin.
+    pub share_below: f64,
+    /// The position whose logits these are.
+    pub at: usize,
+    /// The logits it raises most there, directly; largest first.
+    pub top: Vec<ReportPush>,
+    /// Those it lowers most, lowest first.
+    pub bottom: Vec<ReportPush>,
 }
 
 /// What a feature pushes, and which features it reads and feeds.
@@ -96,6 +118,37 @@ pub struct ReportWeights {
     /// Features of later layers that read it most, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub feeds: Option<Vec<ReportFeature>>,
+}
+
+/// What a feature does at a position of a prompt: the `n` logits at the position `at` that it raises and lowers most,
+/// directly. Nothing where it is not active.
+///
+/// # Errors
+/// [`Error::FeaturesMismatch`] for features of another model or set; those of the model.
+pub fn report_here(
+    replacement: &Replacement,
+    set: &FeatureSet,
+    linear: &LinearModel,
+    feature: FeatureAt,
+    at: usize,
+    n: usize,
+) -> Result<Option<ReportHere>> {
+    set.manifest().subject.check_same(&Subject::of(replacement)?, set.folder().spec())?;
+    let Some((activation, pushed)) = pushes_here(replacement, linear, feature, at, n)? else { return Ok(None) };
+    Ok(Some(ReportHere {
+        pos: feature.pos,
+        text: linear.tokens.get(feature.pos).map(|&token| set.tokens().text(token)).unwrap_or_default(),
+        activation,
+        share_below: set.dashboard(feature.id.layer, feature.id.feature)?.share_below(activation),
+        at,
+        top: named(set, &pushed.top),
+        bottom: named(set, &pushed.bottom),
+    }))
+}
+
+fn named(set: &FeatureSet, pushes: &[Push]) -> Vec<ReportPush> {
+    let of = |p: &Push| ReportPush { token: p.token, text: set.tokens().text(p.token), value: p.value };
+    pushes.iter().map(of).collect()
 }
 
 /// A logit that a feature pushes.
@@ -134,10 +187,7 @@ pub fn report_weights(
 ) -> Result<ReportWeights> {
     set.manifest().subject.check_same(&Subject::of(replacement)?, set.folder().spec())?;
     let pushed = pushes(replacement, id.layer, &[id.feature], n)?.pop().unwrap_or_default();
-    let named = |list: &[Push]| -> Vec<ReportPush> {
-        list.iter().map(|p| ReportPush { token: p.token, text: set.tokens().text(p.token), value: p.value }).collect()
-    };
-    let (top, bottom) = (named(&pushed.top), named(&pushed.bottom));
+    let (top, bottom) = (named(set, &pushed.top), named(set, &pushed.bottom));
     if !neighbors || set.tokens().is_empty() {
         return Ok(ReportWeights { top, bottom, reads: None, feeds: None });
     }
@@ -246,5 +296,6 @@ pub fn report(set: &FeatureSet, id: FeatureId) -> Result<FeatureReport> {
         examples: dashboard.examples.iter().map(example).collect(),
         label_score: score_of(set, id)?,
         weights: None,
+        here: Vec::new(),
     })
 }

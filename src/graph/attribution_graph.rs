@@ -146,6 +146,7 @@ pub struct AttributionGraph {
     layout: NodeLayout,
     decoder_directions: Option<DecoderDirections>,
     whole_influence: Option<WholeInfluence>,
+    unselected_at: Option<Vec<f32>>,
     heads: Option<Arc<HeadFlows>>,
 }
 
@@ -222,7 +223,14 @@ impl AttributionGraph {
             features.push(feature);
         }
         let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
-        Ok(AttributionGraph { data, layout, decoder_directions: None, whole_influence: None, heads: None })
+        Ok(AttributionGraph {
+            data,
+            layout,
+            decoder_directions: None,
+            whole_influence: None,
+            unselected_at: None,
+            heads: None,
+        })
     }
 
     /// Where every node is in rows and columns.
@@ -249,6 +257,33 @@ impl AttributionGraph {
             });
         }
         self.decoder_directions = Some(directions);
+        Ok(())
+    }
+
+    /// What active features without a row give to a target, by layer and position, where that was kept: the parts of its
+    /// `unselected_effect`. `[n_layers, n_pos]`
+    pub fn unselected_at(&self, target: usize) -> Option<&[f32]> {
+        let n_places = self.layout.n_layers() * self.layout.n_pos();
+        self.unselected_at.as_deref()?.get(target * n_places..(target + 1) * n_places)
+    }
+
+    /// The same of all targets. `[n_targets, n_layers, n_pos]`
+    pub fn unselected_at_all(&self) -> Option<&[f32]> {
+        self.unselected_at.as_deref()
+    }
+
+    /// Keeps what active features without a row give to the targets. `[n_targets, n_layers, n_pos]`
+    ///
+    /// # Errors
+    /// Another number of values; values that are not finite.
+    pub(crate) fn set_unselected_at(&mut self, values: Vec<f32>) -> Result<()> {
+        let (n_targets, n_layers, n_pos) = (self.layout.n_targets(), self.layout.n_layers(), self.layout.n_pos());
+        if values.len() != n_targets * n_layers * n_pos {
+            let expected = vec![n_targets, n_layers, n_pos];
+            return Err(Error::GraphShape { name: "unselected_at", expected, actual: vec![values.len()] });
+        }
+        check_finite("unselected_at", &values)?;
+        self.unselected_at = Some(values);
         Ok(())
     }
 

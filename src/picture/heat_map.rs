@@ -22,12 +22,12 @@ pub struct HeatMap {
     pub values: Vec<f64>,
 }
 
-/// Direct effects of features and errors on a target: layers upwards, positions to the right.
-impl From<&Effects> for HeatMap {
-    fn from(effects: &Effects) -> HeatMap {
+impl HeatMap {
+    /// Direct effects of features and errors on what is called `target`: layers upwards, positions to the right.
+    pub fn of(effects: &Effects, target: &str) -> HeatMap {
         HeatMap {
-            title: format!("Effects on {}", effects.text),
-            quantity: format!("direct effect of features and errors on {}", effects.text),
+            title: format!("Effects on {target}"),
+            quantity: format!("direct effect of features and errors on {target}"),
             rows: effects.layers.iter().map(|layer| format!("layer {}", layer.layer)).collect(),
             columns: effects.positions.iter().map(|position| position.text.clone()).collect(),
             values: effects.layers.iter().flat_map(|layer| layer.by_position.iter().copied()).collect(),

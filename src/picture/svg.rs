@@ -208,7 +208,7 @@ fn write_edge(out: &mut String, edge: &DrawnEdge, [source, target]: [&str; 2], h
          <path d=\"M{x:.1} {y:.1}L{:.1} {base:.1}L{:.1} {base:.1}Z\" fill=\"{color}\"/></g>",
         width + 2.0,
         edge.weight,
-        node_text::percent(edge.share),
+        xml(&node_text::percent(edge.share)),
         x - half,
         x + half,
         base = y + back,

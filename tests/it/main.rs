@@ -30,6 +30,7 @@ mod job;
 mod kernels;
 mod layouts;
 mod model;
+mod named_graphs;
 mod ops;
 mod oracle;
 mod package;

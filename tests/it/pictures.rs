@@ -142,6 +142,20 @@ fn features_that_say_the_same_at_one_place_are_one_box_with_their_number() {
     assert!((edge.weight - sum).abs() < 1e-6 && (edge.share - sum / weights.iter().sum::<f64>()).abs() < 1e-6);
 }
 
+#[test]
+fn edges_of_next_to_no_share_are_drawn_and_said() {
+    let nodes = vec![
+        node(NodeId::Token { pos: 0 }, 0),
+        node(NodeId::Token { pos: 1 }, 1),
+        node(NodeId::Target { index: 0 }, 1),
+    ];
+    let links = [(0, 1.0), (1, 1e-5)].map(|(source, weight)| Link { source, target: 2, weight });
+    let circuit = Circuit::new(CircuitMeta::default(), nodes, links.to_vec()).unwrap();
+    let picture = svg(&circuit, &collapse(&circuit, &[]).unwrap(), &arranged(&circuit));
+    usvg::roxmltree::Document::parse(&picture).unwrap();
+    assert!(picture.contains("&lt;0.1 % of its input"), "{picture}");
+}
+
 fn targets_of(drawn: &Arrangement) -> impl Iterator<Item = &DrawnBox> {
     drawn.boxes.iter().filter(|drawn| drawn.kind == BoxKind::Target)
 }

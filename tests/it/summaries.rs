@@ -107,6 +107,41 @@ fn the_table_of_smollm2_equals_the_sums_of_the_raw_graph() {
     assert!(along(2) > 2.0 && along(4) < -0.5, "Mary {}, John {}", along(2), along(4));
 }
 
+#[test]
+fn the_table_of_a_part_of_the_rows_is_that_of_all_features() {
+    let folder = tempfile::tempdir().unwrap();
+    let effects = |slug: &str, options: &[&str]| {
+        trace(folder.path(), slug, options);
+        let path = format!("graphs/{slug}.safetensors");
+        inspected(folder.path(), &[&path])["effects"].as_array().unwrap().clone()
+    };
+    let targets = ["--target", " Austin", "--target", " Sacramento"];
+    let whole = effects("whole", &[&targets[..], &["--rows", "all"]].concat());
+    for (slug, rows) in
+        [("sampled", &["--rows", "60", "--nodes", "40"]), ("capped", &["--max-features", "40", "--batch-size", "8"])]
+    {
+        let part = effects(slug, &[&targets[..], rows].concat());
+        assert_eq!(part.len(), 2);
+        for (whole, part) in whole.iter().zip(&part) {
+            let pairs = |list: &str, key: &str| -> Vec<(f64, f64)> {
+                let of = |effects: &Value| -> Vec<f64> {
+                    effects[list].as_array().unwrap().iter().map(|entry| entry[key].as_f64().unwrap()).collect()
+                };
+                of(whole).into_iter().zip(of(part)).collect()
+            };
+            for (list, key) in [("positions", "features"), ("positions", "errors"), ("layers", "features")] {
+                let pairs = pairs(list, key);
+                assert!(pairs.len() >= 4);
+                pairs
+                    .iter()
+                    .for_each(|(whole, part)| close(*part, *whole, 1e-3, 1e-3, &format!("{slug}: {key} of {list}")));
+            }
+            assert_eq!(part["direct"]["unselected"].as_f64(), Some(0.0));
+            close(part["value"].as_f64().unwrap(), whole["value"].as_f64().unwrap(), 1e-3, 1e-4, "the logit");
+        }
+    }
+}
+
 /// `T[s] = A[t,s] + Σ_m T[m]·A[m,s] / value[m]`, from the highest feature down.
 fn path_effects_slowly(graph: &AttributionGraph, row: usize) -> Vec<f64> {
     let layout = graph.layout();

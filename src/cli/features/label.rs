@@ -27,7 +27,7 @@ pub(super) struct LabelArgs {
     folder: String,
     /// Tokens of the collected text that go through the model again: one half to make labels from, the other to score
     /// them on
-    #[arg(long, value_name = "N", value_parser = token_count, default_value = "100k")]
+    #[arg(long, value_name = "N", value_parser = token_count, default_value = "200k")]
     tokens: u64,
     /// Labels of a lower F1 on the other half say "mixed"
     #[arg(long, value_name = "F1", default_value_t = LabelOptions::default().min_f1)]

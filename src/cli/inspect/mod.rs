@@ -1,6 +1,7 @@
 //! `circuitscope inspect`: what is in a graph, all of it or a part, as text, table or picture.
 
 mod choose;
+mod dashboards;
 pub(super) mod group;
 mod report_text;
 
@@ -9,25 +10,29 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::circuits::{
-    Report, SummarySettings, collapse, find_nodes, has_strange_partner, members_within, neighborhood, open_graph,
-    rename, save, summarize, summarize_with_raw,
+    Effects, Report, SummarySettings, collapse, find_node, find_nodes, has_strange_partner, members_within,
+    neighborhood, open_graph, rename, save, summarize, summarize_with_raw,
 };
 use crate::error::ErrorContext;
-use crate::graph::Circuit;
+use crate::graph::{Circuit, NodeKind};
 use crate::picture::{
     HeatMap, PictureSettings, arrange, characters_without_font, csv_edges, csv_nodes, dot, graphml, heat_map, png, svg,
 };
 use crate::text::quoted;
 use crate::{Error, Result};
 
+use super::collected::{CollectedArgs, Wanted, label_from_beside};
 use super::graph_args::{CellsFor, Thresholds, refuse_own_inputs, relabel_from};
 #[cfg(feature = "serve")]
 use super::open_page::OpenArgs;
 use super::output_file::{check_folder, check_json_output, write_picture};
 #[cfg(feature = "serve")]
-use super::setup::{GraphSource, SetupArgs};
+use super::setup::GraphSource;
+use super::setup::SetupArgs;
+use super::summary::token_at;
 use super::{json_text, note, print_bytes, summary_text, terminal};
 use choose::ChooseArgs;
+use dashboards::{Dashboards, WithDashboards, dashboards};
 use group::GroupArgs;
 use report_text::report_text;
 
@@ -54,6 +59,11 @@ pub struct InspectArgs {
     /// Show the inputs and outputs of these nodes: 3_41_7, 3_41 (wherever it is), " Dallas", Dallas@7, a label
     #[arg(long, value_name = "NAME", allow_hyphen_values = true, help_heading = "What to show")]
     node: Option<String>,
+    /// With --node: without what its features are active on, push, read and feed
+    #[arg(long, requires = "node", help_heading = "What to show")]
+    no_dashboard: bool,
+    #[command(flatten, next_help_heading = "What to show")]
+    collected: CollectedArgs,
     /// How many of the strongest paths to show
     #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths, help_heading = "What to show")]
     paths: usize,
@@ -111,6 +121,8 @@ pub struct InspectArgs {
     /// Write the graph as JSON too, with the chosen nodes pinned and the supernodes stored
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     save: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Model, for what features push, read and feed (--node)")]
+    setup: SetupArgs,
 }
 
 impl InspectArgs {
@@ -138,6 +150,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             second: "a format that is no picture: give --format svg or png, or -o with a file ending in .svg or .png",
         });
     }
+    if args.heat_map && !args.from.is_empty() {
+        return Err(Error::Contradiction { first: "--heat-map", second: "--from, which is about paths" });
+    }
     for output in args.output().into_iter().chain(&args.save) {
         refuse_own_inputs(output, [Some(&args.graph), args.labels.as_ref(), args.group.file()])?;
     }
@@ -158,6 +173,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     if let Some(partner) = has_strange_partner(&args.graph) {
         note(&format!("note: `{}` is of another trace than `{}`", partner.display(), args.graph.display()));
     }
+    label_from_beside(&mut opened.circuit);
     relabel_from(&mut opened.circuit, args.labels.as_ref())?;
     if let Some(view) = &request.shared {
         view.relabel(&mut opened.circuit);
@@ -217,7 +233,8 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         if args.heat_map {
             let summary = summarized(&SummarySettings { top: 0, paths: 0, node: None, ..summary_settings.clone() })?;
             let no_target = || Error::Picture { reason: "it has no target that there could be effects on".to_owned() };
-            return heat_map(&HeatMap::from(summary.effects.first().ok_or_else(no_target)?));
+            let effects = summary.effects.first().ok_or_else(no_target)?;
+            return heat_map(&HeatMap::of(effects, &described(&shown, effects)?));
         }
         let collapsed = shown_collapsed()?;
         Ok(svg(&shown, &collapsed, &arrange(&shown, &collapsed, &settings)))
@@ -240,11 +257,26 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         InspectFormat::Csv => csv_edges(&shown, &shown_collapsed()?, args.cells.into()).into_bytes(),
         InspectFormat::CsvNodes => csv_nodes(&shown, &shown_collapsed()?, args.cells.into()).into_bytes(),
         InspectFormat::Text | InspectFormat::Json => {
-            let summary = summarized(&summary_settings)?;
+            let mut summary = summarized(&summary_settings)?;
+            let shows_dashboards = !(summary.nodes.is_empty() || args.no_dashboard);
+            let set = match shows_dashboards || args.collected.wants_examples() {
+                true => args.collected.open(Wanted::from(&opened.circuit.meta))?,
+                false => None,
+            };
+            args.collected.add_examples(&mut summary, set.as_ref())?;
+            let dashboards = match set.filter(|_| shows_dashboards) {
+                Some(set) => dashboards(&opened, &set, &summary.nodes, &args.graph, &args.setup)?,
+                None => Dashboards::default(),
+            };
             let report = Report::new(&opened, chosen.as_deref(), &groups, summary)?;
             match format {
-                InspectFormat::Json => json_text(&report)?.into_bytes(),
-                _ => terminal::shown(&(summary_text(&report.summary) + &report_text(&report))).into_bytes(),
+                InspectFormat::Json => {
+                    json_text(&WithDashboards { report, dashboards: dashboards.reports })?.into_bytes()
+                }
+                _ => {
+                    let text = terminal::shown(&(summary_text(&report.summary) + &report_text(&report)));
+                    (text + &dashboards.text()).into_bytes()
+                }
             }
         }
     };
@@ -262,6 +294,19 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         return args.open.show(&args.graph, Some(Box::new(open)));
     }
     Ok(())
+}
+
+/// What effects are on: a target's text; a feature with its label and place.
+///
+/// # Errors
+/// It is not in the circuit.
+fn described(circuit: &Circuit, effects: &Effects) -> Result<String> {
+    let node = circuit.node(find_node(circuit, &effects.target)?);
+    if node.id.kind() == NodeKind::Target {
+        return Ok(effects.text.clone());
+    }
+    let label = node.label.as_deref().map(|label| format!(" ({label})")).unwrap_or_default();
+    Ok(format!("{}{label} at {}", effects.target, token_at(&effects.text, node.pos)))
 }
 
 /// The form that is asked for, or that the ending of the output names.

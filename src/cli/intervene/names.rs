@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::circuits::{GroupRequest, OpenedGraph, Opening, find_nodes, open_graph, typed_position};
+use crate::cli::collected::label_from_beside;
 use crate::error::ErrorContext;
 use crate::graph::{Circuit, FeatureId, Node};
 use crate::intervene::{FeatureSpec, Positions, Supernodes};
@@ -29,6 +30,7 @@ impl NamedGraph {
     /// A graph that cannot be read; supernodes that cannot be.
     pub(super) fn open(path: &Path, request: GroupRequest) -> Result<Self> {
         let mut opened = open_graph(path, &Opening::default())?;
+        label_from_beside(&mut opened.circuit);
         if let Some(view) = &request.shared {
             view.relabel(&mut opened.circuit);
         }

@@ -11,6 +11,7 @@ use crate::tracer::Tracer;
 use crate::{Error, Result};
 
 use super::super::Format;
+use super::super::collected::CollectedArgs;
 use super::super::direction::{check_not_zero, directions};
 use super::super::graph_args::{Thresholds, file_name};
 #[cfg(feature = "serve")]
@@ -92,6 +93,8 @@ pub struct TraceArgs {
     /// A feature_labels.json to name features from [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(super) labels: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Output")]
+    pub(super) collected: CollectedArgs,
     /// How many of the strongest paths to show
     #[arg(long, value_name = "K", default_value_t = SummarySettings::default().paths, help_heading = "Output")]
     pub(super) paths: usize,

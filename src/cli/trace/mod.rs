@@ -16,7 +16,9 @@ use crate::export::check_writable;
 use crate::heads::FlowOptions;
 use crate::job::Job;
 use crate::text::terminal;
+use crate::tracer::Tracer;
 
+use super::collected::Wanted;
 use super::{Format, note, print_json, print_text, say, summary_text};
 pub use args::TraceArgs;
 use phases::{Phase, Phases};
@@ -31,6 +33,17 @@ struct Report<'a> {
     /// Only where they were asked for: two runs never take the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
     timings: Option<&'a [Phase]>,
+}
+
+/// Whose features examples are of.
+fn wanted(tracer: &Tracer) -> Wanted<'_> {
+    let replacement = tracer.replacement();
+    Wanted {
+        model: tracer.model_name(),
+        transcoders: &replacement.transcoder_source,
+        scan: tracer.transcoder_name(),
+        n_layers: replacement.model.config.n_layers,
+    }
 }
 
 /// Traces a prompt, prints the summary, writes the files.
@@ -48,6 +61,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 
     let tracer = args.setup.open(args.labels.as_deref())?;
     let prompt = tracer.tokenize(args.prompt.read()?)?;
+    let set = match args.collected.wants_examples() {
+        true => args.collected.open(wanted(&tracer))?,
+        false => None,
+    };
     let options = args.options(&tracer)?;
     let pair = PairPlan {
         folder: args.out_dir.clone(),
@@ -88,7 +105,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let mut phases = phases.lock().unwrap_or_else(PoisonError::into_inner);
     phases.note("forward", format!("{n_pos} positions, {n_active} active features"));
     let settings = SummarySettings { top: args.top, paths: args.paths, ..Default::default() };
-    let summary = summarize_with_raw(&circuit, graph.graph(), &settings)?;
+    let mut summary = summarize_with_raw(&circuit, graph.graph(), &settings)?;
+    args.collected.add_examples(&mut summary, set.as_ref())?;
     match args.format {
         Format::Text => print_text(&summary_text(&summary))?,
         Format::Json => {

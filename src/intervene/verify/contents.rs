@@ -217,6 +217,20 @@ pub fn check(
     }
     tensors.push(logits_tally.check);
     tensors.push(rows.edges());
+    if let Some(in_graph) = graph.unselected_at_all() {
+        let mut tally = Tally::new("unselected_at");
+        // Where other features are active, others are without a row.
+        if others.is_empty() {
+            match again.unselected_at_all() {
+                Some(here) if here.len() == in_graph.len() => rows.unselected_at(&mut tally),
+                here => {
+                    let len = here.map_or(0, <[f32]>::len);
+                    tally.differs("their number".into(), in_graph.len().to_string(), len.to_string());
+                }
+            }
+        }
+        tensors.push(tally.check);
+    }
     if let (Some(in_graph), Some(here)) = (graph.decoder_directions(), again.decoder_directions()) {
         let mut tally = Tally::new("decoder_directions");
         for (row, row_again) in rows.pairs.iter().copied().filter(|&(row, _)| row < in_graph.n_features()) {
@@ -408,6 +422,22 @@ impl<'a> Rows<'a> {
         };
         let scales = pairs.iter().map(scale).collect();
         Rows { graph, again, pairs, columns, scales }
+    }
+
+    /// What features without a row give to each target, place by place.
+    fn unselected_at(&self, tally: &mut Tally) {
+        let n_features = [self.graph, self.again].map(|graph| graph.layout().n_features());
+        let n_pos = self.graph.layout().n_pos();
+        for (&(row, row_again), scale) in self.pairs.iter().zip(&self.scales) {
+            let target = row.checked_sub(n_features[0]).zip(row_again.checked_sub(n_features[1]));
+            let Some((target, target_again)) = target else { continue };
+            let in_graph = self.graph.unselected_at(target).unwrap_or_default();
+            let here = self.again.unselected_at(target_again).unwrap_or_default();
+            for (place, (&a, &b)) in in_graph.iter().zip(here).enumerate() {
+                let tolerance = RTOL * f64::from(b.abs()) + SCALE_TOL * scale;
+                tally.add(a, b, tolerance, || format!("[{target}, {}, {}]", place / n_pos, place % n_pos));
+            }
+        }
     }
 
     /// A tensor of one value a row.
