@@ -39,7 +39,7 @@ impl Labels {
     ///
     /// # Errors
     /// As [`Labels::read`].
-    pub(crate) fn of_transcoders(folder: &Path) -> Result<Labels> {
+    pub fn of_transcoders(folder: &Path) -> Result<Labels> {
         let read = |path: std::path::PathBuf| if path.is_file() { Labels::read(&path) } else { Ok(Labels::default()) };
         let made = read(folder.join(Labels::FEATURES_FOLDER).join(Labels::FILE))?;
         Ok(read(folder.join(Labels::FILE))?.or(made))
