@@ -56,7 +56,8 @@ pub struct AblationQuality {
 /// Ablations of one prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptAblations {
-    /// Features that were ablated, one by one: evenly from those that carry 0.8 of all features' influence.
+    /// Features that were ablated, one by one, of those that carry 0.8 of all features' influence: at ranks that grow by
+    /// a factor.
     pub n_ablated: usize,
     /// Spearman's correlation of influence and effect, everything free; `None` where either does not vary.
     pub free: Option<f64>,
@@ -143,7 +144,8 @@ fn ablate(original: &Original, found: &Attribution, n: usize, job: &Job) -> Resu
     }))
 }
 
-/// Evenly, most influential first, from the features that carry most of the influence: `n` at most.
+/// `n` at most of the features that carry most of the influence, most influential first. Their ranks grow by a factor,
+/// so that the few strong ones are there as well as the many weak ones, among which influence hardly differs.
 fn chosen(influence: &[f64], n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..influence.len()).collect();
     order.sort_by(|&a, &b| influence[b].total_cmp(&influence[a]).then(a.cmp(&b)));
@@ -155,8 +157,19 @@ fn chosen(influence: &[f64], n: usize) -> Vec<usize> {
         is_short
     });
     let n_kept = n_kept.count();
-    let n = n.min(n_kept);
-    (0..n).map(|i| order[i * n_kept / n]).collect()
+    ranks(n.min(n_kept), n_kept).into_iter().map(|rank| order[rank]).collect()
+}
+
+/// `n` different ranks below `n_kept`, from 0: `n_kept^(i/n)`, or the next where that was taken.
+fn ranks(n: usize, n_kept: usize) -> Vec<usize> {
+    let mut next = 0;
+    let rank = |i: usize| {
+        let wanted = (n_kept as f64).powf(i as f64 / n as f64) as usize - 1;
+        let rank = wanted.max(next);
+        next = rank + 1;
+        rank
+    };
+    (0..n).map(rank).collect()
 }
 
 #[cfg(test)]
@@ -164,12 +177,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_are_chosen_evenly_from_those_that_carry_most() {
+    fn features_are_chosen_from_those_that_carry_most_strong_ones_first() {
         // 0.8 of 10 is carried by the first three.
         let influence = [1.0, 4.0, 3.0, 1.5, 0.5];
         assert_eq!(chosen(&influence, 9), [1, 2, 3]);
         assert_eq!(chosen(&influence, 2), [1, 2]);
         assert_eq!(chosen(&influence, 0), [0; 0]);
         assert_eq!(chosen(&[0.0; 3], 2), [0; 0]);
+        assert_eq!(ranks(8, 1000), [0, 1, 4, 12, 30, 73, 176, 420]);
+        for (n, n_kept) in [(1, 1), (2, 2), (32, 32), (32, 33), (32, 5000)] {
+            let ranks = ranks(n, n_kept);
+            assert!(ranks.len() == n && ranks.is_sorted_by(|a, b| a < b) && ranks[n - 1] < n_kept, "{ranks:?}");
+        }
     }
 }

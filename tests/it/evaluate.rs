@@ -330,7 +330,14 @@ fn traced(replacement: &Replacement, tokens: &[u32], n: usize) -> (f64, f64, Opt
     let carried = |i: usize| order[..i].iter().map(|&i| influence[i]).sum::<f64>();
     let n_kept = (0..order.len()).filter(|&i| carried(i) < 0.8 * total).count();
     let n = n.min(n_kept);
-    let chosen: Vec<usize> = (0..n).map(|i| order[i * n_kept / n]).collect();
+    let mut chosen: Vec<usize> = Vec::new();
+    let mut last: Option<usize> = None;
+    for i in 0..n {
+        let wanted = (n_kept as f64).powf(i as f64 / n as f64).floor() as usize - 1;
+        let rank = last.map_or(wanted, |last| wanted.max(last + 1));
+        last = Some(rank);
+        chosen.push(order[rank]);
+    }
     let original = Original::run(replacement, tokens, &job).unwrap();
     let before = log_probabilities(&original.logits.iter().map(|&l| f64::from(l)).collect::<Vec<_>>());
     let effects = |mode: Mode| -> Vec<f64> {
