@@ -81,7 +81,7 @@ fn common_beginning(labels: &[&str]) -> Option<String> {
     let beginning = first[..n_words].join(" ");
     let beginning = beginning.trim_end_matches([',', '/', '(', ':', ' ']);
     // Half of a quotation is no name.
-    let is_whole = beginning.matches('"').count() % 2 == 0;
+    let is_whole = beginning.matches('"').count().is_multiple_of(2);
     (is_whole && !beginning.is_empty() && beginning != "mixed").then(|| beginning.to_owned())
 }
 

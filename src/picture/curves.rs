@@ -42,10 +42,10 @@ pub fn training_svg(title: &str, lines: &[LogLine]) -> String {
         let right = WIDTH - RIGHT;
         for part in [0.0, 0.5, 1.0] {
             let (value, at) = (part * most, y(part * most));
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>\
-                 <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555\">{value}</text>\n",
+                 <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555\">{value}</text>",
                 LEFT - 6.0,
                 at + 4.0
             );

@@ -483,7 +483,7 @@ impl<'a> Run<'a> {
             self.reports[set].extend(reports);
         }
         let is_last = self.state.done >= 1.0;
-        if self.state.step % LOG_EVERY == 0 || is_last || self.state.step == 1 {
+        if self.state.step.is_multiple_of(LOG_EVERY) || is_last || self.state.step == 1 {
             self.note(used);
             if let Some(line) = self.state.log.last() {
                 let elapsed = self.started.elapsed().as_secs_f64().max(1e-9);
@@ -664,7 +664,7 @@ fn mixed(seed: u64, purpose: [u64; 3]) -> u64 {
 /// are long.
 fn text_bytes(inputs: &[Input]) -> u64 {
     let sizes: u64 = inputs.iter().map(Input::size_bytes).sum();
-    if inputs.iter().any(|input| *input == Input::Stdin) { u64::MAX } else { sizes.saturating_mul(8).max(1 << 20) }
+    if inputs.contains(&Input::Stdin) { u64::MAX } else { sizes.saturating_mul(8).max(1 << 20) }
 }
 
 /// Begins with the weights of a set, in scaled units.

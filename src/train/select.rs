@@ -107,7 +107,10 @@ fn above(layer: &Layer, x: &[f32], floor: f32) -> Vec<Candidate> {
 }
 
 wide! {
-    fn scan_tile<'a>((found, first, products, layer, floor) => (&'a mut Vec<Candidate>, usize, &'a [f32], &'a Layer, f32)) -> () {
+    fn scan_tile<'a>(
+        (found, first, products, layer, floor) =>
+            (&'a mut Vec<Candidate>, usize, &'a [f32], &'a Layer, f32)
+    ) -> () {
         for (row, products) in products.chunks(layer.n_features).enumerate() {
             scan(found, (first + row) as u32, products, layer, floor);
         }

@@ -111,7 +111,10 @@ pub(super) fn error(layers: &[Layer], active: &[&Active], batch: &[LayerBatch], 
 
 wide! {
     /// Adds what is decoded less what is wanted.
-    fn add_decoded<'a>((out, y, layers, active, target) => (&'a mut [f32], &'a [f32], &'a [Layer], &'a [&'a Active], usize)) -> () {
+    fn add_decoded<'a>(
+        (out, y, layers, active, target) =>
+            (&'a mut [f32], &'a [f32], &'a [Layer], &'a [&'a Active], usize)
+    ) -> () {
         let (d_model, b_dec) = (layers[target].d_model, &layers[target].b_dec);
         for (token, (out, y)) in out.chunks_mut(d_model).zip(y.chunks(d_model)).enumerate() {
             add_scaled(out, -1.0, y);
@@ -216,14 +219,17 @@ impl<'a> Gradient<'a> {
 
 wide! {
     /// ⟨g_n, W_dec,i⟩ of every pair.
-    fn add_deltas<'a>((deltas, layer, active, errors, factor) => (&'a mut [f32], &'a Layer, &'a Active, &'a [Vec<f32>], f32)) -> () {
+    fn add_deltas<'a>(
+        (deltas, layer, active, errors, factor) =>
+            (&'a mut [f32], &'a Layer, &'a Active, &'a [Vec<f32>], f32)
+    ) -> () {
         let d_model = layer.d_model;
         for token in 0..active.n_tokens() {
-            for pair in active.starts[token] as usize..active.starts[token + 1] as usize {
-                let feature = active.features[pair] as usize;
+            let pairs = active.starts[token] as usize..active.starts[token + 1] as usize;
+            for (delta, &feature) in deltas[pairs.clone()].iter_mut().zip(&active.features[pairs]) {
                 for (written, error) in errors.iter().enumerate() {
                     let error = &error[token * d_model..][..d_model];
-                    deltas[pair] += factor * dot(error, layer.dec_row(feature, written));
+                    *delta += factor * dot(error, layer.dec_row(feature as usize, written));
                 }
             }
         }
@@ -252,8 +258,8 @@ fn update(
         add_lengths(layer, &mut gradient, settings);
     }
     let dead = layer.dead(settings.n_tokens, settings.dead_window);
-    let asked =
-        (!dead.is_empty() && settings.step % DEAD_EVERY == 0).then(|| ask_dead(layer, batch, &dead, &errors[0]));
+    let asked = (!dead.is_empty() && settings.step.is_multiple_of(DEAD_EVERY))
+        .then(|| ask_dead(layer, batch, &dead, &errors[0]));
     let of_dead = asked.as_ref().map(|(active, errors, share)| {
         Gradient::new(layer, active, std::slice::from_ref(errors), factor * DEAD_WEIGHT * share)
     });
@@ -279,7 +285,10 @@ fn move_all(values: &mut [f32], moments: &mut Moments, gradient: &[f32], setting
 }
 
 wide! {
-    fn move_row_of<'a>((adam, values, moments, gradient) => (&'a AdamStep, &'a mut [f32], &'a mut Moments, &'a [f32])) -> () {
+    fn move_row_of<'a>(
+        (adam, values, moments, gradient) =>
+            (&'a AdamStep, &'a mut [f32], &'a mut Moments, &'a [f32])
+    ) -> () {
         adam.apply(values, (&mut moments.first, &mut moments.second), gradient);
     }
 }
@@ -295,7 +304,10 @@ wide! {
 
 wide! {
     /// Moves the rows of every feature that has a gradient.
-    fn move_features<'a>((layer, x, gradient, of_dead, settings) => (&'a mut Layer, &'a [f32], &'a Gradient<'a>, Option<&'a Gradient<'a>>, &'a StepSettings)) -> () {
+    fn move_features<'a>(
+        (layer, x, gradient, of_dead, settings) =>
+            (&'a mut Layer, &'a [f32], &'a Gradient<'a>, Option<&'a Gradient<'a>>, &'a StepSettings)
+    ) -> () {
         let (d_model, n_tokens) = (layer.d_model, gradient.active.n_tokens());
         let mut row = RowGradient { enc: vec![0.0; d_model], dec: vec![0.0; d_model * layer.n_written], bias: 0.0 };
         for feature in 0..layer.n_features {

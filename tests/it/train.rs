@@ -160,8 +160,7 @@ fn every_kind_of_set_is_trained_on_every_family_and_opens() {
         let model = fixture("reference").join(family).join("model");
         let base = BaseModel::open(model.to_str().unwrap(), DeviceChoice::Cpu).unwrap();
         let text = folder.path().join("text.txt");
-        std::fs::write(&text, std::fs::read(fixture("atlas").join("sentences.txt")).unwrap()[..12_000].to_vec())
-            .unwrap();
+        std::fs::write(&text, &std::fs::read(fixture("atlas").join("sentences.txt")).unwrap()[..12_000]).unwrap();
         let subject = Subject {
             model: &base.model,
             tokenizer: &base.tokenizer,
