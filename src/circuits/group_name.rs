@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use petgraph::graph::NodeIndex;
 
 use crate::graph::{Circuit, NodeId, NodeKind};
-use crate::text::quoted;
+use crate::text::{quoted, terminal};
 
 /// What most of `members` share, the strongest of them first: their label; what their labels say of one token; a token that
 /// they name; the words that all of them begin with; the target that they push most; else what the first one is called.
@@ -85,12 +85,14 @@ fn common_beginning(labels: &[&str]) -> Option<String> {
     (is_whole && !beginning.is_empty() && beginning != "mixed").then(|| beginning.to_owned())
 }
 
-/// The target that a node pushes upwards most, in quotes, if it pushes one.
+/// The target that a node pushes upwards most, a token in quotes, if it pushes one.
 fn pushed_target(circuit: &Circuit, node: NodeIndex) -> Option<String> {
     let outputs = circuit.outputs(node).into_iter();
     let targets = outputs.filter(|out| circuit.node(out.node).id.kind() == NodeKind::Target && out.edge.weight > 0.0);
     let most = targets.max_by(|a, b| a.edge.weight.total_cmp(&b.edge.weight))?;
-    Some(quoted(circuit.node(most.node).text.trim()))
+    let text = circuit.node(most.node).text.trim();
+    // A difference has quotes of its own.
+    Some(if text.contains('"') { terminal(text) } else { quoted(text) })
 }
 
 #[cfg(test)]

@@ -149,9 +149,11 @@ fn edges_of_next_to_no_share_are_drawn_and_said() {
         node(NodeId::Token { pos: 1 }, 1),
         node(NodeId::Target { index: 0 }, 1),
     ];
-    let links = [(0, 1.0), (1, 1e-5)].map(|(source, weight)| Link { source, target: 2, weight });
+    let links = [(0, 1.0), (1, 4e-4)].map(|(source, weight)| Link { source, target: 2, weight });
     let circuit = Circuit::new(CircuitMeta::default(), nodes, links.to_vec()).unwrap();
-    let picture = svg(&circuit, &collapse(&circuit, &[]).unwrap(), &arranged(&circuit));
+    let view = collapse(&circuit, &[]).unwrap();
+    let settings = PictureSettings { edge_share: 1.0, max_inputs: 9, ..Default::default() };
+    let picture = svg(&circuit, &view, &arrange(&circuit, &view, &settings));
     usvg::roxmltree::Document::parse(&picture).unwrap();
     assert!(picture.contains("&lt;0.1 % of its input"), "{picture}");
 }
