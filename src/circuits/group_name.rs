@@ -59,9 +59,11 @@ fn statements(label: &str) -> Vec<String> {
     if verb.starts_with("mixed") {
         return Vec::new();
     }
+    // What stands after other tokens does not name those.
+    let own = label.split("\" after ").next().map_or(label, |own| &label[..(own.len() + 1).min(label.len())]);
     let of_tokens = match verb.contains(", ") || verb.contains('(') {
         true => Vec::new(),
-        false => tokens(label).into_iter().map(|token| format!("{verb}{token}")).collect(),
+        false => tokens(own).into_iter().map(|token| format!("{verb}{token}")).collect(),
     };
     let clauses = label.split(", ").filter_map(|clause| clause.split(" (").next());
     let clauses = clauses.filter(|clause| !clause.is_empty() && !clause.contains('"')).map(str::to_owned);

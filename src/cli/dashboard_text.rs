@@ -3,15 +3,12 @@
 use std::fmt::Write;
 
 use super::summary::{Align, cut, percent, token_at, write_table};
-use super::terminal::color_on_stdout;
+use super::terminal::{color_on_stdout, columns};
 use crate::circuits::NodeExample;
 use crate::features::{
     FeatureReport, N_INTERVALS, ReportExample, ReportFeature, ReportHere, ReportPush, ReportToken, ReportWeights,
 };
 use crate::text::{quoted, shortened, terminal};
-
-/// Columns of a terminal.
-const COLUMNS: usize = 80;
 
 /// Columns of an example before its text.
 const VALUE_COLUMNS: usize = 10;
@@ -75,7 +72,7 @@ pub(super) fn dashboard_text(report: &FeatureReport, shown: &ShownParts) -> Stri
     }
     let _ = writeln!(
         text,
-        "activation  mean {:.3}, median {:.2}, 99 % below {:.2}, largest {:.3}",
+        "activation  mean {:.3}, median {:.2}, 99 % < {:.2}, at most {:.3}",
         report.mean, report.median, report.quantile_99, report.max
     );
     if let Some(weights) = &report.weights {
@@ -126,7 +123,7 @@ fn write_pushes(text: &mut String, names: [&str; 2], lists: [&Vec<ReportPush>; 2
         for (i, push) in list.iter().enumerate() {
             let shown = format!("{} {:.2}", short(&push.text), push.value);
             let gap = if i == 0 { "" } else { ", " };
-            if line.chars().count() + gap.len() + shown.chars().count() > COLUMNS {
+            if line.chars().count() + gap.len() + shown.chars().count() > columns() {
                 break;
             }
             line.push_str(gap);
@@ -221,7 +218,7 @@ fn write_examples(text: &mut String, examples: &[&ReportExample], max: f32, colo
         .map(|e| ExampleLine { value: e.value, tokens: &e.tokens, activations: &e.activations, at: e.at })
         .collect();
     let column = lines.iter().map(ExampleLine::columns_before).max().unwrap_or(0);
-    lines.iter().for_each(|line| write_example(text, line, column, COLUMNS, max, color));
+    lines.iter().for_each(|line| write_example(text, line, column, columns(), max, color));
 }
 
 /// A place where a feature is active.
@@ -245,7 +242,7 @@ impl ExampleLine<'_> {
 pub(super) fn example_below(example: &NodeExample) -> String {
     let mut text = " ".repeat(BELOW_COLUMNS);
     let line = ExampleLine { value: example.value, tokens: &example.tokens, activations: &[], at: example.at };
-    let width = COLUMNS - BELOW_COLUMNS;
+    let width = columns() - BELOW_COLUMNS;
     write_example(&mut text, &line, line.columns_before(), width, example.value, false);
     text
 }

@@ -11,6 +11,7 @@ use crate::Result;
 use crate::error::ErrorContext;
 use crate::features::FeatureSet;
 use crate::graph::{CircuitMeta, GraphMeta};
+use crate::memory::MemoryPlan;
 use crate::tracer::{BaseModel, Setup, Tracer};
 use crate::weights::ATLAS;
 
@@ -18,6 +19,9 @@ use super::config::{Config, NamedSetup};
 
 /// More than any machine has cores; each takes memory of its own, and systems refuse some thousands.
 const MAX_THREADS: i64 = 512;
+
+/// What headers, a tokenizer and the embedded model take at most before a call plans its own memory.
+const OPENING_BYTES: u64 = 24 << 20;
 
 /// The environment's names of `--model`, `--transcoders`, `--setup` and `--device`.
 pub(super) const VARIABLES: [&str; 4] =
@@ -237,13 +241,17 @@ impl SetupArgs {
     /// Starts as many threads as are wanted. The first thing a command does: nothing else may run yet.
     ///
     /// # Errors
-    /// [`Error::Threads`].
+    /// [`crate::Error::Threads`], [`crate::Error::OutOfMemory`].
     pub fn start_threads(&self) -> Result<()> {
-        let Some(threads) = self.threads else { return super::start_threads(None) };
-        // SAFETY: called before any other thread of this program exists but the one that waits for signals, which reads
-        // no variable; candle reads this one when it multiplies matrices.
-        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-        super::start_threads(Some(threads.into()))
+        if let Some(threads) = self.threads {
+            // SAFETY: called before any other thread of this program exists but the one that waits for signals, which reads
+            // no variable; candle reads this one when it multiplies matrices.
+            unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+        }
+        super::start_threads(self.threads.map(usize::from))?;
+        // What is read before there is a plan of a call's own.
+        let opening = MemoryPlan::new().with("opening a model", OPENING_BYTES);
+        opening.check(|| "beginning".to_owned(), |_| "a higher limit lets it begin".to_owned())
     }
 }
 

@@ -116,6 +116,14 @@ fn width() -> Option<usize> {
     Some(WIDTH.load(Ordering::Relaxed)).filter(|&width| width > 0)
 }
 
+/// Columns that what is laid out by itself may have: those of a page, fewer in a narrower terminal.
+pub(super) fn columns() -> usize {
+    const PAGE: usize = 80;
+    // Narrower ones would leave nothing of an example.
+    const LEAST: usize = 60;
+    width().map_or(PAGE, |width| width.clamp(LEAST, PAGE))
+}
+
 /// The widths of a table's columns such that it fits the terminal; only columns of `is_text` are made narrower, the widest
 /// first.
 pub(super) fn fitted(widths: Vec<usize>, is_text: &[bool]) -> Vec<usize> {

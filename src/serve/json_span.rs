@@ -69,17 +69,20 @@ fn value_end(text: &[u8], at: usize) -> Option<usize> {
     match text.get(at)? {
         b'"' => string_end(text, at),
         b'{' | b'[' => {
-            let (mut depth, mut at) = (0usize, at);
+            let (mut open, mut at) = (Vec::new(), at);
             loop {
                 match text.get(at)? {
                     b'"' => {
                         at = string_end(text, at)?;
                         continue;
                     }
-                    b'{' | b'[' => depth += 1,
-                    b'}' | b']' => {
-                        depth -= 1;
-                        if depth == 0 {
+                    b'{' => open.push(b'}'),
+                    b'[' => open.push(b']'),
+                    end @ (b'}' | b']') => {
+                        if open.pop() != Some(*end) {
+                            return None;
+                        }
+                        if open.is_empty() {
                             return Some(at + 1);
                         }
                     }

@@ -204,7 +204,7 @@ fn a_services_labels_have_the_score_that_the_same_condition_has_by_itself() {
         assert!(chosen.f1 >= before.f1, "{id}");
         assert!(chosen == before || chosen == answer, "{id}");
     }
-    assert!(n_same > 15, "{n_same} labels name the same token");
+    assert!(n_same > 10, "{n_same} labels name the same token");
     assert_eq!(found.labels.len(), automatic.len());
 }
 
