@@ -72,6 +72,10 @@ impl MemoryPlan {
 /// What a plan does not count: the stacks of threads that begin later, and what the allocator holds back.
 const RESERVE_BYTES: u64 = 24 << 20;
 
+/// Address space that glibc sets aside for what a thread allocates.
+#[cfg(target_os = "linux")]
+const THREAD_ADDRESSES: u64 = 64 << 20;
+
 /// What is kept free of the number that a message names: what the allocator holds when that number is tried differs from
 /// what it holds now.
 const HINT_BYTES: u64 = 8 << 20;
@@ -133,7 +137,10 @@ fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
 
 #[cfg(target_os = "linux")]
 fn address_space_left() -> Option<u64> {
-    Some(limit(libc::RLIMIT_AS)?.saturating_sub(figure("/proc/self/status", "VmSize")?))
+    // Threads that have allocated nothing yet will set address space aside for it.
+    let n_threads = rayon::current_num_threads() as u64 + 1;
+    let taken = figure("/proc/self/status", "VmSize")?.saturating_add(n_threads.saturating_mul(THREAD_ADDRESSES));
+    Some(limit(libc::RLIMIT_AS)?.saturating_sub(taken))
 }
 
 #[cfg(target_os = "linux")]

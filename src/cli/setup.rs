@@ -251,7 +251,7 @@ impl SetupArgs {
         super::start_threads(self.threads.map(usize::from))?;
         // What is read before there is a plan of a call's own.
         let opening = MemoryPlan::new().with("opening a model", OPENING_BYTES);
-        opening.check(|| "beginning".to_owned(), |_| "a higher limit lets it begin".to_owned())
+        opening.check(|| "beginning".to_owned(), |_| "no prompt fits: the program alone needs more".to_owned())
     }
 }
 

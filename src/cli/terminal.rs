@@ -150,6 +150,14 @@ pub(super) fn shown(text: &str) -> String {
     if COLOR_STDOUT.load(Ordering::Relaxed) { colored(&wrapped) } else { wrapped }
 }
 
+/// Text that has colours of its own, or none, in lines that fit stdout: coloured ones are laid out by themselves.
+pub(super) fn wrapped(text: &str) -> String {
+    match width().filter(|_| !color_on_stdout()) {
+        Some(width) => wrap(text, width),
+        None => text.to_owned(),
+    }
+}
+
 /// The first word of a message on stderr, `error:` or `hint:`.
 pub(super) fn label(word: &str) -> String {
     if !COLOR_STDERR.load(Ordering::Relaxed) {

@@ -288,10 +288,11 @@ fn write_legend(out: &mut String, arrangement: &Arrangement) {
         let y = y + arrangement.legend_top;
         let _ = writeln!(
             out,
-            "{}<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"{LEGEND_SIZE}\" fill=\"#444\">{text}</text>",
+            "{}<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"{LEGEND_SIZE}\" fill=\"#444\">{}</text>",
             sign_svg(*sign, *x, y),
             x + sign.width() + LEGEND_GAP,
-            y + 3.0
+            y + 3.0,
+            xml(text)
         );
     }
     for (line, y) in notes {

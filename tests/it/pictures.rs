@@ -144,12 +144,9 @@ fn features_that_say_the_same_at_one_place_are_one_box_with_their_number() {
 
 #[test]
 fn edges_of_next_to_no_share_are_drawn_and_said() {
-    let nodes = vec![
-        node(NodeId::Token { pos: 0 }, 0),
-        node(NodeId::Token { pos: 1 }, 1),
-        node(NodeId::Target { index: 0 }, 1),
-    ];
-    let links = [(0, 1.0), (1, 4e-4)].map(|(source, weight)| Link { source, target: 2, weight });
+    let nodes =
+        vec![feature(0, 0, 0, Some("weak")), node(NodeId::Token { pos: 1 }, 1), node(NodeId::Target { index: 0 }, 1)];
+    let links = [(1, 1.0), (0, 4e-4)].map(|(source, weight)| Link { source, target: 2, weight });
     let circuit = Circuit::new(CircuitMeta::default(), nodes, links.to_vec()).unwrap();
     let view = collapse(&circuit, &[]).unwrap();
     let settings = PictureSettings { edge_share: 1.0, max_inputs: 9, ..Default::default() };

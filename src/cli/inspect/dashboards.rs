@@ -10,6 +10,7 @@ use crate::Result;
 use crate::circuits::{NodeSummary, OpenedGraph, Report, find_node};
 use crate::cli::dashboard_text::{ShownParts, dashboard_text};
 use crate::cli::setup::{GraphSource, SetupArgs};
+use crate::cli::terminal;
 use crate::error::Error;
 use crate::features::{FeatureAt, FeatureId, FeatureReport, FeatureSet, report, report_here, report_weights};
 use crate::job::Job;
@@ -50,7 +51,7 @@ impl Dashboards {
         let mut text = String::new();
         for report in &self.reports {
             text.push('\n');
-            text.push_str(&dashboard_text(report, &SHOWN));
+            text.push_str(&terminal::wrapped(&dashboard_text(report, &SHOWN)));
         }
         if let Some(first) = self.reports.first() {
             let _ = writeln!(text, "\nmore: circuitscope features show {} {}", self.folder, first.feature);
