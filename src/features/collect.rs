@@ -408,8 +408,10 @@ impl<'a> Run<'a> {
             Ok(manifest)
         });
         if replaced.is_err() {
-            // Work that was kept stays: the folder is not removed with it.
-            let _ = std::fs::remove_dir_all(&whole).and_then(|()| std::fs::remove_dir(self.collecting()));
+            // Each may be missing: making the first may be what failed. Work that was kept stays, since a folder that holds some
+            // is not removed.
+            let _ = std::fs::remove_dir_all(&whole);
+            let _ = std::fs::remove_dir(self.collecting());
         }
         replaced
     }
