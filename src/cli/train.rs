@@ -1,7 +1,7 @@
 //! `circuitscope train`.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ use crate::export::replace_file;
 use crate::job::{CancelToken, Job, Progress};
 use crate::picture::training_svg;
 use crate::train::{
-    ACTIVATIONS_PHASE, Activation, COUNTING_PHASE, FolderFormat, InTheWay, LogLine, Precision, SetSize, Subject,
-    TrainOptions, TrainProgress, Trained, options_of, train,
+    ACTIVATIONS_PHASE, Activation, COUNTING_PHASE, FolderFormat, InTheWay, Precision, SetSize, Subject, TrainOptions,
+    TrainProgress, Trained, options_of, train,
 };
 use crate::transcoder::{self, TranscoderSet};
 use crate::weights::{ATLAS, Folder, atlas_sentences, atlas_transcoders};
@@ -181,17 +181,15 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let shown = std::sync::Arc::new(Shown::new(args.setup.quiet));
     let show = shown.clone();
     let job = Job::default().with_cancel(cancel).with_progress(move |progress| show.phase(progress));
-    let mut lines: Vec<LogLine> = Vec::new();
-    let trained = train(&subject, &inputs, &args.out, in_the_way, &options, &job, &mut |progress| {
-        lines.push(progress.line.clone());
-        shown.step(progress);
-    });
+    let mut tell = |progress: &TrainProgress| shown.step(progress);
+    let trained = train(&subject, &inputs, &args.out, in_the_way, &options, &job, &mut tell);
     shown.finish();
     if matches!(trained, Err(Error::Cancelled)) {
         note("interrupted; what was reached is kept: the same command with --resume goes on");
     }
     let trained = trained?;
-    write_curves(&args.out, &base.source)?;
+    let svg = training_svg(&format!("Transcoders of {}", base.source), &trained.log);
+    replace_file(&args.out.join(CURVES_FILE), |writer| std::io::Write::write_all(writer, svg.as_bytes()))?;
     if !args.setup.quiet {
         report(&trained, options.activation);
     }
@@ -228,15 +226,6 @@ fn open_set(name: &str, base: &crate::tracer::BaseModel) -> Result<TranscoderSet
     let folder = if name == ATLAS { atlas_transcoders() } else { Folder::open(name)? };
     let config = &base.model.config;
     transcoder::open(&folder, config.n_layers, config.d_model, base.model.device())
-}
-
-/// Draws the log that is beside the sets.
-fn write_curves(out: &Path, model: &str) -> Result<()> {
-    let path = out.join(crate::train::LOG_FILE);
-    let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { doing: "cannot read", path, source })?;
-    let lines: Vec<LogLine> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let svg = training_svg(&format!("Transcoders of {model}"), &lines);
-    replace_file(&out.join(CURVES_FILE), |writer| std::io::Write::write_all(writer, svg.as_bytes()))
 }
 
 fn report(trained: &Trained, activation: Activation) {

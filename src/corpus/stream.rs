@@ -74,6 +74,17 @@ impl<'a> Stream<'a> {
     ) -> Self {
         let sequencer = Sequencer::new(tokenizer, context, limit);
         let cursor = Cursor { n_files: 0, n_pieces: 0, is_wanted: false, sequencer };
+        Self::between_files(inputs, format, part, tokenizer, cursor)
+    }
+
+    /// As a cursor says, with no file open.
+    fn between_files(
+        inputs: &'a [Input],
+        format: &'a TextFormat,
+        part: Part,
+        tokenizer: &'a Tokenizer,
+        cursor: Cursor,
+    ) -> Self {
         Self {
             inputs,
             format,
@@ -99,17 +110,7 @@ impl<'a> Stream<'a> {
         cursor: Cursor,
         job: &Job,
     ) -> Result<Self> {
-        let mut stream = Self {
-            inputs,
-            format,
-            part,
-            tokenizer,
-            cursor,
-            pieces: None,
-            at_start: true,
-            file_has_ended: false,
-            n_begun: 0,
-        };
+        let mut stream = Self::between_files(inputs, format, part, tokenizer, cursor);
         let n_pieces = stream.cursor.n_pieces;
         if let Some(input) = inputs.get(stream.cursor.n_files).filter(|_| n_pieces > 0) {
             let mut pieces = Pieces::open(input, format)?;

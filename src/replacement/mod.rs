@@ -69,19 +69,29 @@ impl Replacement {
 
     /// Where the transcoder of a layer reads.
     pub fn input_point(&self, layer: usize) -> HookPoint {
-        match self.transcoders.input_hook {
-            InputHook::ResidMid => HookPoint::ResidMid(layer),
-            InputHook::Normalized => HookPoint::Ln2Normalized(layer),
-            InputHook::MlpIn => HookPoint::MlpIn(layer),
-        }
+        input_point(self.transcoders.input_hook, layer)
     }
 
     /// Where the transcoder of a layer writes.
     pub fn output_point(&self, layer: usize) -> HookPoint {
-        match self.transcoders.output_hook {
-            OutputHook::MlpOut => HookPoint::MlpOut(layer),
-            OutputHook::HookMlpOut => HookPoint::HookMlpOut(layer),
-        }
+        output_point(self.transcoders.output_hook, layer)
+    }
+}
+
+/// Where a transcoder with this hook reads.
+pub(crate) fn input_point(hook: InputHook, layer: usize) -> HookPoint {
+    match hook {
+        InputHook::ResidMid => HookPoint::ResidMid(layer),
+        InputHook::Normalized => HookPoint::Ln2Normalized(layer),
+        InputHook::MlpIn => HookPoint::MlpIn(layer),
+    }
+}
+
+/// Where a transcoder with this hook writes.
+pub(crate) fn output_point(hook: OutputHook, layer: usize) -> HookPoint {
+    match hook {
+        OutputHook::MlpOut => HookPoint::MlpOut(layer),
+        OutputHook::HookMlpOut => HookPoint::HookMlpOut(layer),
     }
 }
 

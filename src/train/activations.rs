@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::intervene::Random;
 use crate::job::Job;
 use crate::model::{HookPoint, Hooks, Model};
+use crate::replacement::{input_point, output_point};
 use crate::transcoder::{InputHook, OutputHook};
 
 /// Where transcoders read and write.
@@ -22,18 +23,11 @@ pub(super) struct Points {
 
 impl Points {
     fn input(self, layer: usize) -> HookPoint {
-        match self.input {
-            InputHook::ResidMid => HookPoint::ResidMid(layer),
-            InputHook::Normalized => HookPoint::Ln2Normalized(layer),
-            InputHook::MlpIn => HookPoint::MlpIn(layer),
-        }
+        input_point(self.input, layer)
     }
 
     fn output(self, layer: usize) -> HookPoint {
-        match self.output {
-            OutputHook::MlpOut => HookPoint::MlpOut(layer),
-            OutputHook::HookMlpOut => HookPoint::HookMlpOut(layer),
-        }
+        output_point(self.output, layer)
     }
 }
 

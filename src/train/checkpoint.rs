@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layer::{Layer, Moments};
 use super::log::LogLine;
-use super::options::{Activation, FolderFormat, Precision, SetSize, TrainOptions};
+use super::options::{Activation, SetSize, TrainOptions};
 use crate::corpus::Cursor;
 use crate::error::{Error, Result};
 use crate::export::{Numbers, replace_file, write_columns};
@@ -101,9 +101,6 @@ pub(super) struct State {
     /// Seconds that it took.
     pub secs: f64,
     pub log: Vec<LogLine>,
-    /// How the result is written may change between runs.
-    #[serde(skip)]
-    pub output: (FolderFormat, Precision),
 }
 
 fn layer_file(set: usize, layer: usize) -> String {

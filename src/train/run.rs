@@ -105,6 +105,8 @@ pub struct Trained {
     pub secs: f64,
     /// Steps of an interrupted run that this one went on from.
     pub resumed_from: Option<u32>,
+    /// How it went, over all runs.
+    pub log: Vec<LogLine>,
 }
 
 /// What to do with a folder that holds training or a set.
@@ -188,6 +190,8 @@ struct Run<'a> {
     last_kept: Instant,
     keeping_secs: f64,
     reports: Vec<Vec<LayerReport>>,
+    /// The memory of a step's batch, kept from one step to the next. `[n_layers]`
+    batch: Vec<LayerBatch>,
 }
 
 impl<'a> Run<'a> {
@@ -250,7 +254,6 @@ impl<'a> Run<'a> {
             done: 0.0,
             secs: 0.0,
             log: Vec::new(),
-            output: (options.folder, options.precision),
         };
         // Read before hours of work: without it nothing could be finished.
         let mut held_out = Activations::new(n_layers, d_model);
@@ -292,6 +295,7 @@ impl<'a> Run<'a> {
             last_kept: now,
             keeping_secs: 0.0,
             reports: vec![Vec::new(); options.sets.len()],
+            batch: Vec::new(),
         })
     }
 
@@ -304,7 +308,7 @@ impl<'a> Run<'a> {
             self.secs_before = state.secs;
             self.resumed_from = Some(state.step);
             self.n_stepped_before = state.n_stepped;
-            self.state = State { output: self.state.output, ..state };
+            self.state = state;
             return Ok(());
         }
         self.state.target = match (self.options.n_tokens, self.options.minutes) {
@@ -428,14 +432,18 @@ impl<'a> Run<'a> {
             let n_batch = self.options.batch.min(n).max(1);
             let in_epoch = (n / n_batch).max(1);
             let n_steps = in_epoch * self.options.replay;
+            // The order of the epoch that is being trained on.
+            let mut order = (usize::MAX, Vec::new());
             while self.state.chunk_step < n_steps && self.state.done < 1.0 {
                 job.check()?;
                 let (epoch, at) = (self.state.chunk_step / in_epoch, self.state.chunk_step % in_epoch);
-                let seed = mixed(self.options.seed, [2, self.state.n_chunks, epoch as u64]);
-                let order = shuffled(n, &mut Random(seed));
+                if order.0 != epoch {
+                    let seed = mixed(self.options.seed, [2, self.state.n_chunks, epoch as u64]);
+                    order = (epoch, shuffled(n, &mut Random(seed)));
+                }
                 self.state.chunk_step += 1;
                 let in_chunk = n as u64 * self.state.chunk_step as u64 / n_steps as u64;
-                self.step(&order[at * n_batch..(at + 1) * n_batch], self.state.n_used + in_chunk, tell)?;
+                self.step(&order.1[at * n_batch..(at + 1) * n_batch], self.state.n_used + in_chunk, tell)?;
                 self.keep_if_due()?;
             }
             if self.state.chunk_step >= n_steps {
@@ -461,7 +469,8 @@ impl<'a> Run<'a> {
         let of_time = self.options.minutes.map_or(0.0, |minutes| self.state.secs / (60.0 * minutes));
         self.state.done = of_tokens.max(of_time).min(1.0);
         let n_layers = self.subject.model.config.n_layers;
-        let mut batch = vec![LayerBatch::default(); n_layers];
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.resize_with(n_layers, LayerBatch::default);
         for set in 0..self.sets.len() {
             let size = self.options.sets[set];
             let layers = &self.sets[set];
@@ -482,6 +491,7 @@ impl<'a> Run<'a> {
             }
             self.reports[set].extend(reports);
         }
+        self.batch = batch;
         let is_last = self.state.done >= 1.0;
         if self.state.step.is_multiple_of(LOG_EVERY) || is_last || self.state.step == 1 {
             self.note(used);
@@ -639,6 +649,7 @@ impl<'a> Run<'a> {
             n_tokens: self.state.log.last().map_or(0, |line| line.tokens),
             secs: self.state.secs,
             resumed_from: self.resumed_from,
+            log: self.state.log,
         })
     }
 }
