@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::Result;
-use crate::cli::note;
+use crate::cli::{note, start_threads};
 use crate::features::merge;
 use crate::job::Job;
 
@@ -28,8 +28,9 @@ pub(super) struct MergeArgs {
 /// Merges folders.
 ///
 /// # Errors
-/// Those of [`merge`].
+/// Those of [`merge`]; [`crate::Error::Threads`].
 pub(super) fn run(args: &MergeArgs) -> Result<()> {
+    start_threads(None)?;
     let manifest = merge(&args.folders, &args.out, args.mergeable, &Job::default())?;
     if !args.quiet {
         let text = manifest.text;

@@ -39,6 +39,7 @@ pub(super) struct ShowArgs {
 /// # Errors
 /// A folder that cannot be read, a feature that does not exist.
 pub(super) fn run(args: &ShowArgs) -> Result<()> {
+    args.setup.start_threads()?;
     let set = FeatureSet::open_named(&args.folder)?;
     let mut report = report(&set, args.feature)?;
     report.weights = weights(args, &set)?;
