@@ -115,6 +115,7 @@ pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod graph;
+mod hash;
 pub mod heads;
 mod input;
 pub mod intervene;

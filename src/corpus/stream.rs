@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::pieces::{Input, Pieces, TextFormat};
 use super::sequences::{Sequence, Sequencer};
 use crate::error::{Error, Result};
+use crate::hash::{START, fnv1a};
 use crate::job::Job;
 use crate::weights::Tokenizer;
 
@@ -184,11 +185,9 @@ impl<'a> Stream<'a> {
 
 /// Whether a document that begins so is in a part of the text.
 fn is_in(part: Part, start: &str) -> bool {
-    // FNV-1a; its low bits alone would be those of the last bytes.
-    let hash = start
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    let is_held_out = (hash >> 32) % HELD_OUT_OF == 0;
+    // The low bits alone would be those of the last bytes.
+    let hash = fnv1a(START, start.bytes());
+    let is_held_out = (hash >> 32).is_multiple_of(HELD_OUT_OF);
     match part {
         Part::Whole => true,
         Part::Learnt => !is_held_out,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exchange::Agreement;
 use crate::error::{Error, Result};
+use crate::hash::{START, fnv1a};
 use crate::replacement::Replacement;
 use crate::transcoder::Kind;
 
@@ -251,15 +252,13 @@ pub(super) struct Hash(u64);
 
 impl Default for Hash {
     fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
+        Self(START)
     }
 }
 
 impl Hash {
     pub(super) fn add(&mut self, word: u32) {
-        for byte in word.to_le_bytes() {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
+        self.0 = fnv1a(self.0, word.to_le_bytes());
     }
 
     fn add_all(&mut self, values: &[f32]) {

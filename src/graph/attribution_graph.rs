@@ -11,6 +11,7 @@ use super::{
     DecoderDirections, EdgeRows, FeatureId, HeadFlows, Influence, NodeId, NodeLayout, Sampling, WholeInfluence,
     influence,
 };
+use crate::hash::{START, fnv1a};
 use crate::{Error, Result};
 
 /// The version of the raw file that this program writes and reads.
@@ -129,11 +130,7 @@ impl GraphMeta {
             (model, scan, transcoders, feature_input_hook, feature_output_hook, n_layers, settings, input_tokens);
         // Numbers and texts always have a form in JSON.
         let asked = serde_json::to_vec(&asked).unwrap_or_default();
-        // FNV-1a: short, and the same for ever, which the standard library does not promise of its own.
-        let hash = asked.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        format!("{hash:016x}")
+        format!("{:016x}", fnv1a(START, asked))
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind};
+use crate::hash::{PRIME, START, fnv1a};
 
 /// Why a request gets no answer of its own.
 #[derive(Debug, Clone, PartialEq)]
@@ -155,17 +156,16 @@ pub(super) struct Hash(u64);
 
 impl Hash {
     pub fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
+        Self(START)
     }
 
     pub fn with(self, bytes: &[u8]) -> Self {
-        let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        Self(bytes.iter().fold(self.0, step))
+        Self(fnv1a(self.0, bytes.iter().copied()))
     }
 
     /// Eight bytes in one step, for what is long.
     pub fn with_number(self, number: u64) -> Self {
-        Self((self.0 ^ number).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29))
+        Self((self.0 ^ number).wrapping_mul(PRIME).rotate_left(29))
     }
 
     /// In quotes, as a header has it.
