@@ -31,8 +31,9 @@ impl Opening {
         let settings_or = |default: PruneSettings| PruneSettings {
             node_threshold: node_threshold.unwrap_or(default.node_threshold),
             edge_threshold: edge_threshold.unwrap_or(default.edge_threshold),
+            ..default
         };
-        let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+        let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None };
         let is_asked_for = node_threshold.is_some() || edge_threshold.is_some();
         let opening =
             Opening { raw: settings_or(PruneSettings::default()), json: is_asked_for.then(|| settings_or(everything)) };
@@ -166,9 +167,9 @@ pub fn open_json(path: &Path, settings: Option<&PruneSettings>) -> Result<Stream
 fn dropped_node(raw: &AttributionGraph, circuit: &Circuit, name: &str) -> Option<(String, f64)> {
     // Its nodes only: all of its edges may be more than there is memory for.
     let (_, cumulative_influence) = node_threshold(&raw.influence().nodes, 1.0);
-    let settings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+    let settings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None };
     let node_mask = vec![true; raw.layout().n_nodes()];
-    let nodes = Pruned { node_mask, edges: Vec::new(), cumulative_influence, settings };
+    let nodes = Pruned { node_mask, edges: Vec::new(), cumulative_influence, n_left_out: 0, settings };
     let whole = nodes.circuit(raw).ok()?;
     let found = find_nodes(&whole, name).ok()?;
     let dropped = found.into_iter().find(|&index| circuit.find(whole.node(index).id).is_none())?;

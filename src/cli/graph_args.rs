@@ -50,6 +50,9 @@ pub(super) struct Thresholds {
     /// Keep the edges that carry this share of what is left [default: 0.98 for a raw graph, all of a JSON graph]
     #[arg(long, value_name = "SHARE")]
     edge_threshold: Option<f64>,
+    /// Of a raw graph keep at most so many nodes, those of most influence [default: 5000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_nodes: Option<u64>,
 }
 
 impl Thresholds {
@@ -58,7 +61,11 @@ impl Thresholds {
     /// # Errors
     /// A threshold outside 0..=1.
     pub(super) fn opening(&self) -> Result<Opening> {
-        Opening::new(self.node_threshold, self.edge_threshold)
+        let mut opening = Opening::new(self.node_threshold, self.edge_threshold)?;
+        if let Some(most) = self.max_nodes {
+            opening.raw.max_nodes = Some(usize::try_from(most).unwrap_or(usize::MAX));
+        }
+        Ok(opening)
     }
 
     /// How a raw graph is pruned.

@@ -32,6 +32,7 @@ mod layouts;
 mod model;
 mod named_graphs;
 mod ops;
+mod open_positions;
 mod oracle;
 mod package;
 mod pairs;

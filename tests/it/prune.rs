@@ -14,7 +14,7 @@ const TAIL: f64 = 1e-6;
 
 fn pruned(graph: &AttributionGraph, node_threshold: f64, edge_threshold: f64) -> Pruned {
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-    prune(graph, &influence, &PruneSettings { node_threshold, edge_threshold }).unwrap()
+    prune(graph, &influence, &PruneSettings { node_threshold, edge_threshold, max_nodes: None }).unwrap()
 }
 
 /// [n_nodes * n_nodes], target-major.
@@ -87,7 +87,7 @@ fn thresholds_of_one_differ_from_the_reference_in_the_last_millionth_only() {
 #[test]
 fn thresholds_outside_of_the_unit_interval_are_refused() {
     for (node_threshold, edge_threshold) in [(-0.1, 0.9), (1.1, 0.9), (0.8, f64::NAN), (0.8, 2.0)] {
-        let error = PruneSettings { node_threshold, edge_threshold }.check().unwrap_err();
+        let error = PruneSettings { node_threshold, edge_threshold, max_nodes: None }.check().unwrap_err();
         assert!(matches!(error, Error::Threshold { .. }), "{error}");
     }
 }
@@ -239,6 +239,8 @@ fn coarsened(graph: &AttributionGraph) -> AttributionGraph {
         edge_rows,
         bias_effect: graph.bias_effect.clone(),
         unselected_effect: graph.unselected_effect.clone(),
+        error_nodes: None,
+        unselected_error_effect: Vec::new(),
         row_values: graph.row_values.clone(),
         target_ids: graph.target_ids.clone(),
         target_probabilities: graph.target_probabilities.clone(),

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::attribution::{AttributionOptions, TargetRequest, Versus};
+use crate::attribution::{AttributionOptions, OpenChoice, TargetRequest, Versus};
 use crate::circuits::SummarySettings;
 use crate::error::ErrorContext;
+use crate::memory::parse_size;
 use crate::tracer::Tracer;
 use crate::{Error, Result};
 
@@ -63,9 +64,17 @@ pub struct TraceArgs {
     logit_prob: f64,
     #[command(flatten, next_help_heading = "Features")]
     rows: RowArgs,
+    /// Only these positions have features and errors of their own: spans `A..B` (without B) and single positions, with
+    /// commas between, or `auto:N` for the N that give most to what is explained. What attention reads elsewhere is one node
+    /// a position. Positions of what is explained are always open [default: all]
+    #[arg(long, value_name = "A..B or auto:N", value_parser = parse_open, default_value_t = OpenChoice::All, hide_default_value = true, help_heading = "Features")]
+    open_positions: OpenChoice,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, help_heading = "Features")]
     batch_size: usize,
+    /// Use at most this much memory, 4GB say: what does not fit is said before it is begun [default: what there is]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, help_heading = "Features")]
+    pub(super) memory: Option<u64>,
     #[command(flatten, next_help_heading = "Pruning")]
     pub(super) thresholds: Thresholds,
     /// Where the files go
@@ -160,11 +169,23 @@ impl TraceArgs {
             logit_prob: self.logit_prob,
             rows: self.rows.choice(),
             batch_size: self.batch_size,
+            open: self.open_positions.clone(),
             keep_decoders: !(self.no_decoders || self.no_raw),
         };
         options.check()?;
         Ok(options)
     }
+}
+
+fn parse_memory(text: &str) -> std::result::Result<u64, String> {
+    parse_size(text).ok_or_else(|| "expected a size such as 4GB or 800MB".into())
+}
+
+fn parse_open(text: &str) -> std::result::Result<OpenChoice, String> {
+    let expected = "expected spans such as 3..7,12 (without 7), or auto:N for the N strongest positions";
+    let choice = OpenChoice::parse(text).filter(|choice| *choice != OpenChoice::All).ok_or(expected)?;
+    choice.check().map_err(|error| error.to_string())?;
+    Ok(choice)
 }
 
 fn parse_position(text: &str) -> std::result::Result<usize, String> {

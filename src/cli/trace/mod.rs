@@ -15,6 +15,7 @@ use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
 use crate::heads::FlowOptions;
 use crate::job::Job;
+use crate::memory::set_limit;
 use crate::text::terminal;
 use crate::tracer::Tracer;
 
@@ -56,6 +57,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let end_phase = |name: &'static str, note: String| {
         phases.lock().unwrap_or_else(PoisonError::into_inner).end(name, note);
     };
+    if let Some(bytes) = args.memory {
+        set_limit(bytes);
+    }
     let settings = args.thresholds.settings()?;
     check_writable(&args.out_dir)?;
 
