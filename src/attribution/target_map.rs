@@ -58,7 +58,8 @@ impl TargetMap {
                 let quantity = format!("the effects on target {:?}", targets[target].label);
                 return Err(Error::ComputedNotFinite { quantity, value: all as f32 });
             }
-            let scale = if all > 0.0 && weight > 0.0 { f64::from(targets[target].weight) / (all * weight) } else { 0.0 };
+            let scale =
+                if all > 0.0 && weight > 0.0 { f64::from(targets[target].weight) / (all * weight) } else { 0.0 };
             for (sum, part) in [&mut map.features, &mut map.errors, &mut map.tokens].into_iter().zip(parts) {
                 sum.iter_mut().zip(part).for_each(|(sum, effect)| *sum += scale * effect);
             }

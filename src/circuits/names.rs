@@ -103,7 +103,8 @@ fn feature_parts(circuit: &Circuit, name: &str) -> Option<(u32, i64, Option<u32>
 /// What a node is called beside its id.
 fn names_of(circuit: &Circuit, index: NodeIndex) -> impl Iterator<Item = &str> {
     let node = circuit.node(index);
-    let own = matches!(node.id.kind(), NodeKind::Token | NodeKind::Context | NodeKind::Target).then_some(node.text.as_str());
+    let own =
+        matches!(node.id.kind(), NodeKind::Token | NodeKind::Context | NodeKind::Target).then_some(node.text.as_str());
     own.into_iter().chain(node.label.as_deref()).filter(|name| !name.is_empty())
 }
 

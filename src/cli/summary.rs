@@ -287,6 +287,7 @@ pub(super) fn target_name(summary: &Summary, id: &str, text: &str) -> String {
 fn path_text(summary: &Summary, path: &SummaryPath) -> String {
     let step = |node: &SummaryNode| match node.kind {
         NodeKind::Token => quoted(&node.text),
+        NodeKind::Context => format!("{} {}", node.id, quoted(&node.text)),
         NodeKind::Target => target_name(summary, &node.id, &node.text),
         _ => match &node.label {
             Some(label) => format!("{} [{}]", node.id, cut(label)),

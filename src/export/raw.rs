@@ -254,8 +254,7 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         None => Vec::new(),
     };
     let error_nodes = metadata.info(ERROR_NODES).map(|_| reader.error_nodes()).transpose()?;
-    let of_targets =
-        |name: &'static str| metadata.info(name).map(|_| reader.f32s_of(name, 3)).transpose();
+    let of_targets = |name: &'static str| metadata.info(name).map(|_| reader.f32s_of(name, 3)).transpose();
     let unselected_at = of_targets(UNSELECTED_AT)?;
     let unselected_errors_at = of_targets(UNSELECTED_ERRORS_AT)?;
     let context_at = of_targets(CONTEXT_AT)?;

@@ -10,7 +10,9 @@ mod threshold;
 use rayon::prelude::*;
 
 use crate::graph::influence::{ROW_SUM_CLAMP, masked_influence};
-use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeKind, NodeLayout, node_threshold};
+use crate::graph::{
+    AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeKind, NodeLayout, node_threshold,
+};
 use crate::{Error, Result};
 use dead_ends::on_paths;
 pub use links::{nodes_within, prune_links};
@@ -110,12 +112,7 @@ pub fn prune(graph: &AttributionGraph, influence: &Influence, settings: &PruneSe
 
 /// Keeps no more than `max_nodes` of the kept nodes: tokens, targets, and of the others those of most influence, of equal
 /// ones the first. Returns how many were left out.
-fn keep_strongest(
-    layout: &NodeLayout,
-    influence: &[f64],
-    node_mask: &mut [bool],
-    max_nodes: Option<usize>,
-) -> usize {
+fn keep_strongest(layout: &NodeLayout, influence: &[f64], node_mask: &mut [bool], max_nodes: Option<usize>) -> usize {
     let Some(most) = max_nodes else { return 0 };
     let stays = |node: usize| matches!(layout.kind_of(node), NodeKind::Token | NodeKind::Target);
     let kept = (0..node_mask.len()).filter(|&node| node_mask[node]);

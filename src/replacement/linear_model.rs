@@ -3,9 +3,9 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{OpenPositions, Replacement};
 use super::run::{LinearWeights, Run};
 use super::sources::{Origin, Sources, SourcesBuilder};
+use super::{OpenPositions, Replacement};
 use crate::error::{Error, ErrorContext, Result};
 use crate::job::Job;
 use crate::model::{Activations, HookPoint, NormKind, split_heads};

@@ -95,7 +95,11 @@ impl OpenPositions {
 
     /// The entries at open positions of a tensor that has all along `dim`.
     pub(super) fn select(&self, tensor: &Tensor, dim: usize) -> Result<Tensor> {
-        if self.is_all() { Ok(tensor.clone()) } else { Ok(tensor.index_select(&index(&self.open, tensor.device())?, dim)?) }
+        if self.is_all() {
+            Ok(tensor.clone())
+        } else {
+            Ok(tensor.index_select(&index(&self.open, tensor.device())?, dim)?)
+        }
     }
 
     /// As [`OpenPositions::select`], the rows of an activation. `[1, n_pos, width]` to `[n_open, width]`

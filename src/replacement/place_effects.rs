@@ -85,8 +85,7 @@ impl Replacement {
     }
 
     fn add_places(&self, prepared: &Prepared, batch: &TargetBatch, found: &mut PlaceEffects, job: &Job) -> Result<()> {
-        let (n_pos, n_layers, n_targets) =
-            (prepared.tokens.len(), self.model.config.n_layers, batch.positions.len());
+        let (n_pos, n_layers, n_targets) = (prepared.tokens.len(), self.model.config.n_layers, batch.positions.len());
         let mut at = PlaceEffects {
             features: vec![vec![0.0; n_layers * n_pos]; n_targets],
             errors: vec![vec![0.0; n_layers * n_pos]; n_targets],
@@ -210,8 +209,7 @@ impl Replacement {
         let positions = OpenPositions::all(n_pos);
         let kept = &prepared.run.activations;
         let pattern = self.model.patterns_of(layer, kept.need(HookPoint::ResidPre(layer))?, positions.open())?;
-        let frozen: FrozenLayer =
-            self.freeze(layer, prepared.weights[layer].clone(), pattern, &positions, kept)?;
+        let frozen: FrozenLayer = self.freeze(layer, prepared.weights[layer].clone(), pattern, &positions, kept)?;
         let sources = prepared.one_a_position(self)?;
         Ok(LinearModel {
             layers: vec![frozen],

@@ -12,7 +12,8 @@ use super::sources::Sources;
 use crate::error::Result;
 use crate::ops::frozen_attention::Queries;
 use crate::ops::{
-    NormFactors, RaggedBatch, add_product, closed_effects, frozen_attention, frozen_attention_own, matmul, norm_pullback,
+    NormFactors, RaggedBatch, add_product, closed_effects, frozen_attention, frozen_attention_own, matmul,
+    norm_pullback,
 };
 
 /// Where the gradients of a batch are put.

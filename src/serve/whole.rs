@@ -75,7 +75,8 @@ impl Whole {
         };
         let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None };
         let node_mask = vec![true; graph.layout().n_nodes()];
-        let all = Pruned { node_mask, edges: Vec::new(), cumulative_influence, n_left_out: 0, settings: everything }.circuit(graph)?;
+        let all = Pruned { node_mask, edges: Vec::new(), cumulative_influence, n_left_out: 0, settings: everything }
+            .circuit(graph)?;
         let meta = CircuitMeta { node_threshold: None, edge_threshold: None, ..all.meta.clone() };
         let nodes: Vec<Node> = all.graph().node_weights().cloned().collect();
         let hash = graph

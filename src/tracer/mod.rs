@@ -17,7 +17,9 @@ pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use setup::{BaseModel, DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
-use crate::attribution::{Attribution, AttributionOptions, Target, TargetKind, attribute, linearized, retrace, targets_of};
+use crate::attribution::{
+    Attribution, AttributionOptions, Target, TargetKind, attribute, linearized, retrace, targets_of,
+};
 use crate::error::Result;
 use crate::features::check_labels_beside;
 use crate::graph::{AttributionGraph, FeatureId};

@@ -253,7 +253,8 @@ fn label_files_name_features_and_are_checked() {
 #[test]
 fn a_summary_names_every_part_and_reads_back() {
     for case in cases().iter().take(4) {
-        let circuit = circuit_of(&case.graph(), &PruneSettings { node_threshold: 0.99, edge_threshold: 0.99, max_nodes: None });
+        let circuit =
+            circuit_of(&case.graph(), &PruneSettings { node_threshold: 0.99, edge_threshold: 0.99, max_nodes: None });
         let prediction = summarize(&circuit, &SummarySettings::default()).unwrap().predictions[0].id.clone();
         let settings = SummarySettings { node: Some(prediction), ..SummarySettings::default() };
         let summary = summarize(&circuit, &settings).unwrap();

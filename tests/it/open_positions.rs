@@ -245,7 +245,9 @@ fn closed_positions_agree_with_a_literal_twin_on_every_reference_case() {
                     NodeId::Feature { layer, pos, feature } => {
                         let layer = layer as usize;
                         let index = twin.linear.features.of_layer(layer);
-                        let at = index.map(|(_, f)| (f.pos, f.feature)).position(|at| at == (pos as usize, feature as usize));
+                        let at = index
+                            .map(|(_, f)| (f.pos, f.feature))
+                            .position(|at| at == (pos as usize, feature as usize));
                         let gradient = twin.linear.features.encoder_vecs[layer].get(at.unwrap()).unwrap();
                         (TargetSite::InputHook { layer }, pos as usize, values(&gradient))
                     }
@@ -270,7 +272,8 @@ fn closed_positions_agree_with_a_literal_twin_on_every_reference_case() {
                 // Nothing of the twin's is missing in the graph.
                 let open_effects = expected.iter().filter(|(node, _)| layout.index(**node).is_some());
                 assert_eq!(open_effects.filter(|(_, effect)| **effect != 0.0).count(), n_compared, "{name}: row {row}");
-                let lost: f64 = expected.iter().filter(|(n, _)| layout.index(**n).is_none()).map(|(_, e)| e.abs()).sum();
+                let lost: f64 =
+                    expected.iter().filter(|(n, _)| layout.index(**n).is_none()).map(|(_, e)| e.abs()).sum();
                 assert!(lost == 0.0, "{name}: row {row} has {lost} at closed positions");
             }
         }
@@ -309,7 +312,8 @@ fn contexts_are_in_files_prunings_and_both_forms() {
         let at = again.context_at(target).unwrap();
         for pos in 0..n_pos {
             let sum: f32 = (0..again.layout().n_layers()).map(|layer| at[layer * n_pos + pos]).sum();
-            let edge = if again.layout().is_closed(pos) { again.row(row)[again.layout().tokens().start + pos] } else { 0.0 };
+            let edge =
+                if again.layout().is_closed(pos) { again.row(row)[again.layout().tokens().start + pos] } else { 0.0 };
             assert!((sum - edge).abs() <= 1e-4 * edge.abs().max(1e-3), "position {pos}: {sum} is not {edge}");
         }
     }
@@ -320,7 +324,8 @@ fn contexts_are_in_files_prunings_and_both_forms() {
     let wire = circuitscope::export::WireGraph::new(&circuit, "closed").unwrap();
     assert!(wire.nodes.iter().any(|node| node.node_id == "C_1" || node.node_id == "C_0"));
     let back = wire.circuit().unwrap();
-    let ids = |circuit: &circuitscope::graph::Circuit| circuit.graph().node_weights().map(|node| node.id).collect::<Vec<_>>();
+    let ids =
+        |circuit: &circuitscope::graph::Circuit| circuit.graph().node_weights().map(|node| node.id).collect::<Vec<_>>();
     assert_eq!(ids(&back), ids(&circuit));
 }
 

@@ -67,8 +67,8 @@ pub struct TraceArgs {
     /// Only these positions have features and errors of their own: spans `A..B` (without B) and single positions, with
     /// commas between, or `auto:N` for the N that give most to what is explained. What attention reads elsewhere is one node
     /// a position. Positions of what is explained are always open [default: all]
-    #[arg(long, value_name = "A..B or auto:N", value_parser = parse_open, default_value_t = OpenChoice::All, hide_default_value = true, help_heading = "Features")]
-    open_positions: OpenChoice,
+    #[arg(long, value_name = "A..B or auto:N", value_parser = parse_open, help_heading = "Features")]
+    open_positions: Option<OpenChoice>,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, help_heading = "Features")]
     batch_size: usize,
@@ -169,7 +169,7 @@ impl TraceArgs {
             logit_prob: self.logit_prob,
             rows: self.rows.choice(),
             batch_size: self.batch_size,
-            open: self.open_positions.clone(),
+            open: self.open_positions.clone().unwrap_or_default(),
             keep_decoders: !(self.no_decoders || self.no_raw),
         };
         options.check()?;

@@ -219,9 +219,7 @@ pub fn check(
         let here = &again.unselected_error_effect;
         tensors.push(match others.is_empty() && here.len() >= again.layout().n_rows() {
             true => rows.column("unselected_error_effect", unselected_error_effect, here),
-            false if others.is_empty() => {
-                Tally::exact("unselected_error_effect", unselected_error_effect, here)
-            }
+            false if others.is_empty() => Tally::exact("unselected_error_effect", unselected_error_effect, here),
             false => PartCheck { name: "unselected_error_effect".into(), ..PartCheck::default() },
         });
     }
