@@ -50,5 +50,5 @@ pub use shared_view::SharedView;
 pub use subgraph::{circuit_scores, pinned_scores};
 pub use summary::{
     Counts, NamedNodes, Neighbors, NodeSummary, Prediction, SharedEdge, SharedHeads, Summary, SummaryNode, SummaryPath,
-    SummaryScores, SummarySettings, summarize, summarize_with_raw,
+    SummaryScores, SummarySettings, summarize, summarize_part, summarize_with_raw,
 };
