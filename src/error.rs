@@ -428,6 +428,10 @@ pub enum Error {
     #[error("the explainer {url}: {problem}")]
     Explainer { url: String, problem: String },
 
+    /// A line of a file of prompts, or such a file, that asks for nothing that can be traced.
+    #[error("{problem}")]
+    Prompts { problem: String },
+
     /// Training that cannot be done as it was asked for.
     #[error("cannot train: {problem}")]
     Train { problem: String },
@@ -544,6 +548,7 @@ impl Error {
             | Error::HookShape { .. }
             | Error::NotKept { .. }
             | Error::Collect { .. }
+            | Error::Prompts { .. }
             | Error::NoFeatures { .. }
             | Error::SeveralEdges { .. }
             | Error::KeyNotSeen { .. }

@@ -6,14 +6,14 @@ use candle_core::Device;
 use circuitscope::circuits::{
     GroupRequest, Opening, SharedView, SummarySettings, collapse, open_graph, prune_raw, summarize,
 };
-use circuitscope::cli::{Config, directions};
+use circuitscope::cli::Config;
 use circuitscope::export::{read_raw, stream_wire};
 use circuitscope::intervene::{FeatureSpec, Plan, Positions, Supernodes, Sweep};
 use circuitscope::labels::Labels;
 use circuitscope::model::{HookPoint, Model};
 use circuitscope::picture::{PictureSettings, arrange, svg};
 use circuitscope::prune::PruneSettings;
-use circuitscope::tracer::{Setup, Tracer};
+use circuitscope::tracer::{Setup, Tracer, directions};
 use circuitscope::transcoder::open as open_transcoders;
 use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_model};
 use serde_json::{Value, json};

@@ -158,6 +158,14 @@ impl Model {
         Ok(())
     }
 
+    /// A hash of the weights ([`Checkpoint::fingerprint`]).
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn fingerprint(&self) -> Result<u64> {
+        self.checkpoint.fingerprint()
+    }
+
     fn read_layer(&self, layer: usize) -> Result<Layer> {
         match self.config.naming {
             Naming::Llama => self.read_llama_layer(&format!("{}layers.{layer}.", self.prefix)),
