@@ -145,12 +145,8 @@ impl PromptLine {
             (None, None) => return Err(Error::Prompts { problem: "it has neither `prompt` nor `tokens`".into() }),
         };
         let prompt = tracer.tokenize(prompt)?;
-        let rows = RowRequest {
-            rows: self.rows,
-            theta: self.theta,
-            nodes: self.nodes,
-            max_features: self.max_features,
-        };
+        let rows =
+            RowRequest { rows: self.rows, theta: self.theta, nodes: self.nodes, max_features: self.max_features };
         let mut targets = Vec::new();
         for (at, target) in self.targets.iter().enumerate() {
             let found = one_target(target, tracer).context(|| format!("cannot use target {}", at + 1))?;
@@ -172,13 +168,7 @@ impl PromptLine {
             edge_threshold: self.edge_threshold.unwrap_or(usual.pruning.edge_threshold),
         };
         pruning.check()?;
-        Ok(Request {
-            prompt,
-            options,
-            pruning,
-            heads: self.heads.unwrap_or(usual.heads),
-            slug: self.slug.clone(),
-        })
+        Ok(Request { prompt, options, pruning, heads: self.heads.unwrap_or(usual.heads), slug: self.slug.clone() })
     }
 }
 

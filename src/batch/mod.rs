@@ -12,6 +12,7 @@ mod run;
 
 pub use index::{Entry, EntryTarget, Failure, INDEX_FILE, Index, TIMES_FILE, Took};
 pub use line::{PromptLine, Request, TraceSettings};
+pub use plan::prompt_lines;
 pub use run::run;
 
 use std::path::PathBuf;

@@ -36,7 +36,7 @@ pub(super) struct Plan {
 }
 
 /// The lines of a file of prompts that are not empty, numbered from 1.
-pub(super) fn numbered(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+pub fn prompt_lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     let lines = text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).enumerate();
     lines.filter(|(_, line)| !line.is_empty()).map(|(at, line)| (at + 1, line))
@@ -75,7 +75,7 @@ pub(super) fn plan(tracer: &Tracer, text: &[u8], index: &Index, options: &BatchO
     let mut plan = Plan::default();
     let mut understood = Vec::new();
     let mut n_lines = 0;
-    for (line, bytes) in numbered(text) {
+    for (line, bytes) in prompt_lines(text) {
         n_lines += 1;
         let is_own = is_of(line, options.shard);
         plan.n_lines += usize::from(is_own);
@@ -128,13 +128,7 @@ pub(super) fn failure(line: usize, error: &Error) -> Failure {
     Failure { line, error: error_with_causes(error) }
 }
 
-fn understand(
-    line: usize,
-    bytes: &[u8],
-    tracer: &Tracer,
-    context: u64,
-    options: &BatchOptions,
-) -> Result<Understood> {
+fn understand(line: usize, bytes: &[u8], tracer: &Tracer, context: u64, options: &BatchOptions) -> Result<Understood> {
     let request = PromptLine::parse(bytes)?.request(tracer, &options.settings)?;
     let Request { prompt, options: asked, pruning, heads, slug } = &request;
     let meta = requested(tracer.replacement(), &prompt.tokens, asked);

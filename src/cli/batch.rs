@@ -119,7 +119,8 @@ pub(super) fn run(args: &BatchArgs) -> Result<bool> {
 fn report(batch: &Batch) {
     let Batch { n_lines, n_traced, n_there, n_same, failures, n_at_once, secs } = batch;
     let mut parts = vec![format!("{n_traced} traced")];
-    for (n, what) in [(*n_there, "there already"), (*n_same, "the same as an earlier line"), (failures.len(), "failed")] {
+    for (n, what) in [(*n_there, "there already"), (*n_same, "the same as an earlier line"), (failures.len(), "failed")]
+    {
         if n > 0 {
             parts.push(format!("{n} {what}"));
         }
