@@ -129,6 +129,6 @@ fn report(batch: &Batch) {
     note(&format!("{n_lines} {lines}: {}", parts.join(", ")));
     if *n_traced > 0 {
         let per_minute = *n_traced as f64 * 60.0 / secs.max(1e-9);
-        note(&format!("{secs:.1} s, {per_minute:.0} prompts a minute, {n_at_once} at once"));
+        note(&format!("{secs:.1} s with {n_at_once} at once, {per_minute:.0} prompts/min"));
     }
 }
