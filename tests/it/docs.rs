@@ -172,7 +172,8 @@ enum Piece {
 /// A line as it is compared: spaces count once, times and sizes are `#`.
 fn pieces(line: &str) -> Vec<Piece> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let is_measured = |at: usize| words.get(at + 1).is_some_and(|unit| ["s", "MB", "rows/s", "prompts/min"].contains(unit));
+    let is_measured =
+        |at: usize| words.get(at + 1).is_some_and(|unit| ["s", "MB", "rows/s", "prompts/min"].contains(unit));
     let shown: Vec<&str> = (0..words.len()).map(|at| if is_measured(at) { "#" } else { words[at] }).collect();
     let (line, mut pieces, mut rest) = (shown.join(" "), Vec::new(), 0);
     let is_number = |c: char| c.is_ascii_digit();
