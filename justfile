@@ -20,6 +20,7 @@ bench:
     cargo bench --bench rows
     cargo bench --bench graph
     cargo bench --bench circuits
+    cargo bench --bench batch
     cargo bench --bench ops
 
 # The CUDA build against a driver that computes on the CPU

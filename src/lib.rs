@@ -105,6 +105,7 @@
 #![warn(missing_docs)]
 
 pub mod attribution;
+pub mod batch;
 pub mod circuits;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -13,7 +13,7 @@ mod score_targets;
 mod targets;
 
 pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
-pub use row_choice::{RowChoice, Visits};
+pub use row_choice::{Count, RowChoice, RowRequest, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
 pub use score_targets::{FrozenScore, Score, Versus, score_sides};
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};

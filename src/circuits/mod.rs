@@ -40,6 +40,7 @@ pub(crate) use names::typed_position;
 pub use names::{find_node, find_nodes};
 pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
+pub(crate) use pair::automatic_names;
 pub use pair::{PairPlan, has_strange_partner, is_worked_on};
 pub use path_groups::{PathGroup, PathStep, strongest_path_groups};
 pub use relabel::{label_rest, relabel, rename};

@@ -1,11 +1,11 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
+mod batch;
 mod collected;
 mod compare;
 mod config;
 mod counted;
 mod dashboard_text;
-mod direction;
 mod effects_text;
 mod evaluate;
 mod features;
@@ -45,9 +45,9 @@ use crate::{Error, Result, text};
 
 use self::terminal::Color;
 
+pub use batch::BatchArgs;
 pub use compare::{CommonArgs, DiffArgs};
 pub use config::{Config, NamedSetup};
-pub use direction::{NamedDirection, directions};
 pub use evaluate::EvaluateArgs;
 pub use features::FeaturesArgs;
 pub use heads::HeadsArgs;
@@ -84,6 +84,8 @@ pub struct Cli {
 enum Command {
     /// Trace a prompt: which tokens and features made the model predict what it predicts
     Trace(Box<TraceArgs>),
+    /// Trace many prompts, a JSON object a line, with a model that is opened once; a second run does what is missing
+    Batch(Box<BatchArgs>),
     /// Prune a raw graph to the nodes and edges that carry most of the influence
     Prune(PruneArgs),
     /// Show what is in a graph: prediction, scores, strongest nodes and paths, one node's inputs and outputs; draw it
@@ -147,6 +149,12 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Trace(args) => trace::run(&args),
+        Command::Batch(args) => match batch::run(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(EXIT_NO),
+            Err(Error::Cancelled) => return ExitCode::from(signals::EXIT_INTERRUPTED),
+            Err(error) => Err(error),
+        },
         Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Diff(args) => compare::run_diff(&args),

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::attribution::{RowChoice, Visits};
+use crate::attribution::{Count, RowChoice, RowRequest};
 
 #[derive(Debug, Args)]
 pub(super) struct RowArgs {
@@ -22,32 +22,17 @@ pub(super) struct RowArgs {
     max_features: Option<Count>,
 }
 
-/// A number, or all.
-#[derive(Clone, Copy, Debug)]
-enum Count {
-    All,
-    Number(usize),
-}
-
 fn parse_count(text: &str) -> Result<Count, String> {
-    match text {
-        "all" => Ok(Count::All),
-        _ => text.parse().map(Count::Number).map_err(|_| "expected a number or `all`".into()),
-    }
+    text.parse().map_err(|_| "expected a number or `all`".into())
 }
 
 impl RowArgs {
     /// What the options ask for.
-    pub(super) fn choice(&self) -> RowChoice {
-        let sampled = |visits| RowChoice::Sampled { visits, nodes: self.nodes };
-        match (self.rows, self.theta, self.nodes, self.max_features) {
-            (None, None, None, None) => RowChoice::Auto,
-            (_, _, _, Some(Count::All)) | (Some(Count::All), None, None, None) => RowChoice::All,
-            (_, _, _, Some(Count::Number(max_features))) => RowChoice::BestFirst { max_features },
-            (Some(Count::All), None, Some(_), None) => sampled(Visits::Theta(0.0)),
-            (Some(Count::Number(n_rows)), ..) => sampled(Visits::Rows(n_rows)),
-            (_, Some(theta), ..) => sampled(Visits::Theta(theta)),
-            (None, None, Some(nodes), None) => RowChoice::Strongest { nodes },
-        }
+    ///
+    /// # Errors
+    /// Options that exclude each other, where the parser has let them through.
+    pub(super) fn choice(&self) -> crate::Result<RowChoice> {
+        let Self { rows, theta, nodes, max_features } = *self;
+        RowRequest { rows, theta, nodes, max_features }.choice()
     }
 }

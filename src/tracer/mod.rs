@@ -6,12 +6,14 @@
 //! cancel.
 
 mod attention;
+mod direction;
 mod influence_check;
 mod intervention;
 mod setup;
 mod traced_graph;
 
 pub use attention::{ExplainedScore, TargetHeads};
+pub use direction::{NamedDirection, directions};
 pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use setup::{BaseModel, DeviceChoice, Setup};

@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod attribution;
+mod batch;
 mod circuit_commands;
 mod circuits;
 mod command_line;

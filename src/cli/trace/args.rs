@@ -7,12 +7,11 @@ use clap::Args;
 use crate::attribution::{AttributionOptions, TargetRequest, Versus};
 use crate::circuits::SummarySettings;
 use crate::error::ErrorContext;
-use crate::tracer::Tracer;
+use crate::tracer::{Tracer, directions};
 use crate::{Error, Result};
 
 use super::super::Format;
 use super::super::collected::CollectedArgs;
-use super::super::direction::{check_not_zero, directions};
 use super::super::graph_args::{Thresholds, file_name};
 #[cfg(feature = "serve")]
 use super::super::open_page::OpenArgs;
@@ -148,8 +147,8 @@ impl TraceArgs {
             targets.push(TargetRequest::Score { score, versus });
         }
         for text in &self.target_direction {
-            for direction in directions(text, tracer)? {
-                check_not_zero(&direction)?;
+            let found = directions(text, tracer).context(|| format!("cannot use `--target-direction {text}`"))?;
+            for direction in found {
                 targets.push(TargetRequest::Direction { vec: direction.vec, label: direction.label });
             }
         }
@@ -158,7 +157,7 @@ impl TraceArgs {
             position: self.position,
             max_logits: self.max_logits,
             logit_prob: self.logit_prob,
-            rows: self.rows.choice(),
+            rows: self.rows.choice()?,
             batch_size: self.batch_size,
             keep_decoders: !(self.no_decoders || self.no_raw),
         };
