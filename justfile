@@ -22,6 +22,10 @@ bench:
     cargo bench --bench circuits
     cargo bench --bench ops
 
+# The Python package: built, installed, tested, its notebooks run
+python what="all":
+    python/run {{what}}
+
 # The CUDA build against a driver that computes on the CPU
 cuda-on-cpu:
     tests/on_cpu/run test --test it
