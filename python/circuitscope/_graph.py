@@ -238,23 +238,22 @@ class Graph:
         ids = self._native.node_ids()
         tokens, targets = self.prompt_tokens, self.targets
         labels = self.meta.get("feature_labels", {})
-        features = self.active_features[self.selected_features.astype(np.intp)].astype(np.int64)
+        selected = self.selected_features.astype(np.intp)
+        features = self.active_features[selected].astype(np.int64)
         positions = np.arange(n_pos)
         counts = (n_features, n_layers * n_pos, n_pos, n_targets)
-        none = -np.ones
+        n_others = sum(counts[1:])
         pos = np.concatenate(
             [features[:, 1], np.tile(positions, n_layers), positions, np.array(self.meta["target_positions"], int)]
         )
         layer = np.concatenate(
-            [features[:, 0], np.repeat(np.arange(n_layers), n_pos), none(n_pos, int), none(n_targets, int)]
+            [features[:, 0], np.repeat(np.arange(n_layers), n_pos), np.full(n_pos + n_targets, -1)]
         )
-        feature = np.concatenate([features[:, 2], none(sum(counts[1:]), int)])
-        nan = np.full
-        selected = self.selected_features.astype(np.intp)
-        activation = np.concatenate([self.activation_values[selected], nan(sum(counts[1:]), np.nan, np.float32)])
-        probability = np.concatenate([nan(sum(counts[:3]), np.nan, np.float32), self.target_probabilities])
-        texts = [tokens[at] for at in pos[: sum(counts[:3])]] + targets
-        names = [labels.get(f"{row[0]}_{row[2]}", "") for row in features] + [""] * sum(counts[1:])
+        feature = np.concatenate([features[:, 2], np.full(n_others, -1)])
+        activation = np.concatenate([self.activation_values[selected], np.full(n_others, np.nan)])
+        probability = np.concatenate([np.full(len(ids) - n_targets, np.nan), self.target_probabilities])
+        texts = [tokens[at] for at in pos[: len(ids) - n_targets]] + targets
+        names = [labels.get(f"{row[0]}_{row[2]}", "") for row in features] + [""] * n_others
         columns: list[tuple[str, Any, Any]] = [
             ("id", _width(ids), ids),
             ("kind", "U7", np.repeat(NODE_KINDS, counts)),

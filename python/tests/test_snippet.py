@@ -51,7 +51,7 @@ def test_code_on_the_pages_runs(name: str, code: str, tmp_path: Path, monkeypatc
     if needs or "SmolLM2" in code:
         pytest.skip(f"needs {needs or 'a model'}")
     monkeypatch.chdir(tmp_path)
-    start = "import circuitscope as cs\nprompt = 'The capital of the state containing Dallas is'\n"
+    start = "import circuitscope as cs\nimport numpy as np\nprompt = 'The capital of the state containing Dallas is'\n"
     start += "tracer = cs.Tracer()\ngraph = tracer.trace(prompt)\ncircuit = graph.prune()\n"
     exec(compile(start + code, name, "exec"), {"__name__": "page"})
     assert os.getcwd() == str(tmp_path)
