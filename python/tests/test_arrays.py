@@ -50,7 +50,7 @@ def test_a_graph_of_a_file_is_the_same(graph: cs.Graph, tmp_path) -> None:
         ours, theirs = getattr(graph, name), getattr(read, name)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs), name
         assert not ours.flags.writeable and not theirs.flags.owndata, name
-    assert read.nodes.tolist() == pytest.approx(graph.nodes.tolist(), nan_ok=True) or str(read.nodes) == str(graph.nodes)
+    assert read.nodes.dtype == graph.nodes.dtype and read.nodes.tobytes() == graph.nodes.tobytes()
     assert read.meta == graph.meta and repr(read) == repr(graph)
 
 
@@ -135,7 +135,8 @@ def test_features_are_sparse_dense_and_named(tracer: cs.Tracer, graph: cs.Graph)
     found = tracer.features(DALLAS, pre_activations=True, hooks=hooks)
     assert np.array_equal(found.active, graph.active_features)
     assert np.array_equal(found.activations, graph.activation_values)
-    assert np.array_equal(found.logits, graph.logits)
+    # The last row of a product of all positions, and the product of the last row.
+    assert np.allclose(found.logits, graph.logits, rtol=0, atol=1e-4)
     assert found["0_39_7"] == pytest.approx(22.296, abs=1e-3) and found["0_39_1"] == 0.0
     n_pos = len(found.tokens)
     for layer in range(tracer.n_layers):

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_named(tracer: cs.Tracer) -> None:
     with pytest.raises(cs.FileError, match="missing") as missing:
         cs.Graph.read("/missing/graph.safetensors")
     assert isinstance(missing.value, OSError)
-    with pytest.raises(cs.InputError, match="expected auto, cpu, cuda"):
+    with pytest.raises(cs.Error, match="expected auto, cpu, cuda"):
         cs.Tracer(device="tpu")
     with pytest.raises(cs.Error):
         cs.Tracer("no-such-model")
