@@ -308,7 +308,7 @@ class Circuit:
         return self._native.sizes()[0]
 
     def __contains__(self, node: object) -> bool:
-        return node in self._columns["id"]
+        return isinstance(node, str) and node in self._columns["id"]
 
     def __str__(self) -> str:
         return self.text()

@@ -220,7 +220,7 @@ class Tracer:
                     _values.number(logit_prob, "logit_prob"),
                     rows_of,
                     _values.whole(batch_size, "batch_size"),
-                    bool(decoders),
+                    _values.flag(decoders, "decoders"),
                     reporter.told,
                 )
             )
@@ -273,6 +273,7 @@ class Tracer:
             raise InputError("there is nothing to change: give changes such as {'0_39_7': 0.0}")
         if constrain is not None and mode != "free":
             raise InputError("constrain is a mode of its own: leave mode out")
+        keep_frozen = _values.flag(keep_frozen, "keep_frozen")
         continuation = None
         if generate is not None:
             if keep_frozen and mode == "free" and constrain is None:
@@ -282,7 +283,7 @@ class Tracer:
                 None if temperature is None else _values.number(temperature, "temperature"),
                 None if top_p is None else _values.number(top_p, "top_p"),
                 _values.whole(seed, "seed", 0, 2**64 - 1),
-                bool(keep_frozen),
+                keep_frozen,
             )
         elif temperature is not None or top_p is not None or keep_frozen:
             raise InputError("temperature, top_p and keep_frozen are about generated tokens: give generate")
@@ -474,7 +475,7 @@ def _row_choice(
     """The options of the command line, and the same rules of which go together."""
 
     def count(value: object, what: str) -> int | Literal["all"] | None:
-        return "all" if value == "all" and isinstance(value, str) else _values.optional_whole(value, what)
+        return "all" if isinstance(value, str) and value == "all" else _values.optional_whole(value, what)
 
     n_rows, n_max = count(rows, "rows"), count(max_features, "max_features")
     n_nodes = _values.optional_whole(nodes, "nodes")

@@ -76,6 +76,13 @@ def optional_whole(value: object, what: str, least: int = 0, most: int = MAX_COU
     return None if value is None else whole(value, what, least, most)
 
 
+def flag(value: object, what: str) -> bool:
+    """True or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{what} is true or false, not {type(value).__name__}")
+    return bool(value)
+
+
 def number(value: object, what: str) -> float:
     """A finite number."""
     if isinstance(value, (str, bytes, bool)):

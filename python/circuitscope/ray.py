@@ -117,7 +117,7 @@ def trace_dataset(
         "device": _values.text(device, "the device"),
         "node_threshold": _values.number(node_threshold, "node_threshold"),
         "edge_threshold": _values.number(edge_threshold, "edge_threshold"),
-        "raw": bool(raw),
+        "raw": _values.flag(raw, "raw"),
         "settings": settings,
         "folder": str(folder),
         "threads": max(1, math.floor(num_cpus)),

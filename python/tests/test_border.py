@@ -45,7 +45,7 @@ PROMPTS = st.one_of(st.just(DALLAS), st.lists(st.integers(-1, 5000), max_size=6)
 PROMISED = (cs.Error, TypeError)
 
 ROUNDS = settings(
-    max_examples=150,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -58,6 +58,34 @@ def answered(call: Any, *arguments: Any, **named: Any) -> Any:
     except PROMISED as error:
         assert str(error)
         return None
+
+
+#: Calls that work, and what may be strange in them, one argument at a time.
+CALLS: dict[str, dict[str, Any]] = {
+    "trace": {
+        "prompt": DALLAS, "targets": None, "position": None, "max_logits": 10, "logit_prob": 0.95, "rows": None,
+        "theta": None, "nodes": None, "max_features": None, "batch_size": 512, "decoders": True, "progress": False,
+    },
+    "intervene": {
+        "prompt": DALLAS, "changes": {"0_39_7": 0.0}, "heads": None, "mode": "free", "constrain": None, "generate": 1,
+        "keep_frozen": False, "temperature": None, "top_p": None, "seed": 0, "target": None, "groups": None, "top": 3,
+    },
+    "sweep": {"prompt": DALLAS, "feature": "0_39_7", "values": [0.0, 1.0], "changes": None, "heads": None, "target": None},
+    "compare": {"prompt": DALLAS, "alternatives": {"a": {"0_39_7": 0.0}}, "changes": None, "heads": None, "mode": "free"},
+    "features": {"prompt": DALLAS, "pre_activations": [0], "hooks": ["hook_embed"]},
+}
+STRANGE = [(name, argument) for name, arguments in CALLS.items() for argument in arguments]
+
+
+@settings(ROUNDS, max_examples=40)
+@pytest.mark.parametrize("name, argument", STRANGE, ids=[f"{name}-{argument}" for name, argument in STRANGE])
+@given(value=st.one_of(ANYTHING, NUMBERS, NODES, st.dictionaries(NODES, NUMBERS, max_size=2), DIRECTIONS))
+def test_one_strange_argument(tracer: cs.Tracer, name: str, argument: str, value: Any) -> None:
+    # As many tokens as the context holds are fine, and take their time.
+    if argument == "generate" and isinstance(value, (int, np.integer)) and value > 5:
+        value = 5
+    found = answered(getattr(tracer, name), **{**CALLS[name], argument: value})
+    assert found is None or repr(found)
 
 
 @ROUNDS
