@@ -133,7 +133,7 @@ class Circuit:
         """The features and errors that most of the targets' weight passes through, strongest first: records as in
         :attr:`nodes`, at most ``k``."""
         found = self._native.strongest(_values.whole(k, "k", 0, 2**32))
-        return self.nodes[np.array(found, dtype=np.intp)]
+        return self.nodes[np.array(found, dtype=np.intp)].view(np.recarray)
 
     def paths(
         self, k: int = 10, sources: str | list[str] | None = None, targets: str | list[str] | None = None

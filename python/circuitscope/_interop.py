@@ -25,7 +25,7 @@ def to_circuit_tracer(graph: Graph, library: str) -> dict[str, Any]:
     vocab_size = len(graph.logits)
     # What is no token has a number past the vocabulary, as circuit-tracer gives it.
     ids = [int(token) if token >= 0 else vocab_size + at for at, token in enumerate(graph.target_ids)]
-    arrays = {
+    arrays: dict[str, np.ndarray[Any, Any]] = {
         "input_tokens": graph.input_tokens,
         "active_features": graph.active_features.astype(np.int64),
         "adjacency_matrix": adjacency,

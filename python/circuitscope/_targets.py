@@ -13,24 +13,32 @@ from . import _values
 from ._errors import InputError
 
 
-@dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction of the final norm's output, explained or followed as it is.
+    """A direction of the final norm's output, explained as it is.
 
     Attributes:
-        values: ``[d_model]``, finite, not all zero; any NumPy numbers, taken as float32.
+        values: ``[d_model]``, finite and not all zero.
         label: What graphs call it.
+
+    Args:
+        values: ``[d_model]`` numbers of any NumPy type, in any memory order; taken as float32.
+        label: What graphs call it.
+
+    Raises:
+        InputError: Another number of dimensions; values that are not finite, or all zero.
     """
 
     values: npt.NDArray[np.float32]
-    label: str = "direction"
+    label: str
 
-    def __post_init__(self) -> None:
-        values = _values.vector(self.values, "the direction")
-        if not values.any():
+    def __init__(self, values: npt.ArrayLike, label: str = "direction") -> None:
+        self.values = _values.vector(values, "the direction")
+        if not self.values.any():
             raise InputError("a direction of zeros asks for nothing")
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "label", _values.text(self.label, "the direction's label"))
+        self.label = _values.text(label, "the direction's label")
+
+    def __repr__(self) -> str:
+        return f"Direction({self.label!r}, {len(self.values)} values)"
 
 
 @dataclass(frozen=True)

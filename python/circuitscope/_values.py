@@ -154,7 +154,7 @@ def feature(value: object, what: str) -> str:
     """``"L_F_P"``, or layer, feature and position."""
     if isinstance(value, str):
         return text(value, what)
-    if isinstance(value, (tuple, np.void)) and len(value) == 3:
+    if isinstance(value, tuple) and len(value) == 3:
         return "_".join(str(whole(part, what)) for part in value)
     raise TypeError(f"{what} is a string such as '0_39_7' or (layer, feature, position), not {type(value).__name__}")
 

@@ -142,7 +142,8 @@ def trace_dataset(
         dataset = ray.data.from_items(
             [{"key": key, "record": record} for key, record in missing], override_num_blocks=blocks
         )
-        remote: dict[str, Any] = {"num_cpus": num_cpus, "max_restarts": -1, "max_task_retries": -1}
+        # Ray Data starts lost actors again, and gives their work to others, as often as it takes.
+        remote: dict[str, Any] = {"num_cpus": num_cpus}
         if num_gpus:
             remote["num_gpus"] = num_gpus
         if memory is not None:
