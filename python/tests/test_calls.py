@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_an_interrupt_ends_a_call() -> None:
         assert time.monotonic() - asked < 10
         assert program.stdout.read().strip() == "Austin"
     assert program.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
+def test_an_interrupt_ends_the_command_line(program: Path) -> None:
+    with subprocess.Popen([program, "trace", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        time.sleep(1.5)
+        assert running.poll() is None, "it waits for a prompt"
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=10) == 130
+        # No traceback of Python's.
+        assert running.stderr.read() == ""
 
 
 def test_other_threads_go_on_meanwhile(tracer: cs.Tracer) -> None:
