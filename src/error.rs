@@ -428,6 +428,10 @@ pub enum Error {
     #[error("the explainer {url}: {problem}")]
     Explainer { url: String, problem: String },
 
+    /// A site does not say what it knows of a feature.
+    #[error("{address}: {problem}")]
+    Site { address: String, problem: String },
+
     /// Training that cannot be done as it was asked for.
     #[error("cannot train: {problem}")]
     Train { problem: String },
@@ -490,7 +494,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Tensor(_) | Error::Device { .. } => ErrorKind::Device,
             Error::Cancelled => ErrorKind::Cancelled,
-            Error::Hub { .. } | Error::Explainer { .. } => ErrorKind::Network,
+            Error::Hub { .. } | Error::Explainer { .. } | Error::Site { .. } => ErrorKind::Network,
             Error::TooManyLinks { .. }
             | Error::PromptTooLong { .. }
             | Error::OutOfMemory { .. }

@@ -87,6 +87,10 @@ export class Api {
     return (await this.send(path, body, { signal })).json();
   }
 
+  /** What another site knows of a feature of a published set. @param {number} layer @param {number} index @param {AbortSignal} [signal] */
+  published(layer, index, signal) {
+    return this.get(`features/${layer}/${index}/published`, signal);
+  }
   health() {
     return this.get("health");
   }

@@ -12,6 +12,7 @@ const TABS = /** @type {const} */ ([
   ["here", "In this prompt"],
   ["try", "Own text"],
   ["near", "Reads and feeds"],
+  ["site", "Neuronpedia"],
 ]);
 
 export class FeaturePanel {
@@ -139,7 +140,9 @@ export class FeaturePanel {
     const label = (graph && n >= 0 ? graph.label(n) : app.view.labels[key]) || f.label || "";
     const offered = TABS.filter(
       ([name]) =>
-        (name !== "here" || (graph && n >= 0)) && (f.available || name === "here" || name === "try" || name === "near"),
+        (name !== "here" || (graph && n >= 0)) &&
+        (name !== "site" || f.neuronpedia?.online) &&
+        (f.available || name === "here" || name === "try" || name === "near" || name === "site"),
     );
     const current = offered.some(([name]) => name === this.tab) ? this.tab : offered[0][0];
     const tab = (/** @type {string} */ name, /** @type {string} */ text) =>
@@ -381,6 +384,51 @@ export class FeaturePanel {
               }),
         );
       fill(body, h("div", { class: "two-columns" }, rows("reads", f.weights?.reads), rows("feeds", f.weights?.feeds)));
+    } else if (name === "site") {
+      await this.onSite(body, f);
+    }
+  }
+
+  /** What the site of a published set says, beside what was collected here. @param {HTMLElement} body @param {any} f */
+  async onSite(body, f) {
+    this.control?.abort();
+    this.control = new AbortController();
+    const { signal } = this.control;
+    fill(body, h("p", { class: "muted" }, "Asking Neuronpedia…"));
+    try {
+      const found = await this.app.api.published(f.layer, f.index, signal);
+      const max = found.max || Math.max(0, ...found.examples.map((/** @type {any} */ e) => e.value)) || 1;
+      const list = (/** @type {string} */ name, /** @type {string[]} */ tokens) =>
+        tokens.length > 0 &&
+        h(
+          "div",
+          { class: "chips" },
+          h("span", { class: "muted" }, `${name} `),
+          tokens.slice(0, 8).map((token) => h("span", { class: "chip" }, visible(token))),
+        );
+      const { app } = this;
+      fill(
+        body,
+        h(
+          "p",
+          null,
+          found.label ? `“${visible(found.label)}”` : "It has no explanation there.",
+          h(
+            "span",
+            { class: "muted small" },
+            found.frequency !== null && ` active on ${percent(found.frequency)}`,
+            found.max !== null && `, at most ${num(found.max)}`,
+          ),
+        ),
+        list("pushes up", found.top),
+        list("pushes down", found.bottom),
+        found.examples.map((/** @type {any} */ e) =>
+          example(e, max, app.canRun ? (text) => traceDialog(app, text) : null),
+        ),
+      );
+    } catch (error) {
+      if (error instanceof DOMException) return;
+      fill(body, h("p", { class: "muted" }, error instanceof Error ? error.message : ""));
     }
   }
 

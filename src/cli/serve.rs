@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::features::NEURONPEDIA;
 use crate::serve::{Access, OpenModel, ServeOptions, Server, graph_url, is_loopback};
 use crate::{Error, Result};
 
@@ -27,6 +28,11 @@ pub struct ServeArgs {
     /// What features are active on, a folder that `features collect` wrote [default: the one beside the transcoders]
     #[arg(long, value_name = "FOLDER", help_heading = "Model")]
     features: Option<PathBuf>,
+    /// Show what Neuronpedia knows of features of published sets, asking it when a person does; or another site with its
+    /// interface
+    #[arg(long, value_name = "SITE", num_args = 0..=1, require_equals = true, default_missing_value = NEURONPEDIA,
+        value_parser = site, help_heading = "Model")]
+    online: Option<String>,
     /// The port; 0 for any that is free
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT, help_heading = "Where")]
     port: u16,
@@ -51,6 +57,15 @@ pub struct ServeArgs {
     page: Option<PathBuf>,
 }
 
+/// The address of a site.
+fn site(text: &str) -> std::result::Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace)) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("an address begins with http:// or https://, as {NEURONPEDIA}")),
+    }
+}
+
 /// Serves until the program is ended.
 ///
 /// # Errors
@@ -71,7 +86,7 @@ pub(super) fn run(args: ServeArgs) -> Result<()> {
         ..Access::default()
     };
     let quiet = args.setup.quiet;
-    let ServeArgs { folder, setup, features, page, foreign_page, open, .. } = args;
+    let ServeArgs { folder, setup, features, online, page, foreign_page, open, .. } = args;
     let page = page.or(foreign_page);
     // A graph stands for its folder, and is what the page begins with.
     let first = folder.is_file().then(|| folder.file_stem().unwrap_or_default().to_string_lossy().into_owned());
@@ -85,6 +100,7 @@ pub(super) fn run(args: ServeArgs) -> Result<()> {
         folder: Some(folder.clone()),
         model: setup_given.then(|| -> OpenModel { Box::new(move || setup.open(None)) }),
         features,
+        published_site: online,
         demo: true,
         page,
         access,

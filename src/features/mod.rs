@@ -25,13 +25,14 @@ mod state;
 mod token_classes;
 mod tokens;
 mod virtual_weights;
+mod web;
 
 pub(crate) use accumulate::sequence_hash;
 pub use collect::{CollectOptions, Collected, TOKENS_PHASE, collect};
 pub use dashboard::{Dashboard, Example, Groups, N_INTERVALS, Neighbor, TokenCount, WINDOW_AFTER, WINDOW_BEFORE};
 pub use exchange::{
-    Agreement, Bundle, EXPORT_PHASE, ExportFormat, Exported, IMPORT_PHASE, INDEX_FILE, ImportOptions, Imported, export,
-    import, read_names,
+    Agreement, Bundle, EXPORT_PHASE, ExportFormat, Exported, HostedExample, HostedFeature, IMPORT_PHASE, INDEX_FILE,
+    ImportOptions, Imported, NEURONPEDIA, export, hosted_feature, import, read_names,
 };
 pub use explainer::{Answer, Asked, EXPLAIN_PHASE, EXPLANATIONS_FILE, Explained, Explainer, Secret, explain_features};
 pub use files::{FEATURES_FOLDER, FeatureSet, LayerWriter, MANIFEST_FILE, Window, check_labels_beside};

@@ -39,6 +39,8 @@ pub(super) struct App {
     pub access: Access,
     pub work: Arc<Work>,
     pub started: Instant,
+    /// A site with Neuronpedia's interface that may be asked.
+    pub published_site: Option<String>,
     features_folder: Option<PathBuf>,
     features: OnceLock<Option<Arc<FeatureSet>>>,
     verifications: Mutex<Verifications>,
@@ -59,6 +61,7 @@ impl App {
         access: Access,
         work: Arc<Work>,
         features: Option<PathBuf>,
+        published_site: Option<String>,
     ) -> Self {
         Self {
             library,
@@ -67,6 +70,7 @@ impl App {
             access,
             work,
             started: Instant::now(),
+            published_site,
             features_folder: features,
             features: OnceLock::new(),
             verifications: Mutex::default(),

@@ -186,8 +186,9 @@ fn carries(headers: &HeaderMap, token: &str) -> bool {
 
 /// What is no secret: the files of the page, which need no token so that it can ask for it.
 fn needs_token(path: &str) -> bool {
-    let is_data =
-        ["/api/", "/data/", "/graph_data/", "/features/", "/save_graph/"].iter().any(|start| path.starts_with(start));
+    let is_data = ["/api/", "/data/", "/graph_data/", "/features/", "/dashboards/", "/save_graph/"]
+        .iter()
+        .any(|start| path.starts_with(start));
     let is_call = ["/generate-graph", "/forward-pass", "/steer", "/check-busy", "/parse-chat-prompt"].contains(&path);
     (is_data || is_call) && path != "/api/v1/session"
 }

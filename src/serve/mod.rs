@@ -60,6 +60,9 @@ pub struct ServeOptions {
     /// What features are active on: a folder of features, or one of transcoders that has one; `None`: beside the
     /// transcoders of the model.
     pub features: Option<PathBuf>,
+    /// A site with Neuronpedia's interface, that is asked about features of published sets when somebody wants to know;
+    /// `None`: nobody is asked.
+    pub published_site: Option<String>,
     /// Whether the embedded model traces a demonstration where the folder has no graph.
     pub demo: bool,
     /// What is done for one request, at most.
@@ -86,7 +89,7 @@ impl Server {
     /// # Errors
     /// [`Error::Threads`].
     pub fn new(options: ServeOptions) -> Result<Self> {
-        let ServeOptions { folder, model, features, demo, limits, page, access, patience } = options;
+        let ServeOptions { folder, model, features, published_site, demo, limits, page, access, patience } = options;
         let assets = page.map_or(Assets::Embedded, Assets::Folder);
         let library = Arc::new(Library::new(folder));
         let shown = library.clone();
@@ -96,7 +99,11 @@ impl Server {
                 let _ = trace_demo(&shown, tracer, DEMO_PROMPT);
             }
         })?;
-        Ok(Self { app: Arc::new(App::new(library, assets, access.clone(), work, features)), access, patience })
+        Ok(Self {
+            app: Arc::new(App::new(library, assets, access.clone(), work, features, published_site)),
+            access,
+            patience,
+        })
     }
 
     /// All routes, behind the guard: what tests call without a network.

@@ -259,18 +259,7 @@ impl Tracer {
     /// # Errors
     /// An empty prompt, one longer than the model's context, ids outside the vocabulary.
     pub fn tokenize(&self, prompt: impl Into<Prompt>) -> Result<TokenizedPrompt> {
-        let (model, tokenizer) = (&self.replacement.model, &self.replacement.tokenizer);
-        let prompt = match prompt.into() {
-            Prompt::Tokenized(prompt) => prompt,
-            Prompt::Text(text) => TokenizedPrompt { tokens: tokenizer.encode_prompt(&text)?, text },
-            Prompt::Tokens(tokens) => {
-                // Ids of no token have no text either.
-                model.check_tokens(&tokens)?;
-                TokenizedPrompt { text: tokenizer.decode(&tokens), tokens }
-            }
-        };
-        model.check_tokens(&prompt.tokens)?;
-        Ok(prompt)
+        setup::tokenized(&self.replacement.model, &self.replacement.tokenizer, prompt.into())
     }
 
     /// The id of the token whose text is exactly `text`, leading space included.

@@ -81,7 +81,7 @@ impl Client {
         #[cfg(not(feature = "hub"))]
         return problem(&format!("this build has no network (feature `hub`), and cannot ask {address}"));
         #[cfg(feature = "hub")]
-        Ok(Self { address, agent: agent(explainer), explainer: explainer.clone() })
+        Ok(Self { address, agent: super::super::web::agent(explainer.timeout), explainer: explainer.clone() })
     }
 
     /// Asks until there is an answer, or as often as is allowed.
@@ -153,22 +153,6 @@ impl Client {
         let _ = (Tried::Again(String::new(), None), self.answer_of(""));
         Tried::Refused(format!("this build cannot ask {}", self.address))
     }
-}
-
-#[cfg(feature = "hub")]
-fn agent(explainer: &Explainer) -> ureq::Agent {
-    use ureq::tls::{RootCerts, TlsConfig};
-    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        // The key is for this address alone.
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .timeout_global(Some(explainer.timeout))
-        .user_agent(concat!("circuitscope/", env!("CARGO_PKG_VERSION")))
-        .tls_config(tls)
-        .build();
-    config.new_agent()
 }
 
 #[cfg(feature = "hub")]

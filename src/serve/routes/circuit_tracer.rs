@@ -44,6 +44,7 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/data/{file}", get(data))
         .route("/graph_data/{file}", get(data))
         .route("/features/{*rest}", get(features))
+        .route("/dashboards/{file}", get(one))
         .route("/save_graph/{slug}", post(save))
 }
 
@@ -67,9 +68,13 @@ fn list(app: &App) -> Response {
     json_response(&json!({"graphs": app.library.list().into_iter().map(entry).collect::<Vec<_>>()}))
 }
 
-/// Where that page looks for examples: here, if there are any.
+/// Where that page looks for examples: here, if there are any. Of all names a set can have, a path from the page on is what
+/// every version of that page takes for one (0.5.0 asks huggingface.co about `/features`); paths that begin with
+/// `./features/` it sends to a server of its own.
+const LOCAL_SCAN: &str = "./dashboards";
+
 fn scan_of(app: &App, scan: Option<&str>) -> String {
-    if app.has_features() { "/features".to_owned() } else { scan.unwrap_or_default().to_owned() }
+    if app.has_features() { LOCAL_SCAN.to_owned() } else { scan.unwrap_or_default().to_owned() }
 }
 
 fn graph(app: &App, id: &str) -> Answer {
@@ -146,19 +151,34 @@ async fn features(State(app): State<Arc<App>>, At(rest): At<String>, uri: Uri, h
         if let Some(layer) = layer_of(&rest) {
             return chunk(&app, layer, headers.get(header::RANGE));
         }
-        let cantor = rest.rsplit_once('/').and_then(|(_, file)| file.strip_suffix(".json")?.parse::<u64>().ok());
-        match cantor {
-            Some(number) => {
-                let not_found = || Refusal::not_found(format!("{number} is no feature"));
-                let (layer, feature) = from_cantor(number).ok_or_else(not_found)?;
-                let set = app.feature_set()?;
-                let id = FeatureId { layer: layer as usize, feature: feature as usize };
-                Ok(json_response(&examples(&app, &set, id)?))
-            }
+        match rest.rsplit_once('/').and_then(|(_, file)| cantor_of(file)) {
+            Some(number) => numbered(&app, number),
             None => app.assets.get(uri.path(), &headers),
         }
     })
     .await
+}
+
+async fn one(State(app): State<Arc<App>>, At(file): At<String>) -> Answer {
+    away(move || {
+        let number = cantor_of(&file).ok_or_else(|| Refusal::not_found("there is nothing at this address"))?;
+        numbered(&app, number)
+    })
+    .await
+}
+
+/// The number in the name of a feature's file.
+fn cantor_of(file: &str) -> Option<u64> {
+    file.strip_suffix(".json")?.parse().ok()
+}
+
+/// The feature with this Cantor number.
+fn numbered(app: &App, number: u64) -> Answer {
+    let not_found = || Refusal::not_found(format!("{number} is no feature"));
+    let (layer, feature) = from_cantor(number).ok_or_else(not_found)?;
+    let set = app.feature_set()?;
+    let id = FeatureId { layer: layer as usize, feature: feature as usize };
+    Ok(json_response(&examples(app, &set, id)?))
 }
 
 fn zipped(bytes: &[u8]) -> Answer<Bytes> {

@@ -1,13 +1,15 @@
 //! Dashboards of features, search among them, and one feature on a text.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::features::{
-    FeatureId, FeatureSet, ReportPush, SearchBy, pushes, report, report_weights, search as search_in,
+    FeatureId, FeatureSet, NEURONPEDIA, ReportPush, SearchBy, hosted_feature, pushes, report, report_weights,
+    search as search_in,
 };
 use crate::job::Job;
 use crate::tracer::Prompt;
@@ -23,6 +25,9 @@ const N_WEIGHTS: usize = 10;
 
 /// Bytes of a text that one feature is looked for on.
 const MAX_TEXT_BYTES: usize = 20_000;
+
+/// How long another site may take.
+const SITE_TIME: Duration = Duration::from_secs(15);
 
 /// In words: what text, how much of it.
 fn source(set: &FeatureSet) -> String {
@@ -144,17 +149,38 @@ pub(in super::super) async fn dashboard(
             ModelState::Open(tracer) => Some(tracer.transcoder_name().to_owned()),
             _ => None,
         };
-        answer["neuronpedia"] = json!(scan.and_then(|scan| hosted(&scan, layer, feature)));
+        answer["neuronpedia"] = json!(scan.and_then(|scan| published(&scan, layer)).map(|(source, warning)| {
+            json!({"url": format!("{NEURONPEDIA}/{source}/{feature}"), "warning": warning, "online": app.published_site.is_some()})
+        }));
         Ok(json_response(&answer))
     })
     .await
 }
 
-/// The page of a feature of a published set on Neuronpedia, and what there is to know of it.
-fn hosted(scan: &str, layer: usize, feature: usize) -> Option<Value> {
+/// What Neuronpedia's site knows of a feature, asked now.
+pub(in super::super) async fn on_site(State(app): State<Arc<App>>, At((layer, feature)): At<(usize, usize)>) -> Answer {
+    away(move || {
+        let Some(site) = &app.published_site else {
+            return Err(Refusal::not_found("this server asks no other site").hint("start it with --online"));
+        };
+        let tracer = app.work.tracer()?;
+        tracer.replacement().transcoders.check_feature(layer, feature)?;
+        let scan = tracer.transcoder_name();
+        let Some((source, _)) = published(scan, layer) else {
+            return Err(Refusal::not_found(format!(
+                "{scan} is no set that Neuronpedia shows, as far as is known here"
+            )));
+        };
+        Ok(json_response(&hosted_feature(site, &source, FeatureId { layer, feature }, SITE_TIME)?))
+    })
+    .await
+}
+
+/// The source on Neuronpedia that shows a layer of a published set, and what there is to know of it.
+fn published(scan: &str, layer: usize) -> Option<(String, Option<&'static str>)> {
     const WRONG: &str =
         "the examples there were made from another input than these transcoders read; compare before you believe them";
-    let (source, warning) = match scan {
+    Some(match scan {
         "gemma" | "mntss/gemma-scope-transcoders" | "mwhanna/gemma-scope-transcoders" => {
             (format!("gemma-2-2b/{layer}-gemmascope-transcoder-16k"), Some(WRONG))
         }
@@ -164,8 +190,7 @@ fn hosted(scan: &str, layer: usize, feature: usize) -> Option<Value> {
             (format!("gemma-3-4b-it/{layer}-gemmascope-2-transcoder-262k"), None)
         }
         _ => return None,
-    };
-    Some(json!({"url": format!("https://www.neuronpedia.org/{source}/{feature}"), "warning": warning}))
+    })
 }
 
 #[derive(Deserialize)]

@@ -57,6 +57,7 @@ pub(super) fn router(app: Arc<App>, access: Arc<Access>) -> Router {
         .route("/features/search", get(features::search))
         .route("/features/{layer}/{i}", get(features::dashboard))
         .route("/features/{layer}/{i}/on-text", post(features::on_text))
+        .route("/features/{layer}/{i}/published", get(features::on_site))
         .fallback(nothing);
     Router::new()
         .nest("/api/v1", api)

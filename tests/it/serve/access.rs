@@ -145,6 +145,7 @@ fn nothing_outside_its_folders_is_ever_read() {
         "/data/",
         "/graph_data/",
         "/features/",
+        "/dashboards/",
         "/api/v1/graphs/",
         "/save_graph/",
         "//",

@@ -5,5 +5,6 @@ mod dialects;
 mod graphs;
 mod jobs;
 mod kit;
+mod published;
 mod sockets;
 mod views;
