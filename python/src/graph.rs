@@ -174,9 +174,7 @@ impl Graph {
             "selected_features" => {
                 Array::of(owner, n(graph.selected_features.len()), |g: &TracedGraph| &g.graph().selected_features[..])
             }
-            "bias_effect" => {
-                Array::of(owner, n(graph.bias_effect.len()), |g: &TracedGraph| &g.graph().bias_effect[..])
-            }
+            "bias_effect" => Array::of(owner, n(graph.bias_effect.len()), |g: &TracedGraph| &g.graph().bias_effect[..]),
             "unselected_effect" => {
                 Array::of(owner, n(graph.unselected_effect.len()), |g: &TracedGraph| &g.graph().unselected_effect[..])
             }

@@ -223,8 +223,7 @@ impl Tracer {
             let feature = feature.parse::<FeatureSpec>().raised(py)?;
             alternatives.extend(circuitscope::intervene::Sweep { feature, values }.alternatives(&always));
         }
-        let swept =
-            job::run(py, progress, |job| opened.sweep_with(prompt, &always, &alternatives, &options, job))?;
+        let swept = job::run(py, progress, |job| opened.sweep_with(prompt, &always, &alternatives, &options, job))?;
         Ok(Sweep { inner: swept })
     }
 

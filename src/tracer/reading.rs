@@ -95,10 +95,10 @@ fn check_fits(replacement: &Replacement, n_pos: usize, options: &ReadOptions) ->
     };
     let hooks: u64 = options.hooks.iter().map(at_point).sum();
     // Once where they are computed and once where they are handed out.
-    MemoryPlan::new().with("pre-activations", 2 * pre_activations).with("tensors at hook points", 2 * hooks).check(
-        || format!("reading {n_pos} positions"),
-        |_| "ask for fewer layers or hook points".to_owned(),
-    )
+    MemoryPlan::new()
+        .with("pre-activations", 2 * pre_activations)
+        .with("tensors at hook points", 2 * hooks)
+        .check(|| format!("reading {n_pos} positions"), |_| "ask for fewer layers or hook points".to_owned())
 }
 
 fn values_of(tensor: &Tensor) -> Result<Values> {

@@ -44,7 +44,8 @@ fn pre_activations_and_hooks_are_what_transcoders_read_and_make_of_it() {
     let [read, pattern] = &found.hooks[..] else { panic!("two hooks were asked for") };
     assert_eq!(read.shape, [n_pos, tracer.replacement().model.config.d_model]);
     let last = candle_row(&read.values, n_pos - 1, read.shape[1]);
-    let x = circuitscope::candle::Tensor::from_vec(last, (1, read.shape[1]), &circuitscope::candle::Device::Cpu).unwrap();
+    let x =
+        circuitscope::candle::Tensor::from_vec(last, (1, read.shape[1]), &circuitscope::candle::Device::Cpu).unwrap();
     let again: Vec<f32> = transcoder.pre_activations(&x).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     for (a, b) in again.iter().zip(&pre.values[(n_pos - 1) * n_features..]) {
         assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{a} {b}");
