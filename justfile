@@ -23,6 +23,10 @@ bench:
     cargo bench --bench batch
     cargo bench --bench ops
 
+# The Python package: built, installed, tested, its notebooks run
+python what="all":
+    python/run {{what}}
+
 # The CUDA build against a driver that computes on the CPU
 cuda-on-cpu:
     tests/on_cpu/run test --test it

@@ -38,7 +38,7 @@ pub use group::{GroupRequest, NamedGroup, members_within};
 #[cfg(feature = "cli")]
 pub(crate) use names::typed_position;
 pub use names::{find_node, find_nodes};
-pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
+pub use open::{OpenedGraph, Opening, decoder_direction, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
 pub(crate) use pair::automatic_names;
 pub use pair::{PairPlan, has_strange_partner, is_worked_on};

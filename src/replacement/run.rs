@@ -76,6 +76,15 @@ impl Replacement {
         self.run_with(tokens, &mut (), job)
     }
 
+    /// As [`Replacement::run`]; `kept` looks into the pass too.
+    ///
+    /// # Errors
+    /// As [`Replacement::run`].
+    pub fn run_keeping(&self, tokens: &[u32], kept: &mut Activations, job: &Job) -> Result<Run> {
+        self.check_run(tokens.len(), false)?;
+        self.run_with(tokens, kept, job)
+    }
+
     /// As [`Replacement::run`], with the weights that the linear model needs. `[n_layers]`
     ///
     /// # Errors

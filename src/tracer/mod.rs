@@ -9,6 +9,7 @@ mod attention;
 mod direction;
 mod influence_check;
 mod intervention;
+mod reading;
 mod setup;
 mod traced_graph;
 
@@ -16,6 +17,7 @@ pub use attention::{ExplainedScore, TargetHeads};
 pub use direction::{NamedDirection, directions};
 pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
+pub use reading::{PromptReading, ReadOptions, Values};
 pub use setup::{BaseModel, DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
@@ -194,6 +196,14 @@ impl Tracer {
         let original = Original::run(&self.replacement, &prompt.tokens, job)?;
         let id = |f: &ActiveFeature| FeatureId { layer: f.layer as u32, pos: f.pos as u32, feature: f.feature as u32 };
         Ok(original.features.all.iter().map(|f| (id(f), f.value)).collect())
+    }
+
+    /// Reads what a prompt does: its active features, and what `options` ask for beside them.
+    ///
+    /// # Errors
+    /// Layers that do not exist, hook points that the model's family has not; as [`Tracer::active_features`].
+    pub fn read(&self, prompt: impl Into<Prompt>, options: &ReadOptions, job: &Job) -> Result<PromptReading> {
+        reading::read(&self.replacement, self.tokenize(prompt)?, options, job)
     }
 
     /// Checks a graph against the model: is everything that it holds what the model gives, do its rows add up, are its

@@ -38,6 +38,7 @@ mod package;
 mod pairs;
 mod pictures;
 mod prune;
+mod reading;
 mod reference;
 mod rooms;
 mod sampled;

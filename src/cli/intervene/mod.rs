@@ -26,7 +26,8 @@ use super::setup::{GraphSource, SetupArgs};
 use super::{note, print_data, print_json, print_text};
 use changes::{Changes, Context};
 use names::NamedGraph;
-use text::{comparison_text, diagram, sweep_text};
+pub use text::comparison_text;
+use text::{diagram, sweep_text};
 
 #[derive(Debug, Args)]
 pub struct InterveneArgs {
