@@ -248,7 +248,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn calls_at_once_share_what_is_left() {
         let half = memory_left().unwrap().bytes / 2;
-        let fits = || MemoryPlan::new().with("half", half).check(String::new, |_| String::new()).is_ok();
+        let fits = move || MemoryPlan::new().with("half", half).check(String::new, |_| String::new()).is_ok();
         assert!(fits());
         let among_four = std::thread::spawn(move || {
             share_memory(4);

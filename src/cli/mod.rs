@@ -159,8 +159,8 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
         Command::Trace(args) => trace::run(&args),
         Command::Batch(args) => match batch::run(&args) {
             Ok(true) => Ok(()),
-            Ok(false) => return ExitCode::from(EXIT_NO),
-            Err(Error::Cancelled) => return ExitCode::from(signals::EXIT_INTERRUPTED),
+            Ok(false) => return EXIT_NO,
+            Err(Error::Cancelled) => return signals::EXIT_INTERRUPTED,
             Err(error) => Err(error),
         },
         Command::Prune(args) => prune::run(&args),
