@@ -22,7 +22,7 @@ use crate::job;
 /// Where a circuit comes from.
 enum Origin {
     Traced(Arc<TracedGraph>, Pruned),
-    File(OpenedGraph),
+    File(Box<OpenedGraph>),
 }
 
 /// What pruning left of a graph.
@@ -84,7 +84,7 @@ impl Circuit {
         edge_threshold: Option<f64>,
     ) -> PyResult<Circuit> {
         let opened = job::short(py, || open_graph(&path, &Opening::new(node_threshold, edge_threshold)?))?;
-        Ok(Circuit { origin: Arc::new(Origin::File(opened)) })
+        Ok(Circuit { origin: Arc::new(Origin::File(Box::new(opened))) })
     }
 
     /// Writes a JSON graph; with pinned nodes or supernodes, as `inspect --save` does, else as `trace` does.

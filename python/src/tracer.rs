@@ -50,6 +50,9 @@ type HeadArg = (String, String, Option<String>);
 /// Name and `L_F_P` of its members.
 type GroupArg = (String, Vec<String>);
 
+/// How many tokens, temperature, top-p, seed, whether holds go on.
+type GenerateArg = (usize, Option<f64>, Option<f64>, u64, bool);
+
 /// The model and its transcoders; nothing once it is closed.
 #[pyclass(frozen, module = "circuitscope._native")]
 pub struct Tracer {
@@ -178,7 +181,7 @@ impl Tracer {
         heads: Vec<HeadArg>,
         groups: Vec<GroupArg>,
         mode: (String, Option<(usize, usize)>),
-        generate: Option<(usize, Option<f64>, Option<f64>, u64, bool)>,
+        generate: Option<GenerateArg>,
         target: Option<u32>,
         top: usize,
         progress: Option<Py<PyAny>>,
