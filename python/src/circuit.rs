@@ -21,7 +21,7 @@ use crate::job;
 
 /// Where a circuit comes from.
 enum Origin {
-    Traced(Arc<TracedGraph>, Pruned),
+    Traced(Arc<TracedGraph>, Box<Pruned>),
     File(Box<OpenedGraph>),
 }
 
@@ -70,7 +70,7 @@ impl Origin {
 
 impl Circuit {
     pub fn of_traced(circuit: Pruned, graph: Arc<TracedGraph>) -> Circuit {
-        Circuit { origin: Arc::new(Origin::Traced(graph, circuit)) }
+        Circuit { origin: Arc::new(Origin::Traced(graph, Box::new(circuit))) }
     }
 }
 
