@@ -68,6 +68,7 @@ pub fn read_json(path: &Path, format: &'static str) -> Result<Vec<u8>> {
 /// # Errors
 /// What cannot be read, standard input that was read before, more than 1 GB through a pipe, a file that does not fit into
 /// memory.
+#[cfg(feature = "cli")]
 pub fn read_lines(path: &Path) -> Result<Vec<u8>> {
     read_if(path, MAX_JSON_BYTES, |_| Ok(()))
 }
