@@ -135,8 +135,8 @@ impl Tracer {
     /// Directions that a text names, as `--target-direction` reads it: label and values of each.
     fn directions(&self, py: Python<'_>, text: &str) -> PyResult<Vec<(String, Array)>> {
         let opened = self.opened(py)?;
-        let found = job::short(py, || circuitscope::cli::directions(text, &opened))?;
-        let array = |direction: circuitscope::cli::NamedDirection| {
+        let found = job::short(py, || circuitscope::tracer::directions(text, &opened))?;
+        let array = |direction: circuitscope::tracer::NamedDirection| {
             let shape = vec![direction.vec.len()];
             (direction.label, Array::from_vec(direction.vec, shape))
         };
