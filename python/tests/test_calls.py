@@ -15,6 +15,11 @@ from conftest import DALLAS
 
 import circuitscope as cs
 
+def hears() -> None:
+    """In a new process: an interrupt is heard, also where whoever runs the tests in the background told it not to be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 LONG = np.linspace(-10, 10, 300_000)
 
 INTERRUPTED = f"""
@@ -34,7 +39,8 @@ print(tracer.trace({DALLAS!r}).targets[0], flush=True)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
 def test_an_interrupt_ends_a_call() -> None:
-    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True) as program:
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=hears) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "begins\n"
         time.sleep(1.0)
@@ -49,7 +55,8 @@ def test_an_interrupt_ends_a_call() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for a thread by its name")
 def test_an_interrupt_ends_the_command_line(program: Path) -> None:
-    with subprocess.Popen([program, "trace", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([program, "trace", "-"], text=True, preexec_fn=hears, **pipes) as running:
         assert running.stderr is not None
         threads = Path(f"/proc/{running.pid}/task")
         until = time.monotonic() + 60
