@@ -111,7 +111,8 @@ fn of_json(error: &serde_json::Error) -> Error {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let problem = match text.strip_suffix(&place) {
         Some(said) if error.column() > 0 => format!("{said} (column {})", error.column()),
-        _ => text,
+        Some(said) => said.to_owned(),
+        None => text,
     };
     Error::Prompts { problem }
 }
@@ -286,6 +287,7 @@ mod tests {
                 None => error.to_string(),
             },
         };
+        let mut wrong = Vec::new();
         for (line, parts) in [
             ("", &["EOF"][..]),
             ("[1]", &["no JSON object"]),
@@ -294,7 +296,7 @@ mod tests {
             (r#"{"promt": "A"}"#, &["`promt`", "`prompt`", "column 8"]),
             (r#"{"prompt": "A", "prompt": "B"}"#, &["duplicate", "`prompt`"]),
             (r#"{"prompt": 5}"#, &["integer `5`", "string"]),
-            (r#"{"prompt": "\ud800"}"#, &["surrogate"]),
+            (r#"{"prompt": "\ud800"}"#, &["hex escape"]),
             (r#"{"prompt": "A", "tokens": [1]}"#, &["`prompt`", "`tokens`"]),
             (r#"{}"#, &["neither `prompt` nor `tokens`"]),
             (r#"{"prompt": ""}"#, &["empty"]),
@@ -306,7 +308,7 @@ mod tests {
             (r#"{"prompt": "A", "targets": [{"token_id": 1, "feature": "0_1_1"}]}"#, &["exactly one of"]),
             (r#"{"prompt": "A", "targets": [{"token_id": 1, "rival": true}]}"#, &["`rival`", "`attention`"]),
             (r#"{"prompt": "A", "targets": [{"attention": "1.0@1:0", "rival": true, "versus": 0}]}"#, &["`rival`"]),
-            (r#"{"prompt": "A", "targets": [{"feature": "0_39"}]}"#, &["0_39", "layer_feature_position"]),
+            (r#"{"prompt": "A", "targets": [{"feature": "0_39"}]}"#, &["0_39", "LAYER_FEATURE_POSITION"]),
             (r#"{"prompt": "A", "targets": ["no such token"]}"#, &["target 1", "no such token"]),
             (r#"{"prompt": "A", "rows": 1, "theta": 0.5}"#, &["`rows`", "`theta`"]),
             (r#"{"prompt": "A", "rows": "some"}"#, &["some", "all"]),
@@ -315,10 +317,10 @@ mod tests {
             (r#"{"prompt": "A", "node_threshold": -1}"#, &["node_threshold", "-1"]),
         ] {
             let problem = problem(line);
-            for part in parts {
-                assert!(problem.contains(part), "{line}: {part:?} is not in {problem}");
-            }
+            let missing = parts.iter().filter(|part| !problem.contains(**part));
+            wrong.extend(missing.map(|part| format!("{line}: {part:?} is not in {problem}")));
             assert!(!problem.contains("line 1"), "{problem}");
         }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }
