@@ -20,7 +20,12 @@ bench:
     cargo bench --bench rows
     cargo bench --bench graph
     cargo bench --bench circuits
+    cargo bench --bench batch
     cargo bench --bench ops
+
+# The Python package: built, installed, tested, its notebooks run
+python what="all":
+    python/run {{what}}
 
 # The CUDA build against a driver that computes on the CPU
 cuda-on-cpu:

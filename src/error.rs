@@ -436,6 +436,10 @@ pub enum Error {
     #[error("the explainer {url}: {problem}")]
     Explainer { url: String, problem: String },
 
+    /// A line of a file of prompts, or such a file, that asks for nothing that can be traced.
+    #[error("{problem}")]
+    Prompts { problem: String },
+
     /// A site does not say what it knows of a feature.
     #[error("{address}: {problem}")]
     Site { address: String, problem: String },
@@ -556,6 +560,7 @@ impl Error {
             | Error::HookShape { .. }
             | Error::NotKept { .. }
             | Error::Collect { .. }
+            | Error::Prompts { .. }
             | Error::NoFeatures { .. }
             | Error::SeveralEdges { .. }
             | Error::KeyNotSeen { .. }

@@ -63,6 +63,16 @@ pub fn read_json(path: &Path, format: &'static str) -> Result<Vec<u8>> {
     })
 }
 
+/// The bytes of lines that are understood one by one: whatever is wrong with one of them is not wrong with the others.
+///
+/// # Errors
+/// What cannot be read, standard input that was read before, more than 1 GB through a pipe, a file that does not fit into
+/// memory.
+#[cfg(feature = "cli")]
+pub fn read_lines(path: &Path) -> Result<Vec<u8>> {
+    read_if(path, MAX_JSON_BYTES, |_| Ok(()))
+}
+
 /// Reads a file whole, or a stream of at most `most` bytes after `check` has seen its first ones. What a text may have at
 /// most holds for files too.
 fn read_if(path: &Path, most: u64, check: impl FnOnce(&[u8]) -> Result<()>) -> Result<Vec<u8>> {

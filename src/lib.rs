@@ -12,11 +12,9 @@
 //! let graph = tracer.trace(prompt, &AttributionOptions::default())?;
 //! let circuit = graph.prune(&PruneSettings::default())?;
 //! for (index, share) in circuit.strongest_nodes(5) {
-//!     let node = circuit.node(index);
-//!     println!("{:5.1} %  {}  {}", 100.0 * share, node.id, node.label.as_deref().unwrap_or(""));
+//!     println!("{:5.1} %  {}", 100.0 * share, circuit.node(index).id);
 //! }
-//! let texas: FeatureSpec = "0_39_7".parse()?;
-//! let run = tracer.intervene(prompt, &[texas.ablated()], &RunOptions::default())?;
+//! let run = tracer.intervene(prompt, &["0_39_7".parse::<FeatureSpec>()?.ablated()], &RunOptions::default())?;
 //! println!("{:?} {:.3} -> {:.3}", run.target.text, run.target.probability_before, run.target.probability_after);
 //! # assert_eq!(circuit.graph().node_count(), 24);
 //! # assert!(run.target.probability_after < run.target.probability_before);
@@ -105,6 +103,7 @@
 #![warn(missing_docs)]
 
 pub mod attribution;
+pub mod batch;
 pub mod circuits;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -2,10 +2,22 @@
 //! that size is allocated. An allocation that fails ends the program, and one that succeeds on the system's credit may
 //! end it later, so that both must be known before.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result, Shortage};
+
+thread_local! {
+    /// How many calls at once, this thread's among them, hold their plans against the same memory.
+    static CALLS_AT_ONCE: Cell<u64> = const { Cell::new(1) };
+}
+
+/// From now on, plans that this thread checks may take one `n`th of what is left: as many threads make plans of their own at
+/// the same time, and none knows what the others are about to take.
+pub(crate) fn share_memory(n: usize) {
+    CALLS_AT_ONCE.set(n.max(1) as u64);
+}
 
 /// Memory that a call needs beyond what the process has.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,7 +50,10 @@ impl MemoryPlan {
     /// [`Error::OutOfMemory`]
     pub fn check(&self, doing: impl FnOnce() -> String, fits: impl FnOnce(u64) -> String) -> Result<()> {
         match memory_left() {
-            Some(left) => self.check_against(&left, doing, fits),
+            Some(left) => {
+                let left = MemoryLeft { bytes: left.bytes / CALLS_AT_ONCE.get(), ..left };
+                self.check_against(&left, doing, fits)
+            }
             None => Ok(()),
         }
     }
@@ -272,6 +287,19 @@ mod tests {
         for text in ["", "GB", "4 lemons", "-4GB", "0", "1e400GB", "4GB 2"] {
             assert_eq!(parse_size(text), None, "{text}");
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn calls_at_once_share_what_is_left() {
+        let half = memory_left().unwrap().bytes / 2;
+        let fits = move || MemoryPlan::new().with("half", half).check(String::new, |_| String::new()).is_ok();
+        assert!(fits());
+        let among_four = std::thread::spawn(move || {
+            share_memory(4);
+            fits()
+        });
+        assert!(!among_four.join().unwrap() && fits(), "only that thread's plans are held against less");
     }
 
     #[test]

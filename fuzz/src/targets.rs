@@ -3,17 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use circuitscope::batch::{PromptLine, TraceSettings, prompt_lines};
 use circuitscope::circuits::{
     GroupRequest, Opening, SharedView, SummarySettings, collapse, open_graph, prune_raw, summarize,
 };
-use circuitscope::cli::{Config, directions};
+use circuitscope::cli::Config;
 use circuitscope::export::{read_raw, stream_wire};
 use circuitscope::intervene::{FeatureSpec, Plan, Positions, Supernodes, Sweep};
 use circuitscope::labels::Labels;
 use circuitscope::model::{HookPoint, Model};
 use circuitscope::picture::{PictureSettings, arrange, svg};
 use circuitscope::prune::PruneSettings;
-use circuitscope::tracer::{Setup, Tracer};
+use circuitscope::tracer::{Setup, Tracer, directions};
 use circuitscope::transcoder::open as open_transcoders;
 use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_model};
 use serde_json::{Value, json};
@@ -102,7 +103,7 @@ fn copied(relative: &str, folder: &Path) {
 /// A target's name, and what makes it.
 type Named = (&'static str, fn() -> Target);
 
-const TARGETS: [Named; 26] = [
+const TARGETS: [Named; 27] = [
     ("safetensors", safetensors),
     ("npz", npz),
     ("gguf", gguf),
@@ -122,6 +123,7 @@ const TARGETS: [Named; 26] = [
     ("address", address),
     ("direction", direction),
     ("token_sum", token_sum),
+    ("prompts", prompts),
     ("text", feature_targets::text),
     ("compressed", feature_targets::compressed),
     ("features", feature_targets::manifest),
@@ -394,6 +396,39 @@ fn direction() -> Target {
 }
 
 /// A sum of tokens. What could be a file is not tried: it may be one.
+/// A file of prompts, each line up to the request that would be traced. What names files is not tried: `direction` and
+/// `safetensors` are targets of their own.
+fn prompts() -> Target {
+    let tracer = Tracer::open(Setup::atlas()).expect("atlas");
+    let lines = [
+        r#"{"prompt": "The capital of Texas is", "slug": "t", "targets": [" Austin", {"token_id": 7}], "rows": 50}"#,
+        r#"{"tokens": [1, 5, 9], "targets": [{"difference": [" Austin", " Dallas"]}, {"feature": "0_39_2"}]}"#,
+        r#"{"prompt": "A", "targets": [{"attention": "1.0@3:2", "versus": 1}, {"direction": "2 * \" Austin\""}]}"#,
+        r#"{"prompt": "A", "position": 0, "max_logits": 2, "logit_prob": 0.5, "theta": 0.1, "nodes": 9, "heads": true}"#,
+        r#"{"prompt": "A", "max_features": "all", "batch_size": 3, "node_threshold": 0.5, "edge_threshold": 1}"#,
+    ];
+    let seeds = lines.iter().map(|line| line.as_bytes().to_vec()).chain([lines.join("\r\n\n").into_bytes()]);
+    let target = Target::new(Form::Text, seeds.collect(), move |input| {
+        let usual = TraceSettings::default();
+        let mut is_read = false;
+        for (number, line) in prompt_lines(input) {
+            assert!(number > 0 && !line.is_empty());
+            let request = PromptLine::parse(line).and_then(|line| line.request(&tracer, &usual));
+            if let Ok(request) = &request {
+                assert!(!request.prompt.tokens.is_empty());
+            }
+            is_read |= request.is_ok();
+        }
+        is_read
+    });
+    let Target { read, .. } = target;
+    let read = Box::new(move |input: &[u8]| match input.contains(&b'/') || input.windows(2).any(|two| two == b"\\u") {
+        true => Reading::NotTried,
+        false => read(input),
+    });
+    Target { read, ..target }
+}
+
 fn token_sum() -> Target {
     let tracer = Tracer::open(Setup::atlas()).expect("atlas");
     let seeds =

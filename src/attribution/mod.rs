@@ -16,7 +16,7 @@ mod targets;
 
 pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
 pub use open_choice::{OpenChoice, linearized, open_positions};
-pub use row_choice::{RowChoice, Visits};
+pub use row_choice::{Count, RowChoice, RowRequest, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
 pub use score_targets::{FrozenScore, Score, Versus, score_sides};
 pub use target_map::TargetMap;

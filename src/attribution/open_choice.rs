@@ -49,6 +49,18 @@ impl OpenChoice {
         text.split(',').map(span).collect::<Option<_>>().map(OpenChoice::Spans)
     }
 
+    /// Reads what somebody asks for: as [`OpenChoice::parse`], and there are positions.
+    ///
+    /// # Errors
+    /// [`Error::Spec`]; [`Error::Setting`] for `auto:0`.
+    pub fn asked(text: &str) -> Result<OpenChoice> {
+        let expected = "spans of positions such as 3..7,12 (without 7), or auto:N for the N strongest";
+        let choice = OpenChoice::parse(text).filter(|choice| *choice != OpenChoice::All);
+        let choice = choice.ok_or_else(|| Error::Spec { text: text.to_owned(), expected })?;
+        choice.check()?;
+        Ok(choice)
+    }
+
     /// # Errors
     /// [`Error::Spec`] for a span without positions; [`Error::Setting`] for none at all.
     pub fn check(&self) -> Result<()> {

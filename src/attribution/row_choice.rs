@@ -82,6 +82,70 @@ impl std::fmt::Display for RowChoice {
     }
 }
 
+/// A number of rows or features, or all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// All.
+    All,
+    /// So many.
+    Number(usize),
+}
+
+impl std::str::FromStr for Count {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let number = || text.parse().map(Count::Number);
+        let expected = "a number or `all`";
+        if text == "all" { Ok(Count::All) } else { number().map_err(|_| Error::Spec { text: text.into(), expected }) }
+    }
+}
+
+/// The four ways to ask for rows, as people name them; at most one of `rows`, `theta` and `max_features`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowRequest {
+    /// Estimate influence from about this many rows.
+    pub rows: Option<Count>,
+    /// Visit all features with at least this much influence, others now and then.
+    pub theta: Option<f64>,
+    /// This many features become nodes.
+    pub nodes: Option<usize>,
+    /// Choose rows best-first, at most this many.
+    pub max_features: Option<Count>,
+}
+
+impl RowRequest {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The choice that this asks for.
+    ///
+    /// # Errors
+    /// [`Error::Contradiction`] for two ways that exclude each other.
+    pub fn choice(&self) -> Result<RowChoice> {
+        let Self { rows, theta, nodes, max_features } = *self;
+        let contradiction = |first, second| Err(Error::Contradiction { first, second });
+        if rows.is_some() && theta.is_some() {
+            return contradiction("rows", "`theta`");
+        }
+        if max_features.is_some() && (rows.is_some() || theta.is_some() || nodes.is_some()) {
+            return contradiction("max_features", "`rows`, `theta` or `nodes`");
+        }
+        let sampled = |visits| RowChoice::Sampled { visits, nodes };
+        Ok(match (rows, theta, nodes, max_features) {
+            (None, None, None, None) => RowChoice::Auto,
+            (_, _, _, Some(Count::All)) | (Some(Count::All), None, None, None) => RowChoice::All,
+            (_, _, _, Some(Count::Number(max_features))) => RowChoice::BestFirst { max_features },
+            (Some(Count::All), ..) => sampled(Visits::Theta(0.0)),
+            (Some(Count::Number(n_rows)), ..) => sampled(Visits::Rows(n_rows)),
+            (_, Some(theta), ..) => sampled(Visits::Theta(theta)),
+            (None, None, Some(nodes), None) => RowChoice::Strongest { nodes },
+        })
+    }
+}
+
 impl RowChoice {
     /// Reads what [`Display`](std::fmt::Display) writes; `None` for any other text.
     pub fn parse(text: &str) -> Option<RowChoice> {

@@ -7,7 +7,7 @@ use petgraph::graph::NodeIndex;
 use serde::Deserialize;
 
 use super::collapse::check_groups;
-use super::{ClusterSettings, OpenedGraph, SharedView, Supernode, find_node, find_nodes, find_supernodes};
+use super::{ClusterSettings, Directions, OpenedGraph, SharedView, Supernode, find_node, find_nodes, find_supernodes};
 use crate::graph::Circuit;
 use crate::input::read_json;
 use crate::{Error, Result};
@@ -70,8 +70,20 @@ impl GroupRequest {
     /// # Cost
     /// As [`find_supernodes`] where they are found; else linear in nodes for each id.
     pub fn supernodes(&self, opened: &OpenedGraph) -> Result<Vec<Supernode>> {
+        self.supernodes_in(&opened.circuit, &|index| opened.decoder_direction(index), || opened.stored_groups())
+    }
+
+    /// As [`GroupRequest::supernodes`], in a circuit that came from no file; `stored` gives what a file would hold.
+    ///
+    /// # Errors
+    /// As [`GroupRequest::supernodes`].
+    pub fn supernodes_in(
+        &self,
+        circuit: &Circuit,
+        direction: Directions,
+        stored: impl FnOnce() -> Vec<NamedGroup>,
+    ) -> Result<Vec<Supernode>> {
         self.check()?;
-        let circuit = &opened.circuit;
         let mut groups = Vec::new();
         for group in &self.named {
             groups.push(supernode(circuit, group)?);
@@ -88,16 +100,15 @@ impl GroupRequest {
         }
         if let Some(cut) = self.auto_cut {
             let taken: HashSet<NodeIndex> = groups.iter().flat_map(|group| group.members.iter().copied()).collect();
-            let direction = |index: NodeIndex| opened.decoder_direction(index);
             let settings = ClusterSettings { cut, ..ClusterSettings::default() };
-            let found = find_supernodes(circuit, &settings, Some(&direction));
+            let found = find_supernodes(circuit, &settings, Some(direction));
             groups.extend(found.into_iter().filter_map(|mut group| {
                 group.members.retain(|member| !taken.contains(member));
                 (group.members.len() > 1).then_some(group)
             }));
         }
         if groups.is_empty() && !self.ignore_stored {
-            for (name, ids) in opened.stored_groups() {
+            for (name, ids) in stored() {
                 let members: Vec<NodeIndex> = ids.iter().filter_map(|id| find_node(circuit, id).ok()).collect();
                 if !members.is_empty() {
                     groups.push(Supernode { name, members });

@@ -38,8 +38,9 @@ pub use group::{GroupRequest, NamedGroup, members_within};
 #[cfg(feature = "cli")]
 pub(crate) use names::typed_position;
 pub use names::{find_node, find_nodes};
-pub use open::{OpenedGraph, Opening, open_circuit, open_graph, open_json};
+pub use open::{OpenedGraph, Opening, decoder_direction, open_circuit, open_graph, open_json};
 pub use open::{open_raw, prune_raw};
+pub(crate) use pair::automatic_names;
 pub use pair::{PairPlan, has_strange_partner, is_worked_on};
 pub use path_groups::{PathGroup, PathStep, strongest_path_groups};
 pub use relabel::{label_rest, relabel, rename};
@@ -50,5 +51,5 @@ pub use shared_view::SharedView;
 pub use subgraph::{circuit_scores, pinned_scores};
 pub use summary::{
     Counts, NamedNodes, Neighbors, NodeSummary, Prediction, SharedEdge, SharedHeads, Summary, SummaryNode, SummaryPath,
-    SummaryScores, SummarySettings, summarize, summarize_with_raw,
+    SummaryScores, SummarySettings, summarize, summarize_part, summarize_with_raw,
 };

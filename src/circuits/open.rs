@@ -60,10 +60,7 @@ impl OpenedGraph {
     /// The unit vector along which a feature of the circuit writes, if the file is a raw graph that holds it.
     /// `[d_model]`
     pub fn decoder_direction(&self, index: NodeIndex) -> Option<Vec<f32>> {
-        let raw = self.raw.as_ref()?;
-        let directions = raw.decoder_directions()?;
-        let feature = raw.layout().index(self.circuit.node(index).id)?;
-        (feature < directions.n_features()).then(|| directions.row(feature))
+        decoder_direction(self.raw.as_ref()?, &self.circuit, index)
     }
 
     /// What there is to say about a node that the circuit lacks: whether the file holds it, and what would keep it. Other
@@ -98,6 +95,13 @@ impl OpenedGraph {
         let lists: Vec<Vec<String>> = stored.and_then(|lists| serde_json::from_value(lists).ok()).unwrap_or_default();
         lists.into_iter().filter_map(split_name).collect()
     }
+}
+
+/// The unit vector along which a feature of a graph's circuit writes, where the graph holds it. `[d_model]`
+pub fn decoder_direction(graph: &AttributionGraph, circuit: &Circuit, index: NodeIndex) -> Option<Vec<f32>> {
+    let directions = graph.decoder_directions()?;
+    let feature = graph.layout().index(circuit.node(index).id)?;
+    (feature < directions.n_features()).then(|| directions.row(feature))
 }
 
 /// Opens a graph file: a raw graph (safetensors), which is pruned, or a JSON graph. Which of the two it is says the

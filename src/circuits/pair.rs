@@ -9,7 +9,8 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use crate::export::{
-    WireGraph, check_list, check_not_input, check_not_list, list_graph, lock_folder, raw, write_raw, write_wire,
+    WireGraph, WireMetadata, check_list, check_not_input, check_not_list, list_graphs, lock_folder, raw, write_raw,
+    write_wire,
 };
 use crate::graph::{AttributionGraph, Circuit, GraphMeta};
 use crate::prune::PruneSettings;
@@ -59,6 +60,14 @@ impl PairPlan {
         if self.json {
             check_list(&self.folder)?;
         }
+        self.check_name(meta, prompt, settings)
+    }
+
+    /// As [`PairPlan::check`], for a caller that has looked at the folder's list itself, once for many graphs.
+    ///
+    /// # Errors
+    /// As [`PairPlan::check`].
+    pub(crate) fn check_name(&self, meta: &GraphMeta, prompt: &str, settings: &PruneSettings) -> Result<()> {
         self.name_for(meta, prompt, settings).map(drop)
     }
 
@@ -69,8 +78,24 @@ impl PairPlan {
     /// As [`PairPlan::check`]; a file cannot be written.
     pub fn write(&self, graph: &AttributionGraph, circuit: &Circuit, settings: &PruneSettings) -> Result<Vec<PathBuf>> {
         let _lock = lock_folder(&self.folder);
+        let (files, to_list) = self.write_unlisted(graph, circuit, settings)?;
+        list_graphs(&self.folder, to_list.as_slice())?;
+        Ok(files)
+    }
+
+    /// As [`PairPlan::write`], for a caller that keeps others from the names that it writes, and that puts what is to be
+    /// listed into the folder's list later ([`list_graphs`]): many graphs at once, since the list is written whole.
+    ///
+    /// # Errors
+    /// As [`PairPlan::write`].
+    pub(crate) fn write_unlisted(
+        &self,
+        graph: &AttributionGraph,
+        circuit: &Circuit,
+        settings: &PruneSettings,
+    ) -> Result<(Vec<PathBuf>, Option<WireMetadata>)> {
         let name = self.name_for(&graph.meta, &graph.meta.prompt, settings)?;
-        let mut files = Vec::new();
+        let (mut files, mut to_list) = (Vec::new(), None);
         if self.raw {
             files.push(self.path(&name, "safetensors"));
             write_raw(graph, &files[files.len() - 1])?;
@@ -79,9 +104,9 @@ impl PairPlan {
             files.push(self.path(&name, "json"));
             let graph = WireGraph::new(circuit, &name)?;
             write_wire(&graph, &files[files.len() - 1])?;
-            list_graph(&self.folder, &graph.metadata)?;
+            to_list = Some(graph.metadata);
         }
-        Ok(files)
+        Ok((files, to_list))
     }
 
     fn path(&self, name: &str, extension: &str) -> PathBuf {
@@ -95,18 +120,11 @@ impl PairPlan {
                 .map_err(|problem| Error::FileName { name: name.clone(), problem })?;
             return self.free(name, meta, prompt, settings).map(|()| name.clone());
         }
-        let (name, is_whole) = slug(prompt);
-        if is_whole && check_not_list(&name).is_ok() && self.free(&name, meta, prompt, settings).is_ok() {
+        let (plain, with_digits) = automatic_names(meta, prompt, settings);
+        if let Some(name) = plain.filter(|name| self.free(name, meta, prompt, settings).is_ok()) {
             return Ok(name);
         }
-        let digits = &meta.trace_id[..ID_DIGITS.min(meta.trace_id.len())];
-        let usual = PruneSettings::default();
-        let name = match settings == &usual {
-            true => format!("{name}-{digits}"),
-            // The thresholds are no part of the trace, but of its JSON graph.
-            false => format!("{name}-{digits}-{}-{}", settings.node_threshold, settings.edge_threshold),
-        };
-        self.free(&name, meta, prompt, settings).map(|()| name)
+        self.free(&with_digits, meta, prompt, settings).map(|()| with_digits)
     }
 
     /// # Errors
@@ -123,6 +141,9 @@ impl PairPlan {
         // Also the file that is not written now: it would stay beside one of another trace.
         for (extension, read) in [("safetensors", known_raw as fn(&Path) -> Option<Known>), ("json", known_json)] {
             let path = self.path(name, extension);
+            if path.is_dir() {
+                return Err(Error::InTheWay { file: path });
+            }
             // What is written through, a pipe or a device, holds nothing.
             if !path.metadata().is_ok_and(|file| file.is_file()) {
                 continue;
@@ -137,6 +158,20 @@ impl PairPlan {
         }
         Ok(())
     }
+}
+
+/// The names of a trace's files where none is given: the one from the prompt, where all of that fits into a name, and the
+/// one with digits that tell the trace from others of the same prompt.
+pub(crate) fn automatic_names(meta: &GraphMeta, prompt: &str, settings: &PruneSettings) -> (Option<String>, String) {
+    let (name, is_whole) = slug(prompt);
+    let digits = &meta.trace_id[..ID_DIGITS.min(meta.trace_id.len())];
+    let with_digits = match settings == &PruneSettings::default() {
+        true => format!("{name}-{digits}"),
+        // The thresholds are no part of the trace, but of its JSON graph.
+        false => format!("{name}-{digits}-{}-{}", settings.node_threshold, settings.edge_threshold),
+    };
+    let plain = (is_whole && check_not_list(&name).is_ok()).then_some(name);
+    (plain, with_digits)
 }
 
 /// How a file differs from the trace that is to take its place; `None` where it is of the same.

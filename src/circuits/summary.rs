@@ -270,7 +270,7 @@ pub struct SummaryPath {
 /// # Cost
 /// Linear in nodes and edges, times the numbers of targets, of paths and of listed names.
 pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summary> {
-    summary(circuit, None, settings)
+    summary(circuit, None, None, settings)
 }
 
 /// As [`summarize`], effects over all edges of `raw`, the graph that `circuit` was pruned from.
@@ -281,14 +281,37 @@ pub fn summarize(circuit: &Circuit, settings: &SummarySettings) -> Result<Summar
 /// # Cost
 /// As [`summarize`], and one pass over the edge rows.
 pub fn summarize_with_raw(circuit: &Circuit, raw: &AttributionGraph, settings: &SummarySettings) -> Result<Summary> {
-    summary(circuit, Some(raw), settings)
+    summary(circuit, None, Some(raw), settings)
 }
 
-fn summary(circuit: &Circuit, raw: Option<&AttributionGraph>, settings: &SummarySettings) -> Result<Summary> {
+/// As [`summarize`], of a part of `whole`, in which it is known what passes through several nodes together; effects are over
+/// all edges of `raw`, where that is given.
+///
+/// # Errors
+/// As [`summarize`].
+///
+/// # Cost
+/// As [`summarize`], with the nodes and edges of the whole.
+pub fn summarize_part(
+    part: &Circuit,
+    whole: &Circuit,
+    raw: Option<&AttributionGraph>,
+    settings: &SummarySettings,
+) -> Result<Summary> {
+    summary(part, Some(whole), raw, settings)
+}
+
+fn summary(
+    circuit: &Circuit,
+    whole: Option<&Circuit>,
+    raw: Option<&AttributionGraph>,
+    settings: &SummarySettings,
+) -> Result<Summary> {
     if settings.paths > MAX_PATHS {
         return Err(Error::Setting { name: "paths", value: settings.paths as f64, range: "0..=1000000" });
     }
-    let describer = Describer::new(circuit);
+    let describer =
+        Describer { whole: whole.or_else(|| (!circuit.is_part()).then_some(circuit)), ..Describer::new(circuit) };
     let targets = circuit.targets();
     let mut counts = Counts { edges: circuit.graph().edge_count(), ..Counts::default() };
     for node in circuit.graph().node_weights() {
@@ -372,6 +395,8 @@ pub(super) fn text_of(circuit: &Circuit, index: NodeIndex) -> String {
 /// Puts the nodes of one circuit into words.
 struct Describer<'a> {
     circuit: &'a Circuit,
+    /// The circuit itself, or what it is a part of, where that is at hand.
+    whole: Option<&'a Circuit>,
     /// By `NodeIndex`. `[n_nodes]`
     influence: Vec<f64>,
     total_weight: f64,
@@ -379,7 +404,7 @@ struct Describer<'a> {
 
 impl Describer<'_> {
     fn new(circuit: &Circuit) -> Describer<'_> {
-        Describer { circuit, influence: circuit.node_influence(), total_weight: circuit.whole_weight() }
+        Describer { circuit, whole: None, influence: circuit.node_influence(), total_weight: circuit.whole_weight() }
     }
 
     fn id(&self, index: NodeIndex) -> String {
@@ -389,6 +414,13 @@ impl Describer<'_> {
     /// What passes through `influence`, as a part of the targets' weight.
     fn share(&self, influence: f64) -> f64 {
         if self.total_weight > 0.0 { influence / self.total_weight } else { 0.0 }
+    }
+
+    /// What passes through at least one of some nodes, in the whole.
+    fn through(&self, nodes: &[NodeIndex]) -> f64 {
+        let Some(whole) = self.whole else { return 0.0 };
+        let there: Vec<NodeIndex> = nodes.iter().filter_map(|&node| whole.find(self.circuit.node(node).id)).collect();
+        whole.influence_through(&there)
     }
 
     /// The `count` strongest entries of [`Summary::strongest_by_name`].
@@ -403,7 +435,8 @@ impl Describer<'_> {
         }
         let mut entries: Vec<Vec<NodeIndex>> = Vec::new();
         for mut nodes in by_name.into_values() {
-            if nodes.len() < MIN_NAMED {
+            // What passes through a part's nodes together is a matter of the whole.
+            if nodes.len() < MIN_NAMED || self.whole.is_none() {
                 entries.extend(nodes.into_iter().map(|node| vec![node]));
                 continue;
             }
@@ -421,7 +454,7 @@ impl Describer<'_> {
             }
             let through = match nodes.len() {
                 1 => bound,
-                _ => self.circuit.influence_through(&nodes),
+                _ => self.through(&nodes),
             };
             let place = found.partition_point(|(other, _)| *other >= through);
             found.insert(place, (through, nodes));

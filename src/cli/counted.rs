@@ -44,6 +44,14 @@ impl Counted {
         Job::default().with_progress(move |progress| shown.show(progress))
     }
 
+    /// Says something on stderr while the bar is there.
+    pub fn say(&self, text: &str) {
+        match &self.0.bar {
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
+        }
+    }
+
     /// Takes the bar away.
     pub fn finish(&self) {
         if let Some(bar) = &self.0.bar {

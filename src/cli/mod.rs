@@ -1,11 +1,11 @@
 //! `cli`: arguments, printing, exit codes. Data goes to stdout, everything else to stderr.
 
+mod batch;
 mod collected;
 mod compare;
 mod config;
 mod counted;
 mod dashboard_text;
-mod direction;
 mod effects_text;
 mod evaluate;
 mod features;
@@ -35,25 +35,28 @@ mod trace;
 mod train;
 mod verify;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::text::json_lines;
+pub use crate::text::terminal as safe_line;
 use crate::{Error, Result, text};
 
 use self::terminal::Color;
 
+pub use batch::BatchArgs;
 pub use compare::{CommonArgs, DiffArgs};
 pub use config::{Config, NamedSetup};
-pub use direction::{NamedDirection, directions};
 pub use evaluate::EvaluateArgs;
 pub use features::FeaturesArgs;
 pub use heads::HeadsArgs;
 pub use inspect::InspectArgs;
-pub use intervene::InterveneArgs;
+pub use intervene::{InterveneArgs, comparison_text};
 pub use manual::{CompletionsArgs, ManArgs};
+pub use output_file::check_json_output;
 pub use prune::PruneArgs;
 #[cfg(feature = "serve")]
 pub use serve::ServeArgs;
@@ -84,6 +87,8 @@ pub struct Cli {
 enum Command {
     /// Trace a prompt: which tokens and features made the model predict what it predicts
     Trace(Box<TraceArgs>),
+    /// Trace many prompts, a JSON object a line, with a model that is opened once; a second run does what is missing
+    Batch(Box<BatchArgs>),
     /// Prune a raw graph to the nodes and edges that carry most of the influence
     Prune(PruneArgs),
     /// Show what is in a graph: prediction, scores, strongest nodes and paths, one node's inputs and outputs; draw it
@@ -123,18 +128,23 @@ pub enum Format {
     Json,
 }
 
-/// Runs the command line.
+/// Runs the command line with the arguments of this process.
 pub fn main() -> ExitCode {
+    ExitCode::from(run(std::env::args_os().collect()))
+}
+
+/// Runs the command line with these arguments, the program's name first, and returns the exit code.
+pub fn run(arguments: Vec<OsString>) -> u8 {
     signals::end_cleanly();
     shortened::explain();
-    let color = Color::of_arguments(std::env::args_os());
+    let color = Color::of_arguments(arguments.iter().cloned());
     terminal::start(color);
-    let parsed = Cli::command().color(color.for_clap()).try_get_matches();
+    let parsed = Cli::command().color(color.for_clap()).try_get_matches_from(&arguments);
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(answer) if answer.use_stderr() => {
-            mistake(answer);
-            return ExitCode::from(EXIT_ERROR);
+            mistake(answer, &arguments);
+            return EXIT_ERROR;
         }
         Err(answer) => return usage(&answer),
     };
@@ -143,10 +153,16 @@ pub fn main() -> ExitCode {
         && let Err(error) = start_threads(None)
     {
         say(&error_text(&error));
-        return ExitCode::from(EXIT_ERROR);
+        return EXIT_ERROR;
     }
     let result = match cli.command {
         Command::Trace(args) => trace::run(&args),
+        Command::Batch(args) => match batch::run(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return EXIT_NO,
+            Err(Error::Cancelled) => return signals::EXIT_INTERRUPTED,
+            Err(error) => Err(error),
+        },
         Command::Prune(args) => prune::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Diff(args) => compare::run_diff(&args),
@@ -159,11 +175,11 @@ pub fn main() -> ExitCode {
         Command::Heads(args) => heads::run(&args),
         Command::Verify(args) => match verify::run(&args) {
             Ok(true) => Ok(()),
-            Ok(false) => return ExitCode::from(EXIT_NO),
+            Ok(false) => return EXIT_NO,
             Err(error) => Err(error),
         },
         Command::Train(args) => match train::run(&args) {
-            Err(Error::Cancelled) => return ExitCode::from(signals::EXIT_INTERRUPTED),
+            Err(Error::Cancelled) => return signals::EXIT_INTERRUPTED,
             ended => ended,
         },
         Command::Setups(args) => setups::run(&args),
@@ -171,10 +187,10 @@ pub fn main() -> ExitCode {
         Command::Man(args) => manual::run_man(&args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             say(&error_text(&error));
-            ExitCode::from(EXIT_ERROR)
+            EXIT_ERROR
         }
     }
 }
@@ -205,20 +221,20 @@ fn say(text: &str) {
 }
 
 /// Help and versions, which are data.
-fn usage(answer: &clap::Error) -> ExitCode {
+fn usage(answer: &clap::Error) -> u8 {
     match to_stdout(answer.print().and_then(|()| std::io::stdout().flush())) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             say(&error_text(&error));
-            ExitCode::from(EXIT_ERROR)
+            EXIT_ERROR
         }
     }
 }
 
 /// Says what is wrong with the arguments. clap repeats them as they are, and takes commands to the terminal in them for
 /// its own colours: where there are some, the same is said of the arguments with these escaped, in one colour.
-fn mistake(answer: clap::Error) {
-    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+fn mistake(answer: clap::Error, arguments: &[OsString]) {
+    let args: Vec<String> = arguments.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let safe: Vec<String> = args.iter().map(|arg| text::terminal(arg)).collect();
     if safe == args {
         let _ = answer.print();
@@ -247,7 +263,10 @@ pub fn error_text(error: &Error) -> String {
 }
 
 /// A value as it is printed with `--format json`.
-fn json_text(value: &impl serde::Serialize) -> Result<String> {
+///
+/// # Errors
+/// A value that has no form in JSON.
+pub fn json_text(value: &impl serde::Serialize) -> Result<String> {
     match serde_json::to_string_pretty(value) {
         Ok(json) => Ok(json_lines(&json) + "\n"),
         Err(e) => Err(Error::Io { doing: "cannot write to", path: "stdout".into(), source: e.into() }),

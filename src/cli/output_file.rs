@@ -12,7 +12,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Spec`], [`Error::FileName`], [`Error::RawInTheWay`].
-pub(super) fn check_json_output(path: &Path) -> Result<()> {
+pub fn check_json_output(path: &Path) -> Result<()> {
     // The summary goes to standard output, and the two would be one text there.
     if path.as_os_str() == "-" {
         let expected = "a file to write to: standard output has the summary";

@@ -1,8 +1,8 @@
-//! Which rows `trace` computes, as options.
+//! Which rows a trace computes, and of which positions, as options.
 
 use clap::Args;
 
-use crate::attribution::{RowChoice, Visits};
+use crate::attribution::{Count, OpenChoice, RowChoice, RowRequest};
 
 #[derive(Debug, Args)]
 pub(super) struct RowArgs {
@@ -20,34 +20,29 @@ pub(super) struct RowArgs {
     /// Choose rows as circuit-tracer does: at most this many features get one, those of most influence so far; or `all`
     #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with_all = ["rows", "theta", "nodes"])]
     max_features: Option<Count>,
-}
-
-/// A number, or all.
-#[derive(Clone, Copy, Debug)]
-enum Count {
-    All,
-    Number(usize),
+    /// Only these positions have features and errors of their own: spans `A..B` (without B) and single positions, with
+    /// commas between, or `auto:N` for the N that give most to what is explained. What attention reads elsewhere is one node
+    /// a position. Positions of what is explained are always open [default: all]
+    #[arg(long, value_name = "A..B or auto:N", value_parser = OpenChoice::asked)]
+    open_positions: Option<OpenChoice>,
 }
 
 fn parse_count(text: &str) -> Result<Count, String> {
-    match text {
-        "all" => Ok(Count::All),
-        _ => text.parse().map(Count::Number).map_err(|_| "expected a number or `all`".into()),
-    }
+    text.parse().map_err(|_| "expected a number or `all`".into())
 }
 
 impl RowArgs {
     /// What the options ask for.
-    pub(super) fn choice(&self) -> RowChoice {
-        let sampled = |visits| RowChoice::Sampled { visits, nodes: self.nodes };
-        match (self.rows, self.theta, self.nodes, self.max_features) {
-            (None, None, None, None) => RowChoice::Auto,
-            (_, _, _, Some(Count::All)) | (Some(Count::All), None, None, None) => RowChoice::All,
-            (_, _, _, Some(Count::Number(max_features))) => RowChoice::BestFirst { max_features },
-            (Some(Count::All), None, Some(_), None) => sampled(Visits::Theta(0.0)),
-            (Some(Count::Number(n_rows)), ..) => sampled(Visits::Rows(n_rows)),
-            (_, Some(theta), ..) => sampled(Visits::Theta(theta)),
-            (None, None, Some(nodes), None) => RowChoice::Strongest { nodes },
-        }
+    ///
+    /// # Errors
+    /// Options that exclude each other, where the parser has let them through.
+    pub(super) fn choice(&self) -> crate::Result<RowChoice> {
+        let Self { rows, theta, nodes, max_features, open_positions: _ } = *self;
+        RowRequest { rows, theta, nodes, max_features }.choice()
+    }
+
+    /// Which positions are open.
+    pub(super) fn open(&self) -> OpenChoice {
+        self.open_positions.clone().unwrap_or_default()
     }
 }

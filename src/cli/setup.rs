@@ -160,15 +160,16 @@ impl SetupArgs {
         Ok(tracer)
     }
 
-    /// Opens the model alone, as the same places name it.
+    /// The transcoders that the command line names.
+    pub(super) fn transcoders(&self) -> Option<&str> {
+        self.transcoders.as_deref()
+    }
+
+    /// Opens the model alone, as the same places name it; transcoders that they name are not looked at.
     ///
     /// # Errors
-    /// As [`SetupArgs::open`]; [`crate::Error::Train`] for transcoders that were named.
+    /// As [`SetupArgs::open`].
     pub(super) fn open_model(&self) -> Result<BaseModel> {
-        if let Some(transcoders) = &self.transcoders {
-            let problem = format!("--transcoders {transcoders} are there already; --from begins with their weights");
-            return Err(crate::Error::Train { problem });
-        }
         let environment = VARIABLES.map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
         let resolved = self.resolve(environment, Config::read, None)?;
         if let Some(note) = &resolved.note {

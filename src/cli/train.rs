@@ -155,6 +155,10 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         name: args.name.clone().unwrap_or_default(),
     };
     options.check()?;
+    if let Some(transcoders) = args.setup.transcoders() {
+        let problem = format!("--transcoders {transcoders} are there already; --from begins with their weights");
+        return Err(Error::Train { problem });
+    }
     let base = args.setup.open_model()?;
     let (inputs, format) = text(args, &base.source, &options)?;
     let from = args.from.as_ref().map(|name| open_set(name, &base)).transpose()?;

@@ -76,7 +76,7 @@ pub fn evaluate(replacement: &Replacement, inputs: &[Input], options: &EvaluateO
     let subject = Subject::of(replacement)?;
     let mut kept = options::Kept::new(options);
     let (text, measures) = layers::measure(replacement, inputs, &options.text, &mut |s| kept.add(s), job)?;
-    replaced::keep_weights(replacement)?;
+    replacement.keep_weights()?;
     let means: Vec<Vec<f32>> = measures.iter().map(layers::LayerMeasure::mean_output).collect();
     let replaced = replaced::measure(replacement, &kept.sequences, &means, options, job)?;
     let (graphs, ablations) = graphs::measure(replacement, kept.prompts(), options, job)?;

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::intervene::Distribution;
 use crate::job::Job;
 use crate::memory::MemoryPlan;
-use crate::model::{Activations, ForwardOptions, HookPoint, Hooks, MlpKind, Pass};
+use crate::model::{Activations, ForwardOptions, HookPoint, Hooks, Pass};
 use crate::replacement::Replacement;
 
 /// Tokens, padding included, that go through the model at once: the residual stream and the reconstructions of every
@@ -403,26 +403,5 @@ impl Passes<'_> {
         self.done += n;
         self.job.report(REPLACED_PHASE, self.done, self.total);
         self.job.check()
-    }
-}
-
-/// Keeps the base model's weights in memory for the many passes that follow, where there is room for them three times:
-/// the rest of the work needs some too.
-///
-/// # Errors
-/// Those of reading.
-pub(super) fn keep_weights(replacement: &Replacement) -> Result<()> {
-    let c = &replacement.model.config;
-    let attention = 2 * (c.n_heads + c.n_kv_heads) * c.d_head * c.d_model;
-    let mlp = match c.mlp {
-        MlpKind::Gated => 3 * c.d_mlp * c.d_model,
-        MlpKind::Plain => 2 * c.d_mlp * c.d_model,
-        MlpKind::Experts { n_experts, .. } => n_experts * c.d_model,
-    };
-    let values = (c.n_layers * (attention + mlp) + c.d_vocab * c.d_model) as u64;
-    let plan = MemoryPlan::new().with("weights", 3 * values * size_of::<f32>() as u64);
-    match plan.check(String::new, |_| String::new()) {
-        Ok(()) if replacement.model.device().is_cpu() => replacement.model.keep_layers(),
-        _ => Ok(()),
     }
 }

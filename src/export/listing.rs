@@ -1,5 +1,6 @@
 //! `graph-metadata.json`: the list of a folder's graphs, as circuit-tracer's page reads it.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -28,19 +29,25 @@ pub fn check_not_list(name: &str) -> std::result::Result<(), &'static str> {
 const LISTED: [&str; 7] =
     ["slug", "scan", "transcoder_list", "prompt_tokens", "prompt", "node_threshold", "schema_version"];
 
-/// Puts a graph into the list of its folder, in the place of one with the same slug; entries of other programs stay as
-/// they are. Returns the list's path.
+/// Puts graphs into the list of their folder, each in the place of one with the same slug; entries of other programs stay as
+/// they are. Returns the list's path. Without graphs nothing is written.
 ///
 /// # Errors
 /// A file of that name that is no such list, which is left as it is; a list that cannot be written.
-pub fn list_graph(folder: &Path, metadata: &WireMetadata) -> Result<PathBuf> {
+pub fn list_graphs(folder: &Path, graphs: &[WireMetadata]) -> Result<PathBuf> {
     let path = folder.join(LISTING);
+    if graphs.is_empty() {
+        return Ok(path);
+    }
     let mut listing = read_list(&path)?;
-    let metadata = json!(metadata);
-    let entry: Value = LISTED.iter().filter_map(|&key| Some((key.to_owned(), metadata.get(key)?.clone()))).collect();
-    if let Some(graphs) = listing["graphs"].as_array_mut() {
-        graphs.retain(|graph| graph["slug"] != entry["slug"]);
-        graphs.push(entry);
+    let entry = |metadata: &WireMetadata| -> Value {
+        let metadata = json!(metadata);
+        LISTED.iter().filter_map(|&key| Some((key.to_owned(), metadata.get(key)?.clone()))).collect()
+    };
+    if let Some(listed) = listing["graphs"].as_array_mut() {
+        let slugs: HashSet<&str> = graphs.iter().map(|graph| graph.slug.as_str()).collect();
+        listed.retain(|graph| graph["slug"].as_str().is_none_or(|slug| !slugs.contains(slug)));
+        listed.extend(graphs.iter().map(entry));
     }
     replace_file(&path, |writer| {
         serde_json::to_writer_pretty(&mut *writer, &listing)?;

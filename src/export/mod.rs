@@ -17,10 +17,10 @@ mod wire_read;
 mod wire_stream;
 
 pub use columns::{Numbers, write_columns, write_tensors};
-pub use listing::{check_list, check_not_list, list_graph};
+pub use listing::{check_list, check_not_list, list_graphs};
 pub use raw::{raw_contents, read_raw, write_raw};
 pub use replace::{check_not_input, check_writable, lock_folder, replace_file, replace_set};
 pub use temporary::abandon_files;
 pub(crate) use wire::cantor_pairing;
-pub use wire::{WireGraph, node_id_text, read_wire, write_wire};
+pub use wire::{WireGraph, WireMetadata, node_id_text, read_wire, write_wire};
 pub use wire_stream::{KeepNodes, StreamedGraph, stream_wire};

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// One transcoder feature at one position. The derived order is the order of the nodes.
+///
+/// Three u32 in this order: a list of them is a matrix of three columns to those who look at it from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(C)]
 pub struct FeatureId {
     /// The layer whose MLP the transcoder reads.
     pub layer: u32,

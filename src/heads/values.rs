@@ -16,7 +16,7 @@ pub(super) struct Group {
     pub origins: Vec<Origin>,
     /// Sources that are there at each layer's attention: the first ones. `[n_layers]`
     pub n_there: Vec<usize>,
-    /// Their values. `[n_layers]` of `[n_pos - pos, n_there, n_kv_heads · d_head]`
+    /// Their values. `[n_layers]` of `[n_pos - pos, n_kv_heads · d_head, n_there]`
     pub values: Vec<Vec<f32>>,
 }
 
@@ -45,7 +45,7 @@ pub(super) fn follow(push: &PushUp, groups: &mut [Group], end: usize, job: &Job)
         job.check()?;
         let mut all = vec![Vec::new(); end];
         push.push(group.pos, &group.origins, end, &mut |layer, values, _| {
-            all[layer] = values.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
+            all[layer] = values.transpose(1, 2)?.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
             Ok(())
         })?;
         group.values = all;

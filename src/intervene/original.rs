@@ -76,6 +76,29 @@ impl<'a> Original<'a> {
         Self::from_run(replacement, tokens, run, features)
     }
 
+    /// As [`Original::run`]; `kept` looks into the pass too.
+    ///
+    /// # Errors
+    /// As [`Original::run`].
+    pub fn run_keeping(
+        replacement: &'a Replacement,
+        tokens: &[u32],
+        kept: &mut Activations,
+        job: &Job,
+    ) -> Result<Self> {
+        let run = replacement.run_keeping(tokens, kept, job)?;
+        let features = replacement.active_features(&run.activations, replacement.n_excluded(tokens), job)?;
+        Self::from_run(replacement, tokens, run, features)
+    }
+
+    /// What the transcoder of a layer reads in the original run. `[1, n_pos, d_model]`
+    ///
+    /// # Errors
+    /// [`Error::NotKept`] past the last layer.
+    pub fn input_of(&self, layer: usize) -> Result<&Tensor> {
+        self.run.activations.need(self.replacement.input_point(layer))
+    }
+
     /// As [`Original::run`], with the linear model of the same run.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::job::Job;
 
 /// Positions whose queries a pass takes at once where nobody wants to see the pattern: one of all positions would be the
 /// largest thing of a long prompt.
-pub(crate) const QUERY_BLOCK: usize = 512;
+pub(crate) const QUERY_BLOCK: usize = 256;
 
 /// What goes with a forward pass.
 #[derive(Debug, Default)]
@@ -301,10 +301,13 @@ impl Model {
             None => None,
         };
         let sees_pattern = hooks.wants(AttnPattern(l)) || hooks.wants(AttnScores(l));
-        if places.n_pos > QUERY_BLOCK && places.starts == [0] && cache.is_none() && !sees_pattern {
+        if held.is_none() && cache.is_none() && !sees_pattern && places.starts == [0] && places.n_pos > QUERY_BLOCK {
             let (q, k) = layer.qk.project(attn_in, config, layer_config, places)?;
             let read = |first: usize| {
-                let queries: Vec<usize> = (first..places.n_pos.min(first + QUERY_BLOCK)).collect();
+                // Later keys are seen by none of these queries.
+                let end = places.n_pos.min(first + QUERY_BLOCK);
+                let queries: Vec<usize> = (first..end).collect();
+                let (k, v) = (k.narrow(2, 0, end)?.contiguous()?, v.narrow(2, 0, end)?.contiguous()?);
                 layer.vo.read(&layer.qk.pattern_of(&q, &k, config, layer_config, &queries)?, &v)
             };
             let z = (0..places.n_pos).step_by(QUERY_BLOCK).map(read).collect::<Result<Vec<Tensor>>>()?;

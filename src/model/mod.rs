@@ -56,6 +56,8 @@ pub struct Model {
     kept: Mutex<Vec<Option<Arc<Layer>>>>,
     /// The unembedding, block by block, kept with the layers.
     kept_unembedding: OnceLock<Vec<Tensor>>,
+    /// The mean row of the unembedding, once it was needed: the whole vocabulary is read for it.
+    mean_row: OnceLock<Tensor>,
 }
 
 /// The weights of one layer, in f32.
@@ -96,7 +98,8 @@ impl Model {
         bounds::check_layers(&config, &checkpoint, prefix)?;
         let kept = Mutex::new(vec![None; config.n_layers]);
         let kept_unembedding = OnceLock::new();
-        Ok(Self { prefix, config, checkpoint, device: device.clone(), kept, kept_unembedding })
+        let (device, mean_row) = (device.clone(), OnceLock::new());
+        Ok(Self { prefix, config, checkpoint, device, kept, kept_unembedding, mean_row })
     }
 
     /// The device that computes.
@@ -157,6 +160,14 @@ impl Model {
             self.kept.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(Arc::new(layer));
         }
         Ok(())
+    }
+
+    /// A hash of the weights ([`Checkpoint::fingerprint`]).
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn fingerprint(&self) -> Result<u64> {
+        self.checkpoint.fingerprint()
     }
 
     fn read_layer(&self, layer: usize) -> Result<Layer> {

@@ -84,6 +84,9 @@ impl Model {
     /// # Errors
     /// Those of [`Model::logits`].
     pub(crate) fn logits_and_mean_row(&self, final_normed: &Tensor) -> Result<(Tensor, Tensor)> {
+        if let Some(mean) = self.mean_row.get() {
+            return Ok((self.logits(final_normed)?, mean.clone()));
+        }
         let mut chunks = Vec::new();
         let mut sum: Option<Tensor> = None;
         for chunk in self.unembedding_chunks() {
@@ -97,6 +100,8 @@ impl Model {
         }
         let sum = sum.ok_or_else(|| Error::Config { key: "vocab_size".into(), problem: "is 0".into() })?;
         let mean = (sum / self.config.d_vocab as f64)?;
+        // Another thread may have found the same.
+        let _ = self.mean_row.set(mean.clone());
         Ok((self.softcap(Tensor::cat(&chunks, D::Minus1)?)?, mean))
     }
 

@@ -15,11 +15,12 @@ pub struct HeadSizes {
     pub d_head: usize,
 }
 
-/// `Σ_k ⟨grad_v[k, t, h], values[k, s, kv(h)]⟩` over the keys k from `pos` on, for every head, target and source.
+/// `Σ_k ⟨grad_v[k, t, h], values[k, kv(h), ·, s]⟩` over the keys k from `pos` on, for every head, target and source.
 ///
 /// # Shapes
 /// `grad_v` `[n_rows, n_heads · d_head]` in the layout of `ragged`: what the values of each head get. `values`
-/// `[at least n_segments - pos, n_sources, n_kv_heads · d_head]`: what sources at position `pos` give, from there on.
+/// `[at least n_segments - pos, n_kv_heads · d_head, n_sources]`: what sources at position `pos` give, from there on;
+/// sources lie beside each other, so that no product has to turn them around first.
 /// Returns `[n_heads, count(pos), n_sources]`: of the targets at `pos` or later.
 ///
 /// # Errors
@@ -48,7 +49,7 @@ pub fn head_products(
         for key in pos..ragged.n_segments() {
             let count = ragged.count(key);
             let grad = &grad_v[ragged.start(key) * grad_width + head * d_head..][..(count - 1) * grad_width + d_head];
-            let values = &values[(key - pos) * n_sources * width + kv * d_head..][..(n_sources - 1) * width + d_head];
+            let values = &values[((key - pos) * width + kv * d_head) * n_sources..][..d_head * n_sources];
             assert!(count <= n_targets);
             // SAFETY: the slices end with the last value that these sizes and strides reach, and `out` has a row of
             // `n_sources` for each of `n_targets`, of which there are at least `count`; it is borrowed mutably.
@@ -65,8 +66,8 @@ pub fn head_products(
                     1,
                     grad_width as isize,
                     values.as_ptr(),
-                    width as isize,
                     1,
+                    n_sources as isize,
                     1.0,
                     1.0,
                     false,

@@ -17,8 +17,39 @@ use super::{RaggedBatch, f32_slice};
 /// Shapes that do not fit.
 pub fn matmul(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     match x.device() {
-        Device::Cpu => x.apply_op2_no_bwd(w, &MatMul),
+        Device::Cpu => x.apply_op2_no_bwd(w, &MatMul::PLAIN),
         _ => x.matmul(w),
+    }
+}
+
+/// `x · wᵀ`, without a copy of `w`.
+///
+/// # Shapes
+/// `x` `[n_rows, d_in]`, `w` `[d_out, d_in]`; returns `[n_rows, d_out]`. f32, contiguous.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn matmul_transposed(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    match x.device() {
+        Device::Cpu => x.apply_op2_no_bwd(w, &MatMul::TRANSPOSED),
+        _ => x.matmul(&w.t()?),
+    }
+}
+
+/// `sum + x · wᵀ`, without a copy of `w`; on the CPU the sum is made in place.
+///
+/// # Shapes
+/// `sum` `[n_rows, d_out]`, `x` `[n_rows, d_in]`, `w` `[d_out, d_in]`; returns the shape of `sum`. f32, contiguous.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn add_transposed_product(sum: Tensor, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    match sum.device() {
+        Device::Cpu => {
+            sum.inplace_op3(x, w, &MatMul::TRANSPOSED)?;
+            Ok(sum)
+        }
+        _ => sum + x.matmul(&w.t()?)?,
     }
 }
 
@@ -40,7 +71,7 @@ pub fn add_product(
 ) -> Result<(Tensor, Option<Tensor>)> {
     match sum.device() {
         Device::Cpu => {
-            sum.inplace_op3(x, w, &MatMul)?;
+            sum.inplace_op3(x, w, &MatMul::PLAIN)?;
             let normed = post.map(|post| norm_pullback(&sum, None, post, ragged)).transpose()?;
             Ok((sum, normed))
         }
@@ -48,22 +79,32 @@ pub fn add_product(
     }
 }
 
-struct MatMul;
+struct MatMul {
+    /// Whether the second matrix is `[d_out, d_in]`.
+    transposed: bool,
+}
 
 const NAME: &str = "matmul";
 
-/// Sizes of a product, checked: (n_rows, d_in, d_out).
-fn sizes(x: &Layout, w: &Layout) -> Result<(usize, usize, usize)> {
-    let ((n_rows, d_in), (w_in, d_out)) = (x.shape().dims2()?, w.shape().dims2()?);
-    if d_in != w_in {
-        bail!("{NAME}: {:?} times {:?}", x.shape(), w.shape());
-    }
-    Ok((n_rows, d_in, d_out))
-}
+impl MatMul {
+    const PLAIN: Self = Self { transposed: false };
+    const TRANSPOSED: Self = Self { transposed: true };
 
-/// `out = x · w`, or `out += x · w`; row-major all three.
-fn gemm(out: &mut [f32], x: &[f32], w: &[f32], (n_rows, d_in, d_out): (usize, usize, usize), add: bool) {
-    strided(out, (x, d_in, 1), (w, d_out, 1), (n_rows, d_in, d_out), add);
+    /// Sizes of a product, checked: (n_rows, d_in, d_out).
+    fn sizes(&self, x: &Layout, w: &Layout) -> Result<(usize, usize, usize)> {
+        let ((n_rows, d_in), (first, second)) = (x.shape().dims2()?, w.shape().dims2()?);
+        let (w_in, d_out) = if self.transposed { (second, first) } else { (first, second) };
+        if d_in != w_in {
+            bail!("{NAME}: {:?} times {:?}", x.shape(), w.shape());
+        }
+        Ok((n_rows, d_in, d_out))
+    }
+
+    /// `out = x · w`, or `out += x · w`; row-major all three.
+    fn gemm(&self, out: &mut [f32], x: &[f32], w: &[f32], (n_rows, d_in, d_out): (usize, usize, usize), add: bool) {
+        let w = if self.transposed { (w, 1, d_in) } else { (w, d_out, 1) };
+        strided(out, (x, d_in, 1), w, (n_rows, d_in, d_out), add);
+    }
 }
 
 /// `out = x · wᵀ` on the calling thread.
@@ -126,9 +167,9 @@ impl CustomOp2 for MatMul {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let sizes = sizes(l1, l2)?;
+        let sizes = self.sizes(l1, l2)?;
         let mut out = vec![0f32; sizes.0 * sizes.2];
-        gemm(&mut out, f32_slice(NAME, s1, l1)?, f32_slice(NAME, s2, l2)?, sizes, false);
+        self.gemm(&mut out, f32_slice(NAME, s1, l1)?, f32_slice(NAME, s2, l2)?, sizes, false);
         Ok((CpuStorage::F32(out), Shape::from((sizes.0, sizes.2))))
     }
 }
@@ -147,14 +188,14 @@ impl InplaceOp3 for MatMul {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<()> {
-        let sizes = sizes(l2, l3)?;
+        let sizes = self.sizes(l2, l3)?;
         if l1.shape().dims2()? != (sizes.0, sizes.2) {
             bail!("{NAME}: {:?} times {:?} added to {:?}", l2.shape(), l3.shape(), l1.shape());
         }
         let (Some((start, end)), CpuStorage::F32(sum)) = (l1.contiguous_offsets(), s1) else {
             bail!("{NAME}: expected a contiguous f32 sum");
         };
-        gemm(&mut sum[start..end], f32_slice(NAME, s2, l2)?, f32_slice(NAME, s3, l3)?, sizes, true);
+        self.gemm(&mut sum[start..end], f32_slice(NAME, s2, l2)?, f32_slice(NAME, s3, l3)?, sizes, true);
         Ok(())
     }
 }

@@ -38,7 +38,7 @@ pub use encode_active::{Activity, SparseActivations, encode_active, keep_largest
 pub use frozen_attention::{frozen_attention, frozen_attention_own};
 pub use head_products::{HeadSizes, head_products};
 pub use indices::Indices;
-pub use matmul::{add_product, matmul};
+pub use matmul::{add_product, add_transposed_product, matmul, matmul_transposed};
 pub(crate) use matmul::{product_with_transpose, transpose_product};
 pub use norm_pullback::{NormFactors, norm_pullback};
 pub use ragged_batch::RaggedBatch;

@@ -19,6 +19,28 @@ const HIDDEN_AT_WORK: u64 = 4;
 const RESIDUALS_AT_WORK: u64 = 6;
 
 impl Replacement {
+    /// Keeps the base model's weights in memory for the many passes that follow, where there is room for them three times:
+    /// the rest of the work needs some too. Returns whether they are kept; a GPU's never are.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn keep_weights(&self) -> Result<bool> {
+        let c = &self.model.config;
+        let attention = 2 * (c.n_heads + c.n_kv_heads) * c.d_head * c.d_model;
+        let mlp = match c.mlp {
+            MlpKind::Gated => 3 * c.d_mlp * c.d_model,
+            MlpKind::Plain => 2 * c.d_mlp * c.d_model,
+            MlpKind::Experts { n_experts, .. } => n_experts * c.d_model,
+        };
+        let values = (c.n_layers * (attention + mlp) + c.d_vocab * c.d_model) as u64;
+        let fits = MemoryPlan::new().with("weights", 3 * values * F32).check(String::new, |_| String::new()).is_ok();
+        let keeps = fits && self.model.device().is_cpu();
+        if keeps {
+            self.model.keep_layers()?;
+        }
+        Ok(keeps)
+    }
+
     /// What a forward pass of `batch` sequences of `n_pos` tokens takes beyond the weights, and what is kept of it for
     /// `kept` sequences.
     fn pass_plan(&self, batch: usize, n_pos: usize, kept: usize, keeps_patterns: bool) -> MemoryPlan {

@@ -26,6 +26,7 @@ pub use sources::{Origin, Sources};
 use candle_core::Device;
 
 use crate::error::{ErrorContext, Result};
+use crate::hash::{START, fnv1a};
 use crate::model::{HookPoint, Model};
 use crate::transcoder::{InputHook, OutputHook, TranscoderSet};
 use crate::weights::{Folder, ModelFiles, Tokenizer};
@@ -63,6 +64,19 @@ impl Replacement {
         let transcoders = crate::transcoder::open(transcoders, n_layers, d_model, device)
             .context(|| format!("cannot use the transcoders in `{}`", transcoders.spec()))?;
         Ok(Self { model, transcoders, tokenizer: files.tokenizer, end_tokens, source: files.source, transcoder_source })
+    }
+
+    /// A hash of the weights of the model and of the transcoders: of some of each tensor's values
+    /// ([`Checkpoint::fingerprint`](crate::weights::Checkpoint::fingerprint)).
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn fingerprint(&self) -> Result<u64> {
+        let mut hash = fnv1a(START, self.model.fingerprint()?.to_le_bytes());
+        for transcoder in &self.transcoders.layers {
+            hash = fnv1a(hash, transcoder.fingerprint()?.to_le_bytes());
+        }
+        Ok(hash)
     }
 
     /// How many positions at the start have no features and no errors: the BOS token, or of a gemma-3-it chat its

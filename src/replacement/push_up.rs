@@ -7,14 +7,12 @@ use candle_core::Tensor;
 use super::linear_model::LinearModel;
 use super::sources::{Origin, Sources};
 use crate::error::Result;
-use crate::ops::{HeadSizes, RaggedBatch, add_product, matmul};
+use crate::ops::{HeadSizes, add_transposed_product, matmul, matmul_transposed};
 
 /// The frozen model as it is applied forwards: as [`LinearModel::push_forward`], arranged for many sources at once.
 #[derive(Debug)]
 pub struct PushUp<'a> {
     linear: &'a LinearModel,
-    /// `W_Vᵀ` and `W_Oᵀ` of each layer, contiguous.
-    transposed: Vec<[Tensor; 2]>,
     n_heads: usize,
     d_head: usize,
 }
@@ -43,24 +41,21 @@ fn position(linear: &LinearModel, origin: Origin) -> usize {
 }
 
 impl<'a> PushUp<'a> {
-    /// Prepares the weights.
+    /// Of a frozen model.
     ///
     /// # Errors
     /// Those of the tensor operations.
     pub fn new(linear: &'a LinearModel) -> Result<Self> {
-        let transposed =
-            linear.layers.iter().map(|layer| Ok([layer.w_v.t()?.contiguous()?, layer.w_o.t()?.contiguous()?]));
-        let transposed = transposed.collect::<Result<Vec<_>>>()?;
         let (n_heads, d_head) = match linear.layers.first() {
             Some(layer) => (layer.pattern.dim(0)?, layer.w_v.dim(0)? / linear.n_kv_heads),
             None => (0, 0),
         };
-        Ok(Self { linear, transposed, n_heads, d_head })
+        Ok(Self { linear, n_heads, d_head })
     }
 
     /// Layers of the model.
     pub fn n_layers(&self) -> usize {
-        self.transposed.len()
+        self.linear.layers.len()
     }
 
     /// Sizes of its heads.
@@ -68,9 +63,10 @@ impl<'a> PushUp<'a> {
         HeadSizes { n_heads: self.n_heads, n_kv_heads: self.linear.n_kv_heads, d_head: self.d_head }
     }
 
-    /// Sorts origins as [`PushUp::push`] needs them: by position, then by the layer from which on they are there.
+    /// Sorts origins as [`PushUp::push`] needs them: by position, then by the layer from which on they are there. Equal
+    /// ones are neighbours then.
     pub fn sort(&self, origins: &mut [Origin]) {
-        origins.sort_by_key(|&origin| (position(self.linear, origin), first_layer(self.linear, origin)));
+        origins.sort_by_key(|&origin| (position(self.linear, origin), first_layer(self.linear, origin), origin));
     }
 
     /// The position of a source.
@@ -81,7 +77,7 @@ impl<'a> PushUp<'a> {
     /// How many of sorted origins are there at each layer's attention. `[n_layers]`
     pub fn n_there(&self, origins: &[Origin]) -> Vec<usize> {
         let there = |layer| origins.partition_point(|&origin| first_layer(self.linear, origin) <= layer);
-        (0..self.transposed.len()).map(there).collect()
+        (0..self.n_layers()).map(there).collect()
     }
 
     /// Follows sources at one position, sorted by [`PushUp::sort`], through the layers below `end`.
@@ -113,16 +109,14 @@ impl<'a> PushUp<'a> {
             if n_here == 0 {
                 continue;
             }
-            let [w_v, w_o] = &self.transposed[layer];
+            let frozen = &linear.layers[layer];
             let n_rows = n * n_here;
             let shape = resid.shape().clone();
             let rows = resid.reshape((n_rows, d_model))?;
-            let values = matmul(&rows, w_v)?.reshape((n, n_here, linear.n_kv_heads * self.d_head))?;
+            let values =
+                matmul_transposed(&rows, &frozen.w_v)?.reshape((n, n_here, linear.n_kv_heads * self.d_head))?;
             see(layer, &values, &resid)?;
-            // As many rows, one a target: sums have no other layout.
-            let ragged = RaggedBatch::new(vec![0; n_rows]);
-            let resid_mid = add_product(rows, &self.read(layer, pos, &values)?, w_o, None, &ragged)?.0;
-            let frozen = &linear.layers[layer];
+            let resid_mid = add_transposed_product(rows, &self.read(layer, pos, &values)?, &frozen.w_o)?;
             resid = match &frozen.w_skip {
                 None => resid_mid.reshape(&shape)?,
                 Some(w_skip) => {
@@ -131,7 +125,8 @@ impl<'a> PushUp<'a> {
                         Some(factors) => factors.push_forward_from(&resid_mid, pos)?,
                         None => resid_mid.clone(),
                     };
-                    let skip = matmul(&input.reshape((n_rows, d_model))?.contiguous()?, &w_skip.t()?.contiguous()?)?;
+                    let skip =
+                        matmul_transposed(&input.reshape((n_rows, d_model))?.contiguous()?, &w_skip.contiguous()?)?;
                     let skip = skip.reshape(&shape)?;
                     let skip = match &frozen.output_norm {
                         Some(factors) => factors.push_forward_from(&skip, pos)?,

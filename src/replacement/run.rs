@@ -76,6 +76,15 @@ impl Replacement {
         self.run_with(tokens, &mut (), job)
     }
 
+    /// As [`Replacement::run`]; `kept` looks into the pass too.
+    ///
+    /// # Errors
+    /// As [`Replacement::run`].
+    pub fn run_keeping(&self, tokens: &[u32], kept: &mut Activations, job: &Job) -> Result<Run> {
+        self.check_run(tokens.len(), false)?;
+        self.run_with(tokens, kept, job)
+    }
+
     /// As [`Replacement::run`], with the weights that the linear model needs. `[n_layers]`
     ///
     /// # Errors
@@ -95,15 +104,15 @@ impl Replacement {
         self.check_run_without_patterns(tokens.len())?;
         let mut weights = KeepWeights::default();
         let points = self.points().filter(|point| !matches!(point, HookPoint::AttnPattern(_)));
-        let run = self.run_keeping(points, tokens, &mut weights, job)?;
+        let run = self.run_at(points, tokens, &mut weights, job)?;
         Ok((run, weights.0))
     }
 
     fn run_with(&self, tokens: &[u32], hooks: &mut dyn Hooks, job: &Job) -> Result<Run> {
-        self.run_keeping(self.points(), tokens, hooks, job)
+        self.run_at(self.points(), tokens, hooks, job)
     }
 
-    fn run_keeping(
+    fn run_at(
         &self,
         points: impl Iterator<Item = HookPoint>,
         tokens: &[u32],

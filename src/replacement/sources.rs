@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::{RaggedBatch, SourceVecs, edge_rows};
 
 /// What a source vector belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
     /// Index into [`super::ActiveFeatures`]. A cross-layer feature is a source at every layer it writes to.
     Feature(usize),

@@ -3,7 +3,7 @@
 use super::Tracer;
 use crate::attribution::{FrozenScore, Score, Target, Versus, targets_of};
 use crate::error::{Error, Result};
-use crate::graph::{AttributionGraph, Head, HeadFlows, NodeId};
+use crate::graph::{AttributionGraph, Circuit, Head, HeadFlows, NodeId};
 use crate::heads::{
     EdgeInFull, FlowOptions, HeadPattern, HeadRow, HeadScore, HeadScoreOptions, ScorePairs, edge_in_full, head_flows,
     head_patterns, head_rows, head_scores,
@@ -47,6 +47,17 @@ impl Tracer {
         linear.positions.check_all("finding heads")?;
         let targets = self.known_targets(&linear, graph)?;
         flows_of(&linear, &targets, edges, options, job)
+    }
+
+    /// Finds out through which heads the edges of a pruned graph go, and keeps it in both graphs. Returns how many edges.
+    ///
+    /// # Errors
+    /// As [`Tracer::edge_heads`].
+    pub fn add_heads(&self, graph: &mut super::TracedGraph, circuit: &mut Circuit, job: &Job) -> Result<usize> {
+        let edges = circuit.edge_ids();
+        graph.set_heads(self.edge_heads(graph.graph(), &edges, &FlowOptions::default(), job)?)?;
+        circuit.set_heads(graph.graph().heads().cloned());
+        Ok(edges.len())
     }
 
     /// One edge of a graph in full: target and source as ids.

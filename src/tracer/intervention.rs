@@ -43,6 +43,12 @@ pub struct Intervened {
     /// Both continuations, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub continuation: Option<Continuation>,
+    /// Of the unchanged run, at the last position. `[d_vocab]`
+    #[serde(skip)]
+    pub logits_before: Vec<f32>,
+    /// Of the changed run, at the last position. `[d_vocab]`
+    #[serde(skip)]
+    pub logits_after: Vec<f32>,
 }
 
 impl std::ops::Deref for Intervened {
@@ -114,6 +120,8 @@ pub(super) fn run(
         mode: options.mode.to_string(),
         comparison,
         continuation,
+        logits_before: original.logits,
+        logits_after: outcome.logits,
     })
 }
 

@@ -6,14 +6,18 @@
 //! cancel.
 
 mod attention;
+mod direction;
 mod influence_check;
 mod intervention;
+mod reading;
 mod setup;
 mod traced_graph;
 
 pub use attention::{ExplainedScore, TargetHeads};
+pub use direction::{NamedDirection, directions};
 pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
+pub use reading::{PromptReading, ReadOptions, Values};
 pub use setup::{BaseModel, DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
@@ -196,6 +200,14 @@ impl Tracer {
         Ok(original.features.all.iter().map(|f| (id(f), f.value)).collect())
     }
 
+    /// Reads what a prompt does: its active features, and what `options` ask for beside them.
+    ///
+    /// # Errors
+    /// Layers that do not exist, hook points that the model's family has not; as [`Tracer::active_features`].
+    pub fn read(&self, prompt: impl Into<Prompt>, options: &ReadOptions, job: &Job) -> Result<PromptReading> {
+        reading::read(&self.replacement, self.tokenize(prompt)?, options, job)
+    }
+
     /// Checks a graph against the model: is everything that it holds what the model gives, do its rows add up, are its
     /// edges measured effects, do its predictions come
     /// true in the free model.
@@ -251,18 +263,7 @@ impl Tracer {
     /// # Errors
     /// An empty prompt, one longer than the model's context, ids outside the vocabulary.
     pub fn tokenize(&self, prompt: impl Into<Prompt>) -> Result<TokenizedPrompt> {
-        let (model, tokenizer) = (&self.replacement.model, &self.replacement.tokenizer);
-        let prompt = match prompt.into() {
-            Prompt::Tokenized(prompt) => prompt,
-            Prompt::Text(text) => TokenizedPrompt { tokens: tokenizer.encode_prompt(&text)?, text },
-            Prompt::Tokens(tokens) => {
-                // Ids of no token have no text either.
-                model.check_tokens(&tokens)?;
-                TokenizedPrompt { text: tokenizer.decode(&tokens), tokens }
-            }
-        };
-        model.check_tokens(&prompt.tokens)?;
-        Ok(prompt)
+        setup::tokenized(&self.replacement.model, &self.replacement.tokenizer, prompt.into())
     }
 
     /// The id of the token whose text is exactly `text`, leading space included.

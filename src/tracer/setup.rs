@@ -6,7 +6,11 @@ use std::str::FromStr;
 
 use candle_core::Device;
 
+use super::{Prompt, TokenizedPrompt};
 use crate::error::{Error, Result};
+use crate::graph::Head;
+use crate::heads::{HeadPattern, HeadScore, HeadScoreOptions, head_patterns, head_scores};
+use crate::job::Job;
 use crate::model::Model;
 use crate::ops::{built_with_cuda, device_name, open_cuda};
 use crate::weights::{ATLAS, Folder, ModelFiles, Tokenizer, atlas_model, atlas_transcoders};
@@ -104,6 +108,47 @@ impl BaseModel {
         let model = Model::open(&files.config, files.checkpoint, &device)?;
         Ok(Self { model, tokenizer: files.tokenizer, source: files.source, device_note })
     }
+
+    /// What every head does on random tokens.
+    ///
+    /// # Errors
+    /// As [`head_scores`].
+    pub fn head_scores(&self, options: &HeadScoreOptions, job: &Job) -> Result<Vec<HeadScore>> {
+        head_scores(&self.model, &self.tokenizer, options, job)
+    }
+
+    /// Where heads look in a prompt.
+    ///
+    /// # Errors
+    /// As [`head_patterns`], and of a prompt that does not fit the model.
+    pub fn head_patterns(
+        &self,
+        prompt: impl Into<Prompt>,
+        heads: &[Head],
+        job: &Job,
+    ) -> Result<(TokenizedPrompt, Vec<HeadPattern>)> {
+        let prompt = tokenized(&self.model, &self.tokenizer, prompt.into())?;
+        let found = head_patterns(&self.model, &prompt.tokens, heads, job)?;
+        Ok((prompt, found))
+    }
+}
+
+/// A prompt as its tokens.
+///
+/// # Errors
+/// Text that cannot be split, ids of no token, more of them than the model has positions.
+pub(super) fn tokenized(model: &Model, tokenizer: &Tokenizer, prompt: Prompt) -> Result<TokenizedPrompt> {
+    let prompt = match prompt {
+        Prompt::Tokenized(prompt) => prompt,
+        Prompt::Text(text) => TokenizedPrompt { tokens: tokenizer.encode_prompt(&text)?, text },
+        Prompt::Tokens(tokens) => {
+            // Ids of no token have no text either.
+            model.check_tokens(&tokens)?;
+            TokenizedPrompt { text: tokenizer.decode(&tokens), tokens }
+        }
+    };
+    model.check_tokens(&prompt.tokens)?;
+    Ok(prompt)
 }
 
 fn model_files(name: &str) -> Result<ModelFiles> {

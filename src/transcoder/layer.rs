@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::activation::{ActivationFunction, Candidate};
 use crate::error::{Error, Result};
+use crate::hash::fnv1a;
 use crate::ops::{SparseActivations, chunk_values, encode_active};
 use crate::weights::Checkpoint;
 
@@ -50,6 +51,19 @@ pub struct EncodedLayer {
 }
 
 impl Transcoder {
+    /// A hash of the weights ([`Checkpoint::fingerprint`]).
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn fingerprint(&self) -> Result<u64> {
+        let hash = self.encoder.checkpoint.fingerprint()?;
+        // Of most sets one file holds both.
+        if self.decoder.checkpoint.is_same(&self.encoder.checkpoint) {
+            return Ok(hash);
+        }
+        Ok(fnv1a(hash, self.decoder.checkpoint.fingerprint()?.to_le_bytes()))
+    }
+
     /// Number of features.
     pub fn n_features(&self) -> usize {
         self.b_enc.len()

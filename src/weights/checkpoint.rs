@@ -12,6 +12,7 @@ use super::source::Source;
 use super::stored::{Stored, Values};
 use super::{npz, safetensors_file};
 use crate::error::{Error, Result};
+use crate::hash::{START, fnv1a};
 
 /// Named tensors of one checkpoint, memory-mapped; f32 on the CPU when read. Cheap to clone.
 #[derive(Clone)]
@@ -83,6 +84,11 @@ impl Checkpoint {
         let tensors = self.0.stored_from_name.iter();
         let tensors = tensors.filter_map(|(name, stored)| rename(name).map(|name| (name, stored.clone())));
         Self::from_tensors(self.0.files.clone(), tensors.collect())
+    }
+
+    /// Whether the other one is a clone of this.
+    pub(crate) fn is_same(&self, other: &Checkpoint) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Names of all tensors, sorted.
@@ -183,6 +189,31 @@ impl Checkpoint {
         self.in_range(name, &columns, 1, b)?;
         let values = stored.columns(columns.clone())?;
         self.checked(name, values, &[columns.len(), a], |flat| vec![flat % a, columns.start + flat / a])
+    }
+
+    /// A hash of names, shapes and some of the values: of vectors all, of larger tensors the first, the middle and the last
+    /// row. Other weights of the same shapes have another one; reading it takes as long as reading a few pages a tensor.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn fingerprint(&self) -> Result<u64> {
+        let mut hash = START;
+        for (name, stored) in &self.0.stored_from_name {
+            hash = fnv1a(hash, name.bytes().chain([0]));
+            hash = fnv1a(hash, stored.shape.iter().flat_map(|&n| (n as u64).to_le_bytes()));
+            let n_rows = stored.shape.first().copied().unwrap_or(0);
+            // What this program cannot read it does not compute with either.
+            if n_rows == 0 || matches!(stored.part.encoding, Encoding::Unsupported(_)) {
+                continue;
+            }
+            let values = match stored.shape.len() {
+                1 => self.rows(name, 0..n_rows)?,
+                _ => self.gather_rows(name, &[0, n_rows / 2, n_rows - 1])?,
+            };
+            let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
+            hash = fnv1a(hash, values.iter().flat_map(|value| value.to_bits().to_le_bytes()));
+        }
+        Ok(hash)
     }
 
     /// The tensor, if its elements have a type that can be read.

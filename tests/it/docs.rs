@@ -10,13 +10,14 @@ use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 9] = [
+const PAGES: [(&str, usize, usize); 10] = [
     ("README.md", 9, 13),
     ("docs/guide.md", 28, 84),
     ("docs/interventions.md", 10, 51),
     ("docs/tutorial.md", 20, 100),
     ("docs/attention.md", 12, 90),
     ("docs/features.md", 5, 33),
+    ("docs/batch.md", 3, 6),
     ("docs/setups.md", 3, 8),
     ("docs/training.md", 1, 30),
     ("docs/long-prompts.md", 4, 6),
@@ -172,7 +173,8 @@ enum Piece {
 /// A line as it is compared: spaces count once, times and sizes are `#`.
 fn pieces(line: &str) -> Vec<Piece> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let is_measured = |at: usize| words.get(at + 1).is_some_and(|unit| ["s", "MB", "rows/s"].contains(unit));
+    let is_measured =
+        |at: usize| words.get(at + 1).is_some_and(|unit| ["s", "MB", "rows/s", "prompts/min"].contains(unit));
     let shown: Vec<&str> = (0..words.len()).map(|at| if is_measured(at) { "#" } else { words[at] }).collect();
     let (line, mut pieces, mut rest) = (shown.join(" "), Vec::new(), 0);
     let is_number = |c: char| c.is_ascii_digit();
@@ -464,8 +466,8 @@ fn definitions_that_sources_cite_exist() {
 fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     let folder = tempfile::tempdir().unwrap();
     let (mut written, mut keys) = (BTreeSet::new(), BTreeSet::new());
-    // A capped graph and a sampled one with heads have all that a graph can have.
-    // and closed positions have contexts, whose heads are not told.
+    // A capped graph and a sampled one with heads have all that a graph can have, but for contexts, which closed positions
+    // have, and whose heads are not told.
     let closed = ["--max-features", "50", "--open-positions", "4..9"];
     for rows in [&["--max-features", "50", "--heads"][..], &["--rows", "50", "--heads"], &closed] {
         let args = [&["trace", PROMPT], rows, &["--slug", "raw", "--no-json", "--force"]].concat();

@@ -29,8 +29,9 @@ const fn case(name: &'static str, args: &'static [&'static str], n_files: usize)
 
 /// Every command and every kind of file that one writes. `in.safetensors` and `in.json` are graphs of "He went",
 /// `grouped.json` has a supernode, `f` and `g` are folders of features.
-const CASES: [Case; 22] = [
+const CASES: [Case; 23] = [
     case("trace", &["trace", "He went", "--out-dir", "out", "--slug", "a", "--force", "--quiet"], 2),
+    case("batch", &["batch", "prompts.jsonl", "--out-dir", "out", "--force", "--quiet"], 3),
     case("prune", &["prune", "in.safetensors", "-o", "out/a.json", "--slug", "a"], 1),
     case("inspect text", &["inspect", "in.json", "-o", "out/a.txt"], 1),
     case("inspect json", &["inspect", "in.json", "--format", "json", "-o", "out/a.json"], 1),
@@ -64,6 +65,9 @@ const SEAL: &str = "features.json";
 /// The list of a folder's graphs, which is written after what it lists: whole, or as it was.
 const LIST: &str = "graph-metadata.json";
 
+/// What a batch took, which is never twice the same.
+const TIMES: &str = "index-times.jsonl";
+
 /// Where collecting keeps what it has done so far; the next run removes it.
 const KEPT_WORK: &str = "collecting";
 
@@ -80,7 +84,10 @@ type Files = BTreeMap<String, Vec<u8>>;
 fn files_of(folder: &Path) -> Files {
     let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
     let named = entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path));
-    named.filter(|(name, _)| name != LIST).map(|(name, path)| (name, std::fs::read(path).unwrap())).collect()
+    named
+        .filter(|(name, _)| name != LIST && name != TIMES)
+        .map(|(name, path)| (name, std::fs::read(path).unwrap()))
+        .collect()
 }
 
 #[track_caller]
@@ -95,6 +102,11 @@ fn old_files(case: &Case, new: &Files) -> Files {
     let folder = TempDir::new().unwrap();
     match case.name {
         "trace" => succeeds(folder.path(), &["trace", "She saw", "--out-dir", ".", "--slug", "a", "--quiet"]),
+        "batch" => {
+            std::fs::write(folder.path().join("prompts.jsonl"), "{\"prompt\": \"She saw\", \"slug\": \"a\"}").unwrap();
+            succeeds(folder.path(), &["batch", "prompts.jsonl", "--out-dir", ".", "--quiet"]);
+            std::fs::remove_file(folder.path().join("prompts.jsonl")).unwrap();
+        }
         "features collect" => {
             std::fs::write(folder.path().join("text.txt"), "She saw a fox. ".repeat(9)).unwrap();
             succeeds(folder.path(), &["features", "collect", "--text", "text.txt", "--out", ".", "-q"]);
@@ -141,6 +153,7 @@ impl Bench {
         if case.args.contains(&"grouped.json") {
             succeeds(at, &["inspect", "in.json", "--group", "say=0_344_3,0_78_3", "--save", "grouped.json"]);
         }
+        std::fs::write(at.join("prompts.jsonl"), "{\"prompt\": \"He went\", \"slug\": \"a\"}\n").unwrap();
         if case.args[0] == "features" {
             std::fs::write(at.join("text.txt"), "He went to the house.\n".repeat(9)).unwrap();
             for out in ["f", "g"] {
@@ -228,7 +241,7 @@ impl Bench {
         assert!(self.is_unsealed(&there) || self.is_one_set(&there), "{name}: files of two sets; {status}: {seen}");
         for entry in out.read_dir().unwrap() {
             let file = entry.unwrap().file_name().into_string().unwrap();
-            if !self.new.contains_key(&file) && file != LIST {
+            if !self.new.contains_key(&file) && file != LIST && file != TIMES {
                 assert!(file.starts_with(TEMPORARY_PREFIX) || file == KEPT_WORK, "{name}: {file} was left");
                 outcome.n_temporary += 1;
             }
@@ -268,7 +281,8 @@ impl Line {
         self.n_runs += 1;
         match outcome.code {
             Some(0) => self.n_done += 1,
-            Some(2) => self.n_refused += 1,
+            // A batch says 1 where a line of it failed.
+            Some(1 | 2) => self.n_refused += 1,
             _ => self.n_ended += 1,
         }
         self.n_old += outcome.n_old;

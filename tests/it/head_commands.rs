@@ -224,6 +224,17 @@ fn patched_heads_of_another_prompt_are_path_patching() {
 }
 
 #[test]
+fn what_heads_do_in_a_model_needs_no_transcoders() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = crate::support::fixture("atlas/model");
+    let model = model.to_str().unwrap();
+    let scores = ran(folder.path(), &["heads", "--model", model, "--sequences", "1", "--length", "9"]);
+    assert!(scores.starts_with("mean attention on 1 sequences of 9 random tokens"), "{scores}");
+    let pattern = ran(folder.path(), &["heads", "--model", model, "--prompt", PROMPT, "--head", "1.0"]);
+    assert!(pattern.contains("1.0"), "{pattern}");
+}
+
+#[test]
 fn heads_that_are_not_there_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();

@@ -11,7 +11,7 @@ use circuitscope::intervene::{HeadChange, HeadIntervention, Mode, Original, Posi
 use circuitscope::job::Job;
 use circuitscope::model::{ForwardOptions, HookPoint, Hooks, Layer};
 use circuitscope::ops::SourceVecs;
-use circuitscope::replacement::{LinearModel, Origin, PushUp, Replacement, Sources};
+use circuitscope::replacement::{LinearModel, Origin, PushUp, Replacement, Sources, TargetBatch, TargetSite};
 
 use crate::reference::{Case, cases};
 use crate::support::Random;
@@ -349,6 +349,41 @@ fn bills_are_the_flows_of_all_sources_and_of_the_heads_constants() {
             }
         }
         assert!(largest > 0.01, "{}: no head gives anything", traced.name);
+    }
+}
+
+/// Everything below a layer, biases included, adds up to the residual stream that the model computed there; so what is
+/// read between two layers is what makes up their difference.
+#[test]
+fn what_is_read_below_a_layer_is_the_residual_stream_before_it() {
+    for traced in traced() {
+        let mut random = Random::new(5);
+        let kept = kept(&traced);
+        let linear = &traced.linear;
+        let (n_pos, d_model) = linear.final_normed.dims2().unwrap();
+        for layer in 0..traced.n_layers() {
+            for pos in [0, n_pos / 2, n_pos - 1] {
+                let direction = random.vec(d_model);
+                let resid: Vec<f32> = kept.resid_pre[layer].get(pos).unwrap().to_vec1().unwrap();
+                let value: f64 = direction.iter().zip(&resid).map(|(a, b)| f64::from(a * b)).sum();
+                let size: f64 = direction.iter().zip(&resid).map(|(a, b)| f64::from((a * b).abs())).sum();
+                let mut gradients = vec![0f32; pos * d_model];
+                gradients.extend(&direction);
+                let gradients = Tensor::from_vec(gradients, (pos + 1, d_model), linear.final_normed.device()).unwrap();
+                let site = TargetSite::AttentionInput { layer };
+                let (mut sum, mut parts) = (0f64, 0f64);
+                linear
+                    .pull_back(&TargetBatch { site, positions: vec![pos], gradients }, &mut |sources, grad, ragged| {
+                        let effects = sources.effects(grad, ragged)?.flatten_all()?.to_vec1::<f32>()?;
+                        sum += effects.iter().map(|&e| f64::from(e)).sum::<f64>();
+                        parts += effects.iter().map(|&e| f64::from(e.abs())).sum::<f64>();
+                        Ok(())
+                    })
+                    .unwrap();
+                let name = format!("{} before layer {layer} at {pos}", traced.name);
+                assert!((sum - value).abs() <= 1e-5 * (parts + size), "{name}: {sum}, not {value} (parts {parts})");
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod attribution;
+mod batch;
 mod circuit_commands;
 mod circuits;
 mod command_line;
@@ -38,6 +39,7 @@ mod package;
 mod pairs;
 mod pictures;
 mod prune;
+mod reading;
 mod reference;
 mod rooms;
 mod sampled;

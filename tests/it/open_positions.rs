@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use circuitscope::attribution::{Attribution, AttributionOptions, OpenChoice, RowChoice, attribute, linearized};
+use circuitscope::attribution::{
+    Attribution, AttributionOptions, OpenChoice, RowChoice, TargetKind, TargetMap, Visits, attribute, linearized,
+};
 use circuitscope::export::{read_raw, write_raw};
 use circuitscope::graph::{NodeId, NodeKind};
 use circuitscope::job::Job;
@@ -12,7 +14,7 @@ use circuitscope::replacement::{LinearModel, Origin, Replacement, Sources, Targe
 use circuitscope::transcoder::{InputHook, OutputHook};
 
 use crate::reference::{Case, cases};
-use crate::support::Random;
+use crate::support::{Random, file_named_by, open_replacement, shared};
 
 /// f32 sums in other orders, as a part of all that a row was summed from.
 const SUM_TOL: f64 = 5e-6;
@@ -222,61 +224,84 @@ impl<'a> Twin<'a> {
     }
 }
 
+/// Compares rows of a graph with closed positions, those of the targets and `n_features` others, with the twin's.
+fn check_rows(replacement: &Replacement, found: &Attribution, n_features: usize, random: &mut Random, name: &str) {
+    let graph = &found.graph;
+    let layout = graph.layout();
+    assert!(graph.meta.row_identity_error < 1e-5, "{name}: {:e}", graph.meta.row_identity_error);
+    // The position of the targets is open, whatever was asked for.
+    assert!(graph.meta.target_positions.iter().all(|&pos| !layout.is_closed(pos as usize)), "{name}");
+    let tokens: Vec<u32> = graph.input_tokens.iter().map(|&token| token as u32).collect();
+    let twin = Twin::new(replacement, &tokens, layout.closed());
+    let mut rows: Vec<usize> = layout.target_rows().collect();
+    rows.extend((0..n_features).filter(|_| layout.n_features() > 0).map(|_| random.below(layout.n_features())));
+    for row in rows {
+        let (site, pos, gradient) = match layout.node(layout.node_of_row(row).unwrap()).unwrap() {
+            NodeId::Feature { layer, pos, feature } => {
+                let layer = layer as usize;
+                let mut of_layer = twin.linear.features.of_layer(layer);
+                let at = of_layer.position(|(_, f)| (f.pos, f.feature) == (pos as usize, feature as usize));
+                let gradient = twin.linear.features.encoder_vecs[layer].get(at.unwrap()).unwrap();
+                (TargetSite::InputHook { layer }, pos as usize, values(&gradient))
+            }
+            NodeId::Target { index } => match &found.targets[index as usize].kind {
+                TargetKind::Direction(direction) => {
+                    (TargetSite::FinalNorm, found.targets[index as usize].pos, values(direction))
+                }
+                _ => continue,
+            },
+            other => panic!("{other} has a row"),
+        };
+        let (expected, _) = twin.row(site, pos, &gradient);
+        let scale: f64 = expected.values().map(|effect| effect.abs()).sum();
+        for (column, &effect) in graph.row(row).iter().enumerate() {
+            let node = layout.node(column).unwrap();
+            let twin_effect = expected.get(&node).copied().unwrap_or_default();
+            let difference = (f64::from(effect) - twin_effect).abs();
+            assert!(difference <= SUM_TOL * scale, "{name}: row {row}, {node}: {effect} is not {twin_effect}");
+        }
+        // What has no column is in the remainders, and closed positions have nothing but contexts.
+        let is_closed = |node: &NodeId| layout.is_closed(node.pos().unwrap() as usize);
+        let without_column = || expected.iter().filter(|(node, _)| layout.index(**node).is_none());
+        let lost: f64 = without_column().filter(|(node, _)| is_closed(node)).map(|(_, effect)| effect.abs()).sum();
+        assert!(lost == 0.0, "{name}: row {row} has {lost} at closed positions");
+        let rest: f64 = without_column().map(|(_, effect)| effect).sum();
+        let remainder = |of_rows: &[f32]| of_rows.get(row).map_or(0.0, |&effect| f64::from(effect));
+        let kept = remainder(&graph.unselected_effect) + remainder(&graph.unselected_error_effect);
+        assert!((rest - kept).abs() <= SUM_TOL * scale, "{name}: row {row}: the remainder {kept} is not {rest}");
+        let contexts = expected.iter().filter(|(node, _)| node.kind() == NodeKind::Context).count();
+        assert_eq!(contexts, layout.closed().len(), "{name}: row {row}");
+    }
+}
+
 #[test]
 fn closed_positions_agree_with_a_literal_twin_on_every_reference_case() {
     for (seed, case) in cases().iter().enumerate() {
         let replacement = case.replacement();
-        let tokens = replacement.tokenizer.encode_prompt(case.prompt()).unwrap();
+        let n_pos = replacement.tokenizer.encode_prompt(case.prompt()).unwrap().len();
         let mut random = Random::new(seed as u64);
-        for open in choices(tokens.len()) {
-            let name = format!("{}, open {open:?}", case.name);
+        for open in choices(n_pos) {
             let found = trace(&replacement, case, OpenChoice::Spans(spans(&open)));
-            let graph = &found.graph;
-            let layout = graph.layout();
-            assert!(graph.meta.row_identity_error < 1e-5, "{name}: {:e}", graph.meta.row_identity_error);
-            // The position of the targets is open, whatever was asked for.
-            assert!(graph.meta.target_positions.iter().all(|&pos| !layout.is_closed(pos as usize)), "{name}");
-            let twin = Twin::new(&replacement, &tokens, layout.closed());
-            // The targets, and some features of all layers.
-            let mut rows: Vec<usize> = layout.target_rows().collect();
-            rows.extend((0..8).filter(|_| layout.n_features() > 0).map(|_| random.below(layout.n_features())));
-            for row in rows {
-                let (site, pos, gradient) = match layout.node(layout.node_of_row(row).unwrap()).unwrap() {
-                    NodeId::Feature { layer, pos, feature } => {
-                        let layer = layer as usize;
-                        let index = twin.linear.features.of_layer(layer);
-                        let at = index
-                            .map(|(_, f)| (f.pos, f.feature))
-                            .position(|at| at == (pos as usize, feature as usize));
-                        let gradient = twin.linear.features.encoder_vecs[layer].get(at.unwrap()).unwrap();
-                        (TargetSite::InputHook { layer }, pos as usize, values(&gradient))
-                    }
-                    NodeId::Target { index } => match &found.targets[index as usize].kind {
-                        circuitscope::attribution::TargetKind::Direction(direction) => {
-                            (TargetSite::FinalNorm, found.targets[index as usize].pos, values(direction))
-                        }
-                        _ => continue,
-                    },
-                    other => panic!("{other} has a row"),
-                };
-                let (expected, _) = twin.row(site, pos, &gradient);
-                let scale: f64 = expected.values().map(|effect| effect.abs()).sum();
-                let mut n_compared = 0;
-                for (column, &effect) in graph.row(row).iter().enumerate() {
-                    let node = layout.node(column).unwrap();
-                    let twin_effect = expected.get(&node).copied().unwrap_or_default();
-                    let difference = (f64::from(effect) - twin_effect).abs();
-                    assert!(difference <= SUM_TOL * scale, "{name}: row {row}, {node}: {effect} is not {twin_effect}");
-                    n_compared += usize::from(twin_effect != 0.0);
-                }
-                // Nothing of the twin's is missing in the graph.
-                let open_effects = expected.iter().filter(|(node, _)| layout.index(**node).is_some());
-                assert_eq!(open_effects.filter(|(_, effect)| **effect != 0.0).count(), n_compared, "{name}: row {row}");
-                let lost: f64 =
-                    expected.iter().filter(|(n, _)| layout.index(**n).is_none()).map(|(_, e)| e.abs()).sum();
-                assert!(lost == 0.0, "{name}: row {row} has {lost} at closed positions");
-            }
+            check_rows(&replacement, &found, 8, &mut random, &format!("{}, open {open:?}", case.name));
         }
+    }
+}
+
+#[test]
+#[ignore = "needs CIRCUITSCOPE_SMOLLM2_GGUF (SmolLM2-135M-Instruct) and CIRCUITSCOPE_SHARED: cargo test --release --test it -- --ignored smollm2"]
+fn closed_positions_of_smollm2_agree_with_a_literal_twin() {
+    let (gguf, folder) = (file_named_by("CIRCUITSCOPE_SMOLLM2_GGUF"), shared("smollm2"));
+    let replacement = open_replacement(&gguf, &folder.join("transcoders"));
+    let prompt = "Fact: Michael Jordan plays the sport of basketball. Fact: Lionel Messi plays the sport of";
+    let tokens = replacement.tokenizer.encode_prompt(prompt).unwrap();
+    let (job, mut random) = (Job::default(), Random::new(3));
+    let chosen = choices(tokens.len()).into_iter().map(|open| OpenChoice::Spans(spans(&open)));
+    for open in chosen.chain([OpenChoice::Strongest(6)]) {
+        let rows = RowChoice::Sampled { visits: Visits::Rows(200), nodes: Some(200) };
+        let options = AttributionOptions { rows, max_logits: 2, open, ..Default::default() };
+        let linear = linearized(&replacement, &tokens, &options, &job).unwrap();
+        let found = attribute(&replacement, &linear, prompt, &options, &job).unwrap();
+        check_rows(&replacement, &found, 6, &mut random, &format!("open {}", options.open));
     }
 }
 
@@ -347,4 +372,89 @@ fn gradients_are_where_positions_are_open() {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn patterns_of_some_queries_are_those_of_all() {
+    let mut random = Random::new(5);
+    for case in &cases() {
+        let replacement = case.replacement();
+        let config = &replacement.model.config;
+        let n_vocab = config.d_vocab;
+        // More than a pass takes at once where nobody sees the pattern.
+        let tokens: Vec<u32> = (0..300).map(|_| random.below(n_vocab) as u32).collect();
+        let at = |patterns: bool| {
+            let points = (0..config.n_layers).map(HookPoint::ResidPre);
+            let patterns = (0..config.n_layers).filter(move |_| patterns).map(HookPoint::AttnPattern);
+            let mut kept = Activations::at(points.chain(patterns));
+            let pass = replacement.model.forward(&[tokens.clone()], &mut kept, ForwardOptions::default()).unwrap();
+            (kept, matrix(&pass.resid_final.squeeze(0).unwrap()))
+        };
+        let ((whole, last), (_, in_blocks)) = (at(true), at(false));
+        let scale = last.concat().iter().fold(0f64, |most, value| most.max(value.abs()));
+        for (a, b) in last.concat().iter().zip(in_blocks.concat()) {
+            assert!((a - b).abs() <= 1e-4 * scale, "{}: {a} is not {b}", case.name);
+        }
+        let queries = [0, 1, 7, 100, 101, 299];
+        for layer in 0..config.n_layers {
+            let resid_pre = whole.need(HookPoint::ResidPre(layer)).unwrap();
+            let found = matrix(&replacement.model.patterns_of(layer, resid_pre, &queries).unwrap());
+            let all = matrix(whole.need(HookPoint::AttnPattern(layer)).unwrap());
+            for (row, found) in found.iter().enumerate() {
+                let (head, query) = (row / queries.len(), queries[row % queries.len()]);
+                for (a, b) in found.iter().zip(&all[head * tokens.len() + query]) {
+                    assert!((a - b).abs() <= 1e-5, "{}: layer {layer}, query {query}: {a} is not {b}", case.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_map_of_a_prompt_is_the_rows_of_its_targets() {
+    for case in &cases() {
+        let replacement = case.replacement();
+        let tokens = replacement.tokenizer.encode_prompt(case.prompt()).unwrap();
+        let (n_layers, n_pos, job) = (replacement.model.config.n_layers, tokens.len(), Job::default());
+        let prepared = replacement.prepare(&tokens, &job).unwrap();
+        let map = TargetMap::new(&replacement, &prepared, &case.options(), &job).unwrap();
+        let whole: f64 = map.positions().iter().sum();
+        assert!((whole - 1.0).abs() < 1e-9, "{}: shares add up to {whole}", case.name);
+
+        // What cross-layer transcoders write at a place is one thing to the map, features and errors of it.
+        let is_per_layer = (0..n_layers).all(|layer| replacement.transcoders.n_written(layer) == 1);
+        let found = trace(&replacement, case, OpenChoice::All);
+        let (graph, layout) = (&found.graph, found.graph.layout());
+        let (mut features, mut errors) = (vec![0.0; n_layers * n_pos], vec![0.0; n_layers * n_pos]);
+        let mut of_tokens = vec![0.0; n_pos];
+        let weights: f64 = found.targets.iter().map(|target| f64::from(target.weight)).sum();
+        for (row, target) in layout.target_rows().zip(&found.targets) {
+            let all: f64 = graph.row(row).iter().map(|effect| f64::from(effect.abs())).sum();
+            for (column, effect) in graph.row(row).iter().enumerate() {
+                let part = f64::from(effect.abs()) / all * f64::from(target.weight) / weights;
+                match layout.node(column).unwrap() {
+                    NodeId::Feature { layer, pos, .. } => features[layer as usize * n_pos + pos as usize] += part,
+                    NodeId::Error { layer, pos } => errors[layer as usize * n_pos + pos as usize] += part,
+                    NodeId::Token { pos } => of_tokens[pos as usize] += part,
+                    _ => {}
+                }
+            }
+        }
+        if is_per_layer {
+            let mapped = map.features.iter().chain(&map.errors).chain(&map.tokens);
+            for (at, (a, b)) in mapped.zip(features.iter().chain(&errors).chain(&of_tokens)).enumerate() {
+                assert!((a - b).abs() < 2e-5, "{}: place {at}: {a} is not {b}", case.name);
+            }
+        }
+        // The strongest positions are opened, with that of the targets, and no other.
+        for number in [1, n_pos / 2] {
+            let options = AttributionOptions { open: OpenChoice::Strongest(number.max(1)), ..case.options() };
+            let linear = linearized(&replacement, &tokens, &options, &job).unwrap();
+            let mut expected = map.strongest(number.max(1));
+            expected.push(n_pos - 1);
+            expected.sort_unstable();
+            expected.dedup();
+            assert_eq!(linear.positions.open(), expected, "{}", case.name);
+        }
+    }
 }

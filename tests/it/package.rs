@@ -42,3 +42,27 @@ fn the_package_holds_the_embedded_model_but_no_large_test_data_and_fits_crates_i
     assert!(n_bytes > 1_000_000, "{n_bytes} bytes are too few to hold the embedded model");
     assert!(n_bytes < MAX_BYTES, "the package has {n_bytes} bytes, more than {MAX_BYTES}");
 }
+
+#[test]
+fn every_stage_of_ci_is_a_job_of_the_workflow() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let (script, workflow) = (read(".ci/run"), read(".github/workflows/ci.yml"));
+    let stages: Vec<&str> =
+        script.lines().filter_map(|line| line.strip_prefix("stage_")?.strip_suffix("() {")).collect();
+    assert!(stages.len() >= 5, "{stages:?}");
+    let listed = format!("stage: [{}]", stages.join(", "));
+    assert!(workflow.contains(&listed), "{listed} is not in ci.yml");
+    assert!(script.contains(&format!("set -- {}", stages.join(" "))), "all stages run where none is named");
+}
+
+#[test]
+fn the_release_makes_program_and_wheel_for_the_same_systems() {
+    let workflow = std::fs::read_to_string(root().join(".github/workflows/release.yml")).unwrap();
+    let targets: Vec<&str> = workflow.lines().filter(|line| line.contains("{ target: ")).map(str::trim).collect();
+    assert_eq!(targets.len(), 10);
+    assert_eq!(targets[..5], targets[5..]);
+    for target in ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "apple-darwin", "pc-windows-msvc"] {
+        assert!(targets.iter().any(|line| line.contains(target)), "{target}");
+    }
+    assert!(workflow.contains("SHA256SUMS"));
+}

@@ -394,3 +394,29 @@ fn the_heat_map_is_drawn_from_the_effects_of_the_summary() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(std::fs::read_to_string(folder.path().join("map.svg")).unwrap(), svg);
 }
+
+#[test]
+fn a_name_has_the_share_of_the_whole_graph_in_a_part_of_it_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = crate::support::circuitscope(folder.path(), args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        crate::support::stdout(&output)
+    };
+    run(&["trace", crate::support::PROMPT, "--slug", "g", "--quiet"]);
+    let json = |more: &[&str]| -> serde_json::Value {
+        let args = [&["inspect", "graphs/g.safetensors", "--format", "json", "--top", "40"], more].concat();
+        serde_json::from_str(&run(&args)).unwrap()
+    };
+    let shares = |summary: &serde_json::Value| -> Vec<(String, String)> {
+        let of_name = |named: &serde_json::Value| {
+            (named["name"].to_string() + &named["pos"].to_string(), format!("{:.9}", named["share"].as_f64().unwrap()))
+        };
+        let is_feature = |named: &&serde_json::Value| named["kind"] == "feature" && named["pos"] == 2;
+        summary["strongest_by_name"].as_array().unwrap().iter().filter(is_feature).map(of_name).collect()
+    };
+    let whole = shares(&json(&[]));
+    let part = shares(&json(&["--feature-type", "feature", "--positions", "2"]));
+    assert!(!part.is_empty() && part.iter().any(|(name, _)| name.contains("capital")), "{part:?}");
+    assert_eq!(part, whole);
+}

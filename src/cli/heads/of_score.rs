@@ -11,6 +11,7 @@ use crate::job::Job;
 use crate::picture::HeatMap;
 use crate::text::terminal;
 use crate::tracer::{ExplainedScore, TokenizedPrompt, Tracer};
+use crate::weights::Tokenizer;
 use crate::{Error, Result};
 
 use super::super::summary::{Align, cut, percent, token_at, write_table};
@@ -28,8 +29,8 @@ const BIASES: usize = 3;
 /// Groups of features by label, besides the fixed ones.
 const MAX_LABELS: usize = 6;
 
-fn tokens(tracer: &Tracer, prompt: &TokenizedPrompt) -> Vec<String> {
-    prompt.tokens.iter().map(|&token| tracer.tokenizer().token(token)).collect()
+fn tokens(tokenizer: &Tokenizer, prompt: &TokenizedPrompt) -> Vec<String> {
+    prompt.tokens.iter().map(|&token| tokenizer.token(token)).collect()
 }
 
 #[derive(Debug, Serialize)]
@@ -52,9 +53,9 @@ pub(super) fn run_patterns(args: &HeadsArgs, prompt: &str) -> Result<()> {
     if args.picture.is_some() && heads.len() > 1 {
         return Err(Error::Contradiction { first: "--picture", second: "several heads: it shows one" });
     }
-    let tracer = args.setup.open(None)?;
-    let (prompt, patterns) = tracer.head_patterns(prompt, &heads, &Job::default())?;
-    let tokens = tokens(&tracer, &prompt);
+    let model = args.setup.open_model()?;
+    let (prompt, patterns) = model.head_patterns(prompt, &heads, &Job::default())?;
+    let tokens = tokens(&model.tokenizer, &prompt);
     if args.format == HeadsFormat::Json {
         let json = |pattern: &HeadPattern| PatternJson {
             layer: pattern.head.layer,
@@ -141,7 +142,7 @@ pub(super) fn run_score(args: &HeadsArgs, prompt: &str, score: &str) -> Result<(
     let score = parse_score(score)?;
     let tracer = args.setup.open(None)?;
     let (prompt, explained) = tracer.score_pairs(prompt, score, args.versus(), &Job::default())?;
-    let tokens = tokens(&tracer, &prompt);
+    let tokens = tokens(tracer.tokenizer(), &prompt);
     let tables = Tables::new(&tracer, explained, tokens.len(), args.top)?;
     let name = format!("{}{}", tables.explained.frozen.score, tables.explained.frozen.versus);
     if args.format == HeadsFormat::Json {

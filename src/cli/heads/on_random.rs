@@ -44,9 +44,9 @@ const MEANINGS: [&str; 5] = [
 ];
 
 pub(super) fn run(args: &HeadsArgs) -> Result<()> {
-    let tracer = args.setup.open(None)?;
+    let model = args.setup.open_model()?;
     let options = HeadScoreOptions { n_sequences: args.sequences, length: args.length, seed: args.seed };
-    let scores = tracer.head_scores(&options, &Job::default())?;
+    let scores = model.head_scores(&options, &Job::default())?;
     match args.format {
         HeadsFormat::Text => print_text(&text(&scores, &options, args.top))?,
         HeadsFormat::Csv => print_data(&csv(&scores))?,
@@ -61,7 +61,7 @@ pub(super) fn run(args: &HeadsArgs) -> Result<()> {
                 copying: score.copying,
             });
             let HeadScoreOptions { n_sequences, length, seed } = options;
-            print_json(&Report { model: tracer.model_name(), n_sequences, length, seed, heads: heads.collect() })?;
+            print_json(&Report { model: &model.source, n_sequences, length, seed, heads: heads.collect() })?;
         }
     }
     args.draw(|| map(&scores, args.kind))

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use crate::circuits::{
     Effects, Report, SummarySettings, collapse, find_node, find_nodes, has_strange_partner, members_within,
-    neighborhood, open_graph, rename, save, summarize, summarize_with_raw,
+    neighborhood, open_graph, rename, save, summarize_part,
 };
 use crate::error::ErrorContext;
 use crate::graph::{Circuit, NodeKind};
@@ -223,10 +223,8 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         to: args.to.clone(),
     };
     let summarized = |settings: &SummarySettings| {
-        let summary = match &opened.raw {
-            Some(raw) => summarize_with_raw(&shown, raw, settings),
-            None => summarize(&shown, settings),
-        };
+        let raw = opened.raw.as_ref();
+        let summary = summarize_part(&shown, &opened.circuit, raw, settings);
         summary.map_err(|error| opened.explained(error))
     };
     let picture = || -> Result<String> {

@@ -13,10 +13,9 @@ use crate::error::ErrorContext;
 use crate::intervene::{CompareOptions, FeatureGroup, Followed, GenerateOptions, Measure, Mode};
 use crate::job::Job;
 use crate::picture::{png, supernode_svg, sweep_csv, sweep_svg};
-use crate::tracer::{Prompt, RunOptions, Swept, Tracer};
+use crate::tracer::{Prompt, RunOptions, Swept, Tracer, directions};
 use crate::{Error, Result};
 
-use super::direction::{check_not_zero, directions};
 use super::graph_args::{CellsFor, refuse_own_inputs, relabel_from};
 use super::inspect::group::GroupArgs;
 #[cfg(feature = "serve")]
@@ -27,7 +26,8 @@ use super::setup::{GraphSource, SetupArgs};
 use super::{note, print_data, print_json, print_text};
 use changes::{Changes, Context};
 use names::NamedGraph;
-use text::{comparison_text, diagram, sweep_text};
+pub use text::comparison_text;
+use text::{diagram, sweep_text};
 
 #[derive(Debug, Args)]
 pub struct InterveneArgs {
@@ -312,8 +312,8 @@ fn followed(args: &InterveneArgs, tracer: &Tracer) -> Result<(Option<u32>, Vec<F
         followed.push(Followed::TokenDiff(token(&pair[0], &doing)?, token(&pair[1], &doing)?));
     }
     for text in &args.target_direction {
-        for direction in directions(text, tracer)? {
-            check_not_zero(&direction)?;
+        let found = directions(text, tracer).context(|| format!("cannot use `--target-direction {text}`"))?;
+        for direction in found {
             followed.push(Followed::Direction { vec: direction.vec, label: direction.label });
         }
     }

@@ -19,7 +19,7 @@ use super::names::NamedGraph;
 const MAX_LISTED: usize = 8;
 
 /// A changed run beside the original. `described` says what was changed.
-pub(super) fn comparison_text(report: &Intervened, described: &[String]) -> String {
+pub fn comparison_text(report: &Intervened, described: &[String]) -> String {
     let mut text = head(&report.prompt, described, &report.mode);
     let comparison = &report.comparison;
     line(&mut text, "KL", &format!("{:.4} nats from the original distribution", comparison.kl_divergence));

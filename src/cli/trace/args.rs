@@ -4,16 +4,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::attribution::{AttributionOptions, OpenChoice, TargetRequest, Versus};
+use crate::attribution::{AttributionOptions, TargetRequest, Versus};
 use crate::circuits::SummarySettings;
 use crate::error::ErrorContext;
 use crate::memory::parse_size;
-use crate::tracer::Tracer;
+use crate::tracer::{Tracer, directions};
 use crate::{Error, Result};
 
 use super::super::Format;
 use super::super::collected::CollectedArgs;
-use super::super::direction::{check_not_zero, directions};
 use super::super::graph_args::{Thresholds, file_name};
 #[cfg(feature = "serve")]
 use super::super::open_page::OpenArgs;
@@ -64,11 +63,6 @@ pub struct TraceArgs {
     logit_prob: f64,
     #[command(flatten, next_help_heading = "Features")]
     rows: RowArgs,
-    /// Only these positions have features and errors of their own: spans `A..B` (without B) and single positions, with
-    /// commas between, or `auto:N` for the N that give most to what is explained. What attention reads elsewhere is one node
-    /// a position. Positions of what is explained are always open [default: all]
-    #[arg(long, value_name = "A..B or auto:N", value_parser = parse_open, help_heading = "Features")]
-    open_positions: Option<OpenChoice>,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, help_heading = "Features")]
     batch_size: usize,
@@ -157,8 +151,8 @@ impl TraceArgs {
             targets.push(TargetRequest::Score { score, versus });
         }
         for text in &self.target_direction {
-            for direction in directions(text, tracer)? {
-                check_not_zero(&direction)?;
+            let found = directions(text, tracer).context(|| format!("cannot use `--target-direction {text}`"))?;
+            for direction in found {
                 targets.push(TargetRequest::Direction { vec: direction.vec, label: direction.label });
             }
         }
@@ -167,9 +161,9 @@ impl TraceArgs {
             position: self.position,
             max_logits: self.max_logits,
             logit_prob: self.logit_prob,
-            rows: self.rows.choice(),
+            rows: self.rows.choice()?,
             batch_size: self.batch_size,
-            open: self.open_positions.clone().unwrap_or_default(),
+            open: self.rows.open(),
             keep_decoders: !(self.no_decoders || self.no_raw),
         };
         options.check()?;
@@ -179,13 +173,6 @@ impl TraceArgs {
 
 fn parse_memory(text: &str) -> std::result::Result<u64, String> {
     parse_size(text).ok_or_else(|| "expected a size such as 4GB or 800MB".into())
-}
-
-fn parse_open(text: &str) -> std::result::Result<OpenChoice, String> {
-    let expected = "expected spans such as 3..7,12 (without 7), or auto:N for the N strongest positions";
-    let choice = OpenChoice::parse(text).filter(|choice| *choice != OpenChoice::All).ok_or(expected)?;
-    choice.check().map_err(|error| error.to_string())?;
-    Ok(choice)
 }
 
 fn parse_position(text: &str) -> std::result::Result<usize, String> {

@@ -13,7 +13,6 @@ use crate::Result;
 use crate::attribution::requested;
 use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
-use crate::heads::FlowOptions;
 use crate::job::Job;
 use crate::memory::set_limit;
 use crate::text::terminal;
@@ -95,12 +94,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let mut circuit = graph.prune(&settings)?;
     end_phase("prune", String::new());
     if args.heads {
-        let edges = circuit.edge_ids();
-        let heads = tracer.edge_heads(graph.graph(), &edges, &FlowOptions::default(), &job)?;
-        graph.set_heads(heads)?;
-        circuit.set_heads(graph.graph().heads().cloned());
+        let n_edges = tracer.add_heads(&mut graph, &mut circuit, &job)?;
         progress.finish();
-        end_phase("heads", format!("{} edges", edges.len()));
+        end_phase("heads", format!("{n_edges} edges"));
     }
 
     let files = pair.write(graph.graph(), &circuit, &settings)?;

@@ -1,9 +1,8 @@
-//! `--target-direction`: a direction from a file, or a sum of tokens.
+//! Directions by name: from a file, or a sum of tokens.
 
 use std::path::Path;
 
-use crate::error::ErrorContext;
-use crate::tracer::Tracer;
+use super::Tracer;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -28,13 +27,15 @@ struct Term {
 /// targets are (definitions 4).
 ///
 /// # Errors
-/// A file that cannot be read or holds other shapes than `[d_model]`; a sum that is none, or with a text that is no token.
+/// A file that cannot be read or holds other shapes than `[d_model]`; a sum that is none, or with a text that is no token;
+/// a direction of zeros.
 pub fn directions(text: &str, tracer: &Tracer) -> Result<Vec<NamedDirection>> {
     let found = match parse_sum(text) {
-        Some(terms) => sum(&terms, tracer).map(|direction| vec![direction]),
-        None => from_file(text, tracer),
+        Some(terms) => vec![sum(&terms, tracer)?],
+        None => from_file(text, tracer)?,
     };
-    found.context(|| format!("cannot use `--target-direction {text}`"))
+    found.iter().try_for_each(check_not_zero)?;
+    Ok(found)
 }
 
 fn from_file(text: &str, tracer: &Tracer) -> Result<Vec<NamedDirection>> {
@@ -121,7 +122,7 @@ fn parse_sum(text: &str) -> Option<Vec<Term>> {
 
 /// # Errors
 /// A direction that is zero asks for nothing.
-pub(super) fn check_not_zero(direction: &NamedDirection) -> Result<()> {
+fn check_not_zero(direction: &NamedDirection) -> Result<()> {
     match direction.vec.iter().any(|value| *value != 0.0) {
         true => Ok(()),
         false => Err(Error::Spec { text: direction.label.clone(), expected: "a direction other than zero" }),

@@ -1,0 +1,5 @@
+"""``python -m circuitscope``."""
+
+from ._command import main
+
+main()
