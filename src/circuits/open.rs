@@ -1,5 +1,6 @@
 //! Graph files of any kind, opened: raw graphs are pruned on the way, JSON graphs are taken as they are or pruned further.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use petgraph::graph::NodeIndex;
@@ -8,8 +9,8 @@ use super::find_nodes;
 use super::group::{NamedGroup, split_name};
 use crate::error::ErrorContext;
 use crate::export::{StreamedGraph, node_id_text, raw, read_raw, stream_wire};
-use crate::graph::{AttributionGraph, Circuit, node_threshold};
-use crate::prune::{PruneSettings, Pruned, nodes_within, prune, prune_links};
+use crate::graph::{AttributionGraph, Circuit, Node, node_threshold};
+use crate::prune::{PruneSettings, Pruned, prune, prune_links, strongest_within};
 use crate::{Error, Result};
 
 /// How a graph is pruned when it is opened. The default: raw graphs with the usual thresholds, JSON graphs not at all.
@@ -158,7 +159,14 @@ pub fn open_json(path: &Path, settings: Option<&PruneSettings>) -> Result<Stream
     let open = || {
         let Some(settings) = settings else { return stream_wire(path, None) };
         settings.check()?;
-        let mut graph = stream_wire(path, Some(&|nodes| nodes_within(nodes, settings.node_threshold)))?;
+        let n_left_out = Cell::new(0);
+        let within = |nodes: &[Node]| {
+            let (stays, n_more) = strongest_within(nodes, settings);
+            n_left_out.set(n_more);
+            stays
+        };
+        let mut graph = stream_wire(path, Some(&within))?;
+        graph.leave_out(n_left_out.get());
         let is_kept = prune_links(&graph.nodes, &mut graph.links, settings.edge_threshold)?;
         graph.keep_nodes(&is_kept);
         Ok(graph)

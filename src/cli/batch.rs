@@ -13,7 +13,7 @@ use crate::job::CancelToken;
 use crate::{Error, Result};
 
 use super::counted::Counted;
-use super::graph_args::Thresholds;
+use super::graph_args::{NodeLimit, Thresholds};
 use super::row_args::RowArgs;
 use super::setup::SetupArgs;
 use super::{note, signals};
@@ -40,6 +40,8 @@ pub struct BatchArgs {
     batch_size: usize,
     #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
+    #[command(flatten, next_help_heading = "Pruning")]
+    limit: NodeLimit,
     /// Where the files go, and index.jsonl
     #[arg(long, value_name = "FOLDER", default_value = "graphs", help_heading = "Output")]
     out_dir: PathBuf,
@@ -82,7 +84,7 @@ pub(super) fn run(args: &BatchArgs) -> Result<bool> {
             keep_decoders: !(args.no_decoders || args.no_raw),
             ..AttributionOptions::default()
         },
-        pruning: args.thresholds.settings()?,
+        pruning: args.limit.of(args.thresholds.settings()?),
         heads: args.heads,
     };
     settings.options.check()?;

@@ -50,9 +50,26 @@ pub(super) struct Thresholds {
     /// Keep the edges that carry this share of what is left [default: 0.98 for a raw graph, all of a JSON graph]
     #[arg(long, value_name = "SHARE")]
     edge_threshold: Option<f64>,
-    /// Of a raw graph keep at most so many nodes, those of most influence [default: 5000]
+}
+
+/// How large a JSON graph may become, as an option.
+#[derive(Debug, Args)]
+pub(super) struct NodeLimit {
+    /// Keep at most so many nodes, those of most influence [default: 5000 of a raw graph, all of a JSON graph]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_nodes: Option<u64>,
+}
+
+impl NodeLimit {
+    /// The settings with this limit, where one is given.
+    pub(super) fn of(&self, settings: PruneSettings) -> PruneSettings {
+        PruneSettings { max_nodes: self.asked().or(settings.max_nodes), ..settings }
+    }
+
+    /// The limit, where one is given.
+    pub(super) fn asked(&self) -> Option<usize> {
+        self.max_nodes.map(|most| usize::try_from(most).unwrap_or(usize::MAX))
+    }
 }
 
 impl Thresholds {
@@ -61,11 +78,7 @@ impl Thresholds {
     /// # Errors
     /// A threshold outside 0..=1.
     pub(super) fn opening(&self) -> Result<Opening> {
-        let mut opening = Opening::new(self.node_threshold, self.edge_threshold)?;
-        if let Some(most) = self.max_nodes {
-            opening.raw.max_nodes = Some(usize::try_from(most).unwrap_or(usize::MAX));
-        }
-        Ok(opening)
+        Opening::new(self.node_threshold, self.edge_threshold)
     }
 
     /// How a raw graph is pruned.

@@ -242,6 +242,14 @@ impl WireGraph {
         }
     }
 
+    /// Notes how many nodes were left out for their number.
+    pub(crate) fn set_left_out(&mut self, n_nodes: usize) {
+        let pruning = self.metadata.extra.entry("pruning_settings".to_owned()).or_insert_with(|| json!({}));
+        if let Value::Object(pruning) = pruning {
+            pruning.insert("n_nodes_left_out".to_owned(), json!(n_nodes));
+        }
+    }
+
     /// Notes how much the pinned nodes explain, beside the scores of the whole graph.
     pub(crate) fn set_subgraph_scores(&mut self, scores: Value) {
         let all = self.metadata.extra.entry("scores".to_owned()).or_insert_with(|| json!({}));

@@ -60,6 +60,14 @@ impl StreamedGraph {
         self.header.circuit_meta(&self.nodes)
     }
 
+    /// Notes that this many nodes more were left out for their number.
+    pub(crate) fn leave_out(&mut self, n_nodes: usize) {
+        if n_nodes > 0 {
+            let before = self.meta().n_left_out;
+            self.header.set_left_out(before + n_nodes);
+        }
+    }
+
     /// Drops the other nodes and all links to them.
     pub fn keep_nodes(&mut self, is_kept: &[bool]) {
         let place = places(is_kept);

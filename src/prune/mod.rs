@@ -15,7 +15,7 @@ use crate::graph::{
 };
 use crate::{Error, Result};
 use dead_ends::on_paths;
-pub use links::{nodes_within, prune_links};
+pub use links::{nodes_within, prune_links, strongest_within};
 use threshold::ScoreHistogram;
 
 /// The share of influence that nodes and edges have to add up to.

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 use super::super::Format;
 use super::super::collected::CollectedArgs;
-use super::super::graph_args::{Thresholds, file_name};
+use super::super::graph_args::{NodeLimit, Thresholds, file_name};
 #[cfg(feature = "serve")]
 use super::super::open_page::OpenArgs;
 use super::super::prompt::PromptArgs;
@@ -71,6 +71,8 @@ pub struct TraceArgs {
     pub(super) memory: Option<u64>,
     #[command(flatten, next_help_heading = "Pruning")]
     pub(super) thresholds: Thresholds,
+    #[command(flatten, next_help_heading = "Pruning")]
+    pub(super) limit: NodeLimit,
     /// Where the files go
     #[arg(long, value_name = "FOLDER", default_value = "graphs", help_heading = "Output")]
     pub(super) out_dir: PathBuf,

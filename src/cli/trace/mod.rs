@@ -59,7 +59,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     if let Some(bytes) = args.memory {
         set_limit(bytes);
     }
-    let settings = args.thresholds.settings()?;
+    let settings = args.limit.of(args.thresholds.settings()?);
     check_writable(&args.out_dir)?;
 
     let tracer = args.setup.open(args.labels.as_deref())?;
