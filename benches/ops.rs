@@ -133,7 +133,7 @@ fn bench(shape: &Shape, n_pos: usize, device: &Device) -> Outcome<()> {
     let pattern = Tensor::rand(0f32, 1f32, (n_heads, n_pos, n_pos), device)?;
     let starts: Vec<usize> = (0..=n_pos).map(|p| p * SOURCES_PER_POS).collect();
     let vecs = random((SOURCES_PER_POS * n_pos, d_model))?;
-    let sources = SourceVecs { vecs, starts: starts.into() };
+    let sources = SourceVecs::new(vecs, starts.into());
     let factors = NormFactors::new(&Tensor::ones(d_model, DType::F32, device)?, &random((n_pos, 1))?, false)?;
     let products = random((n_pos, N_FEATURES))?;
     let bias = vec![-0.9; N_FEATURES];

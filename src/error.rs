@@ -270,6 +270,10 @@ pub enum Error {
     #[error("position {pos} is closed: it has no features, no errors and no gradient of its own")]
     ClosedPosition { pos: usize },
 
+    /// Something that is computed on the CPU alone.
+    #[error("{what} is computed on the CPU alone")]
+    NeedsCpu { what: &'static str },
+
     /// Something that needs every position to be open.
     #[error("{what} needs all positions to be open")]
     NeedsAllOpen { what: String },
@@ -566,6 +570,7 @@ impl Error {
             | Error::KeyNotSeen { .. }
             | Error::ClosedPosition { .. }
             | Error::NeedsAllOpen { .. }
+            | Error::NeedsCpu { .. }
             | Error::NoRivals { .. }
             | Error::Train { .. }
             | Error::Setting { .. } => ErrorKind::Request,

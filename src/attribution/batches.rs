@@ -131,11 +131,9 @@ pub fn feature_batches(linear: &LinearModel, wanted: &[usize], limits: BatchLimi
     // Batches of high layers have the most to do, so they go first.
     for (layer, members) in by_layer(linear, wanted)?.into_iter().enumerate().rev() {
         for plan in cut(TargetSite::InputHook { layer }, members, limits).into_iter().rev() {
-            let here = |&(index, _): &(usize, usize)| (index - features.layer_starts[layer]) as u32;
-            let local: Vec<u32> = plan.members.iter().map(here).collect();
-            let encoder_vecs = &features.encoder_vecs[layer];
-            let n = local.len();
-            let gradients = encoder_vecs.index_select(&Tensor::from_vec(local, n, encoder_vecs.device())?, 0)?;
+            let n = plan.members.len();
+            let here = plan.members.iter().map(|&(index, _)| index - features.layer_starts[layer]);
+            let gradients = features.encoder_vecs[layer].select(here)?;
             let input_bias = match linear.input_bias(layer) {
                 Some(bias) => gradients.matmul(&bias.unsqueeze(1)?)?.squeeze(1)?.to_vec1::<f32>()?,
                 None => vec![0.0; n],

@@ -2,6 +2,7 @@
 //! and the features back in batches, and collects the edge rows.
 
 mod batches;
+mod coarse;
 mod finite;
 mod matrix;
 mod memory;
@@ -15,6 +16,7 @@ mod target_map;
 mod targets;
 
 pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
+pub use coarse::{CoarseMap, CoarseSpan};
 pub use open_choice::{OpenChoice, linearized, open_positions};
 pub use row_choice::{Count, RowChoice, RowRequest, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
@@ -386,15 +388,19 @@ fn decoder_directions(linear: &LinearModel, selected: &[usize]) -> Result<Decode
     selected.iter().enumerate().for_each(|(at, &feature)| place[feature] = at);
     let mut sums = vec![0f32; selected.len() * d_model];
     for sources in &linear.mlp_sources {
-        // Layer by layer: all sources at once would be a second copy of the largest thing after the edge rows.
-        let vecs: Vec<f32> = sources.vecs.vecs.flatten_all()?.to_vec1()?;
-        for (origin, vec) in sources.origins.iter().zip(vecs.chunks_exact(d_model)) {
-            if let Origin::Feature(feature) = *origin
-                && place[feature] != usize::MAX
-            {
-                let sum = &mut sums[place[feature] * d_model..][..d_model];
-                sum.iter_mut().zip(vec).for_each(|(sum, x)| *sum += x);
-            }
+        let place_of = |origin: &Origin| match *origin {
+            Origin::Feature(feature) => Some(place[feature]).filter(|&place| place != usize::MAX),
+            _ => None,
+        };
+        let found = sources.origins.iter().enumerate().filter_map(|(at, origin)| Some((at as u32, place_of(origin)?)));
+        let (wanted, places): (Vec<u32>, Vec<usize>) = found.unzip();
+        if wanted.is_empty() {
+            continue;
+        }
+        let vecs: Vec<f32> = sources.vecs.select(&wanted)?.flatten_all()?.to_vec1()?;
+        for (place, vec) in places.into_iter().zip(vecs.chunks_exact(d_model)) {
+            let sum = &mut sums[place * d_model..][..d_model];
+            sum.iter_mut().zip(vec).for_each(|(sum, x)| *sum += x);
         }
     }
     DecoderDirections::new(&sums, selected.len(), d_model)

@@ -315,9 +315,9 @@ impl HopSources {
             let n = rows.len();
             let vecs = match n {
                 0 => Tensor::zeros((0, linear.final_normed.dim(1)?), linear.final_normed.dtype(), &Device::Cpu)?,
-                _ => sources.vecs.vecs.index_select(&Tensor::from_vec(rows, n, sources.vecs.vecs.device())?, 0)?,
+                _ => sources.vecs.select(&rows)?,
             };
-            Ok((Sources { vecs: SourceVecs { vecs, starts: starts.into() }, origins }, places))
+            Ok((Sources { vecs: SourceVecs::new(vecs, starts.into()), origins }, places))
         };
         let mut at = HashMap::new();
         for (layer, sources) in linear.mlp_sources.iter().enumerate() {

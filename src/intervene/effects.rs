@@ -172,7 +172,7 @@ fn doubled(source: NodeId) -> Vec<Intervention> {
 /// The vector of one source; `None` for errors at excluded positions.
 fn vec_of(sources: &Sources, origin: Origin) -> Result<Option<Vec<f32>>> {
     match sources.origins.iter().position(|&o| o == origin) {
-        Some(index) => Ok(Some(sources.vecs.vecs.get(index)?.to_vec1()?)),
+        Some(index) => Ok(Some(sources.vecs.select(&[index as u32])?.squeeze(0)?.to_vec1()?)),
         None => Ok(None),
     }
 }

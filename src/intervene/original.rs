@@ -348,7 +348,7 @@ impl<'a> Original<'a> {
             // Features are sorted by position: one product for each position, all alternatives at once.
             for here in features.chunk_by(|a, b| a.pos == b.pos) {
                 let rows = input.narrow(1, here[0].pos, 1)?.squeeze(1)?.contiguous()?;
-                let encoder_vecs = self.features.encoder_vecs[layer].narrow(0, done, here.len())?;
+                let encoder_vecs = self.features.encoder_vecs[layer].select(done..done + here.len())?;
                 done += here.len();
                 for (z, products) in all.iter_mut().zip(rows.matmul(&encoder_vecs.t()?)?.to_vec2::<f32>()?) {
                     z.extend(products.iter().zip(here).map(|(product, f)| product + transcoder.b_enc(f.feature)));

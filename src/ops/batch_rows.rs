@@ -3,8 +3,9 @@
 
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
+use super::SourceVecs;
 use super::cuda::{Copier, Copying, tensor_arg};
-use super::edge_rows::{NAME, SourceVecs, edge_rows, launch_on_tensors, sizes};
+use super::edge_rows::{NAME, edge_rows, launch_on_tensors, sizes};
 use super::gpu::Gpu;
 use super::{RaggedBatch, f32_slice};
 
@@ -134,8 +135,8 @@ impl BatchRows<'_> {
         columns: &[Option<usize>],
         ragged: &RaggedBatch,
     ) -> Result<()> {
-        if columns.len() != sources.vecs.dim(0)? || ragged.n_targets() != self.host.len() {
-            bail!("{} columns and {} rows for {:?}", columns.len(), self.host.len(), sources.vecs.shape());
+        if columns.len() != sources.n_sources() || ragged.n_targets() != self.host.len() {
+            bail!("{} columns and {} rows for {} sources", columns.len(), self.host.len(), sources.n_sources());
         }
         if let Some(column) = columns.iter().flatten().find(|&&column| column >= self.n_nodes) {
             bail!("column {column} in rows of {} nodes", self.n_nodes);
@@ -192,7 +193,7 @@ fn add_on_device(
     columns: &[Option<usize>],
     ragged: &RaggedBatch,
 ) -> Result<()> {
-    sizes(grad.shape(), sources.vecs.shape(), ragged, sources)?;
+    sizes(grad.shape(), ragged, sources)?;
     let device = rows.device().as_cuda_device()?;
     let columns = device.upload(&bias_columns(columns, &sources.starts, n_nodes))?;
     let rows = (tensor_arg(NAME, rows)?, rows.dim(1)?);

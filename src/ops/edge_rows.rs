@@ -5,21 +5,16 @@ use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, 
 
 use super::cuda::{self, CudaDevice, CudaStorage, tensor_arg};
 use super::gpu::{Arg, Gpu, Kernel, Launch};
-use super::{Indices, RaggedBatch, f32_slice};
+use super::{RaggedBatch, SourceVecs, f32_slice};
 
 const KERNEL: Kernel = Kernel { file: "edge_rows", name: "edge_rows", n_threads: 128 };
 
+/// So many targets are multiplied with shared vectors where these are: side by side they would be read more often than
+/// they are used.
+const FEW_TARGETS: usize = 4;
+
 /// Targets and sources that one thread block of the kernel computes.
 const TILE: (usize, usize) = (64, 32);
-
-/// Vectors of sources, sorted by position.
-#[derive(Clone, Debug)]
-pub struct SourceVecs {
-    /// `[n_sources, width]`, f32, contiguous.
-    pub vecs: Tensor,
-    /// First source of each position, and the number of sources. `[n_pos + 1]`
-    pub starts: Indices,
-}
 
 /// `out[t, s] = ⟨grad of target t at the position of source s, vec of s⟩`, 0 where the source's position is after
 /// the target's.
@@ -34,7 +29,7 @@ pub struct SourceVecs {
 /// # Errors
 /// Shapes that do not fit `ragged` and `starts`.
 pub fn edge_rows(grad: &Tensor, sources: &SourceVecs, ragged: &RaggedBatch) -> Result<Tensor> {
-    let effects = grad.apply_op2_no_bwd(&sources.vecs, &EdgeRows { ragged, sources })?;
+    let effects = grad.apply_op2_no_bwd(sources.table(), &EdgeRows { ragged, sources })?;
     match grad.device() {
         Device::Cpu => effects.t(),
         _ => Ok(effects),
@@ -49,8 +44,8 @@ struct EdgeRows<'a> {
 pub(super) const NAME: &str = "edge_rows";
 
 /// Width and number of sources, checked.
-pub(super) fn sizes(grad: &Shape, vecs: &Shape, ragged: &RaggedBatch, sources: &SourceVecs) -> Result<(usize, usize)> {
-    let ((n_rows, width), (n_sources, vec_width)) = (grad.dims2()?, vecs.dims2()?);
+pub(super) fn sizes(grad: &Shape, ragged: &RaggedBatch, sources: &SourceVecs) -> Result<(usize, usize)> {
+    let ((n_rows, width), (n_sources, vec_width)) = (grad.dims2()?, (sources.n_vecs()?, sources.width()?));
     if n_rows != ragged.n_rows() || width != vec_width {
         bail!("{NAME}: grad {grad:?}, expected [{}, {vec_width}]", ragged.n_rows());
     }
@@ -111,15 +106,21 @@ impl CustomOp2 for EdgeRows<'_> {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (width, n_sources) = sizes(l1.shape(), l2.shape(), self.ragged, self.sources)?;
+        let (width, n_sources) = sizes(l1.shape(), self.ragged, self.sources)?;
         let (ragged, starts) = (self.ragged, &self.sources.starts);
-        let (grad, vecs) = (f32_slice(NAME, s1, l1)?, f32_slice(NAME, s2, l2)?);
+        let (grad, table) = (f32_slice(NAME, s1, l1)?, f32_slice(NAME, s2, l2)?);
+        let mut place = Vec::new();
         let n_targets = ragged.n_targets();
         let mut out = vec![0f32; n_targets * n_sources];
         for p in (0..ragged.n_segments()).filter(|&p| starts[p] < starts[p + 1]) {
             let (n, from, to) = (ragged.count(p), starts[p], starts[p + 1]);
             let lhs = &grad[ragged.start(p) * width..][..n * width];
-            let rhs = &vecs[from * width..to * width];
+            if n <= FEW_TARGETS
+                && self.sources.few(table, (from, to), (lhs, width), (&mut out[from * n_targets..], n_targets))
+            {
+                continue;
+            }
+            let rhs = self.sources.range(table, (from, to), width, &mut place);
             let out = &mut out[from * n_targets..to * n_targets];
             // SAFETY: the destination is [to - from, n_targets] and its first `n` columns are written; both operands
             // are exactly as long as their sizes and strides say.
@@ -150,8 +151,8 @@ impl CustomOp2 for EdgeRows<'_> {
         Ok((CpuStorage::F32(out), Shape::from((n_sources, n_targets))))
     }
 
-    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, _: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (_, n_sources) = sizes(l1.shape(), l2.shape(), self.ragged, self.sources)?;
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (_, n_sources) = sizes(l1.shape(), self.ragged, self.sources)?;
         let n_targets = self.ragged.n_targets();
         let device = s1.device();
         let rows = device.zeros::<f32>(n_targets * n_sources)?;
@@ -180,11 +181,11 @@ pub(super) unsafe fn launch_on_tensors(
         rows,
         row_stride,
         grad,
-        vecs: tensor_arg(NAME, &sources.vecs)?,
+        vecs: tensor_arg(NAME, sources.table())?,
         columns,
         segment_starts: ragged.starts().arg(device)?,
         source_starts: sources.starts.arg(device)?,
-        width: sources.vecs.dim(1)?,
+        width: sources.width()?,
     };
     // SAFETY: the caller's promise.
     unsafe { launch(device, &args, ragged, &sources.starts) }

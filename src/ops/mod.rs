@@ -24,6 +24,7 @@ mod matmul;
 pub mod norm_pullback;
 mod ragged_batch;
 mod rows_on_device;
+mod source_vecs;
 mod swept_on_device;
 
 pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
@@ -33,7 +34,7 @@ pub use device::{
     DeviceLimits, built_with_cuda, chunk_values, device_limits, device_name, gradient_rows, is_out_of_memory,
     open_cuda, row_values,
 };
-pub use edge_rows::{SourceVecs, edge_rows};
+pub use edge_rows::edge_rows;
 pub use encode_active::{Activity, SparseActivations, encode_active, keep_largest};
 pub use frozen_attention::{frozen_attention, frozen_attention_own};
 pub use head_products::{HeadSizes, head_products};
@@ -43,6 +44,7 @@ pub(crate) use matmul::{product_with_transpose, transpose_product};
 pub use norm_pullback::{NormFactors, norm_pullback};
 pub use ragged_batch::RaggedBatch;
 pub use rows_on_device::{RowShape, RowsOnDevice};
+pub use source_vecs::SourceVecs;
 pub use swept_on_device::SweptOnDevice;
 
 use candle_core::{CpuStorage, Layout, Result, bail};

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorContext, Result};
 use crate::job::Job;
 use crate::model::{Activations, HookPoint, NormKind, split_heads};
 use crate::ops::{ClosedKeys, NormFactors};
-use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
+use crate::transcoder::{EncodedLayer, EncoderRows, InputHook, OutputHook};
 
 /// One active feature.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,8 +34,8 @@ pub struct ActiveFeatures {
     pub all: Vec<ActiveFeature>,
     /// First feature of each layer, and their number. `[n_layers + 1]`
     pub layer_starts: Vec<usize>,
-    /// Encoder rows of each layer's active features. `[n_layers]` of `[n_active_there, d_model]`
-    pub encoder_vecs: Vec<Tensor>,
+    /// Encoder rows of each layer's active features. `[n_layers]` of `[n_active_there]`
+    pub encoder_vecs: Vec<EncoderRows>,
 }
 
 impl ActiveFeatures {
@@ -50,7 +50,7 @@ impl ActiveFeatures {
     }
 
     /// The features of one layer, with their indices.
-    pub fn of_layer(&self, layer: usize) -> impl Iterator<Item = (usize, &ActiveFeature)> {
+    pub fn of_layer(&self, layer: usize) -> impl ExactSizeIterator<Item = (usize, &ActiveFeature)> {
         let range = self.layer_starts[layer]..self.layer_starts[layer + 1];
         range.clone().zip(&self.all[range])
     }
@@ -138,6 +138,19 @@ impl LinearModel {
     }
 }
 
+/// Sources of a layer share vectors where so many are of one feature, in the mean: of few, a product of vectors side by side
+/// is quicker.
+pub(super) const SHARED_FROM: usize = 2;
+
+/// The decoder rows of the features of a layer that are active anywhere.
+#[derive(Default)]
+struct Decoders {
+    /// Ascending.
+    features: Vec<usize>,
+    /// `[features.len(), n_written, d_model]`
+    values: Vec<f32>,
+}
+
 fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
 }
@@ -183,7 +196,7 @@ impl Replacement {
         let Run { pass, mut activations } = run;
         let n_excluded = self.n_excluded(tokens);
         let features = self.active_features_at(&activations, n_excluded, positions, job)?;
-        self.check_sources(features.len(), positions.open().len())?;
+        self.check_sources(&features, positions.open().len())?;
         let mlp_sources = self.mlp_sources(&features, &activations, &weights, n_excluded, positions, job)?;
         let n_layers = weights.len();
         let hook_in = (0..n_layers).map(|l| positions.rows_of(activations.need(self.input_point(l))?));
@@ -366,13 +379,16 @@ impl Replacement {
         let mut all = Vec::with_capacity(n_layers);
         for layer in 0..n_layers {
             job.check()?;
-            let wanted: Vec<usize> = features.of_layer(layer).map(|(_, f)| f.feature).collect();
+            let mut wanted: Vec<usize> = features.of_layer(layer).map(|(_, f)| f.feature).collect();
+            wanted.sort_unstable();
+            wanted.dedup();
             let rows = self.transcoders.layers[layer].decoder_vecs(&wanted, &cpu);
-            decoders.push(to_vec(&rows.context(|| format!("cannot read the decoder of layer {layer}"))?)?);
+            let values = to_vec(&rows.context(|| format!("cannot read the decoder of layer {layer}"))?)?;
+            decoders.push(Decoders { features: wanted, values });
             let mlp_bias = weights[layer].mlp_norm.bias.as_ref();
             all.push(self.sources_of_layer(layer, features, &decoders, kept, mlp_bias, n_excluded, positions)?);
             if self.transcoders.n_written(layer) == 1 {
-                decoders[layer] = Vec::new();
+                decoders[layer] = Decoders::default();
             }
         }
         Ok(all)
@@ -383,7 +399,7 @@ impl Replacement {
         &self,
         layer: usize,
         features: &ActiveFeatures,
-        decoders: &[Vec<f32>],
+        decoders: &[Decoders],
         kept: &Activations,
         mlp_norm_bias: Option<&Tensor>,
         n_excluded: usize,
@@ -406,18 +422,30 @@ impl Replacement {
         let b_dec = to_vec(transcoder.b_dec())?;
         // Features that write here, by the place of their position: of this layer, or for a cross-layer transcoder of all
         // layers up to it.
-        let mut at_place: Vec<Vec<(usize, usize, usize)>> = vec![Vec::new(); positions.open().len()];
+        let mut at_place: Vec<Vec<(usize, usize)>> = vec![Vec::new(); positions.open().len()];
+        let mut table = Vec::new();
         for from in 0..=layer {
             let n_written = self.transcoders.n_written(from);
             if layer - from >= n_written {
                 continue;
             }
-            for (i, (index, feature)) in features.of_layer(from).enumerate() {
-                at_place[positions.need(feature.pos)?].push((index, from, (i * n_written + layer - from) * d));
+            let first_row = table.len() / d;
+            for rows in decoders[from].values.chunks_exact(n_written * d) {
+                table.extend_from_slice(&rows[(layer - from) * d..][..d]);
+            }
+            for (index, feature) in features.of_layer(from) {
+                let row = decoders[from].features.partition_point(|&other| other < feature.feature);
+                at_place[positions.need(feature.pos)?].push((index, first_row + row));
             }
         }
-        let n_sources = at_place.iter().map(|at| at.len() + 2).sum();
-        let mut builder = SourcesBuilder::with_capacity(d, n_sources);
+        let n_features: usize = at_place.iter().map(Vec::len).sum();
+        let n_sources = n_features + 2 * at_place.len();
+        let is_shared = self.model.device().is_cpu() && n_features > SHARED_FROM * (table.len() / d);
+        let mut builder = match is_shared {
+            true => SourcesBuilder::sharing(d, table.clone(), n_sources),
+            false => SourcesBuilder::with_capacity(d, n_sources),
+        };
+        let only_bias = is_shared.then(|| builder.add_row(&b_dec));
         for (place, (&pos, at)) in positions.open().iter().zip(&at_place).enumerate() {
             let here = |values: &'_ [f32]| values[place * d..(place + 1) * d].to_vec();
             let add = |sum: &mut [f32], other: &[f32], sign: f32| {
@@ -432,10 +460,14 @@ impl Replacement {
                 }
             } else {
                 let mut reconstruction = vec![0f32; d];
-                for &(index, from, start) in at {
+                for &(index, row) in at {
                     let value = features.all[index].value;
-                    let vec = &decoders[from][start..start + d];
-                    builder.push_scaled(Origin::Feature(index), vec, value, &mut reconstruction);
+                    builder.push_scaled(
+                        Origin::Feature(index),
+                        (row, &table[row * d..][..d]),
+                        value,
+                        &mut reconstruction,
+                    );
                 }
                 add(&mut reconstruction, &b_dec, 1.0);
                 if let Some(skip) = &skip {
@@ -449,7 +481,10 @@ impl Replacement {
             if let Some(skip_constant) = &skip_constant {
                 add(&mut constant, skip_constant, 1.0);
             }
-            builder.push(Origin::Constant, &constant);
+            match only_bias {
+                Some(row) if pos >= n_excluded && skip_constant.is_none() => builder.push_row(Origin::Constant, row),
+                _ => builder.push(Origin::Constant, &constant),
+            }
             builder.end_position();
         }
         builder.build(self.model.device())

@@ -1,6 +1,7 @@
 //! What running and linearizing a prompt will take, from sizes alone.
 
 use super::Replacement;
+use super::linear_model::{ActiveFeatures, SHARED_FROM};
 use crate::error::Result;
 use crate::memory::MemoryPlan;
 use crate::model::{MlpKind, QUERY_BLOCK};
@@ -134,9 +135,10 @@ impl Replacement {
         if !self.model.device().is_cpu() {
             return Ok(());
         }
-        // As they are found, together, and in order.
+        // As they are found, together, and without those that are discarded: a row a feature, however often it is active.
         let copies = 3;
-        let bytes = copies * (most_active * self.model.config.d_model) as u64 * F32;
+        let n_rows = most_active.min(self.transcoders.layers[layer].n_features());
+        let bytes = copies * (n_rows * self.model.config.d_model) as u64 * F32;
         MemoryPlan::new().with("encoder rows of active features", bytes).check(
             || format!("encoding layer {layer} of {n_pos} tokens with some {most_active} active features a layer"),
             |_| format!("use a prompt of at most about {} tokens", n_pos * layer / self.model.config.n_layers),
@@ -147,7 +149,7 @@ impl Replacement {
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
-    pub(super) fn check_sources(&self, n_active: usize, n_pos: usize) -> Result<()> {
+    pub(super) fn check_sources(&self, features: &ActiveFeatures, n_pos: usize) -> Result<()> {
         if !self.model.device().is_cpu() {
             return Ok(());
         }
@@ -156,11 +158,18 @@ impl Replacement {
         // A cross-layer transcoder's features are sources at every layer that they write to.
         let n_written = (0..c.n_layers).map(|layer| self.transcoders.n_written(layer)).max().unwrap_or(1) as u64;
         let one = d_model * F32;
-        let features = n_active as u64 * n_written * one;
+        let n_active = features.len();
+        // A vector for each that is active, or one for all of a feature where there are many.
+        let vectors = |layer: usize| {
+            let (n_here, n_all) = (features.of_layer(layer).len(), self.transcoders.layers[layer].n_features());
+            if n_here > SHARED_FROM * n_all { n_all } else { n_here }
+        };
+        let n_vectors: usize = (0..c.n_layers).map(vectors).sum();
+        let vectors = n_vectors as u64 * n_written * one;
         // The decoder rows of one layer, or of all where they are needed later, beside what is made of them.
-        let decoders = if n_written > 1 { features } else { features / c.n_layers.max(1) as u64 };
+        let decoders = if n_written > 1 { vectors } else { vectors / c.n_layers.max(1) as u64 };
         let plan = MemoryPlan::new()
-            .with("vectors of features", features)
+            .with("vectors of features", vectors)
             .with("decoder rows", 2 * decoders)
             .with("vectors of errors and biases", 2 * (c.n_layers * n_pos) as u64 * one);
         plan.check(

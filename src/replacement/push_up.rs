@@ -160,7 +160,7 @@ impl<'a> PushUp<'a> {
             let n = list.len();
             Tensor::from_vec(list, n, like.device())
         };
-        let added = zeros.index_add(&index(to)?, &place.vecs.vecs.index_select(&index(from)?, 0)?, 0)?;
+        let added = zeros.index_add(&index(to)?, &place.vecs.select(&from)?, 0)?;
         Ok(Some(added.unsqueeze(0)?))
     }
 

@@ -22,9 +22,9 @@ pub use setup::{BaseModel, DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
 use crate::attribution::{
-    Attribution, AttributionOptions, Target, TargetKind, attribute, linearized, retrace, targets_of,
+    Attribution, AttributionOptions, Target, TargetKind, TargetMap, attribute, linearized, retrace, targets_of,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::features::check_labels_beside;
 use crate::graph::{AttributionGraph, FeatureId};
 use crate::intervene::{
@@ -142,6 +142,25 @@ impl Tracer {
         let linear = linearized(&self.replacement, &prompt.tokens, options, job)?;
         let found: Attribution = attribute(&self.replacement, &linear, &prompt.text, options, job)?;
         Ok(TracedGraph::from(found))
+    }
+
+    /// Where a prompt's targets get their values from, place by place, from their rows alone: much less work than a graph.
+    ///
+    /// # Errors
+    /// As [`Tracer::trace_with`]; [`Error::NeedsCpu`]; [`Error::NeedsAllOpen`] for attention scores.
+    pub fn map_with(&self, prompt: impl Into<Prompt>, options: &AttributionOptions, job: &Job) -> Result<TargetMap> {
+        options.check()?;
+        let prompt = self.tokenize(prompt)?;
+        if !self.replacement.model.device().is_cpu() {
+            return Err(Error::NeedsCpu { what: "a map" });
+        }
+        let prepared = self.replacement.prepare(&prompt.tokens, job)?;
+        TargetMap::new(&self.replacement, &prepared, options, job)
+    }
+
+    /// The text of each token.
+    pub fn token_texts(&self, tokens: &[u32]) -> Vec<String> {
+        tokens.iter().map(|&token| self.replacement.tokenizer.token(token)).collect()
     }
 
     /// Runs a prompt with and without changes of features, and compares.

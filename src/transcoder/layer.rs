@@ -46,8 +46,42 @@ pub struct Transcoder {
 pub struct EncodedLayer {
     /// Active features of each position, ascending by feature. `[n_pos][..]`
     pub active: Vec<Vec<Candidate>>,
-    /// Encoder rows of the active features, position by position. `[n_active, d_model]`
-    pub encoder_vecs: Tensor,
+    /// Encoder rows of the active features, position by position. `[n_active]`
+    pub encoder_vecs: EncoderRows,
+}
+
+/// Encoder rows of active features: a feature that is active at many positions has one row for all of them.
+#[derive(Clone, Debug)]
+pub struct EncoderRows {
+    /// `[n_different, d_model]`
+    table: Tensor,
+    /// `[n_active]`
+    row_of: Vec<u32>,
+}
+
+impl EncoderRows {
+    /// Number of active features.
+    pub fn len(&self) -> usize {
+        self.row_of.len()
+    }
+
+    /// Whether no feature is active.
+    pub fn is_empty(&self) -> bool {
+        self.row_of.is_empty()
+    }
+
+    /// The rows of some active features, by their places. `[places.len(), d_model]`
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    ///
+    /// # Panics
+    /// Past the last active feature.
+    pub fn select(&self, places: impl ExactSizeIterator<Item = usize>) -> Result<Tensor> {
+        let n = places.len();
+        let rows: Vec<u32> = places.map(|place| self.row_of[place]).collect();
+        Ok(self.table.index_select(&Tensor::from_vec(rows, n, self.table.device())?, 0)?)
+    }
 }
 
 impl Transcoder {
@@ -112,24 +146,27 @@ impl Transcoder {
         let n_pos = x.dim(0)?;
         let device = x.device();
         let mut active: Vec<Vec<Candidate>> = vec![Vec::new(); n_pos];
-        // Active rows of every chunk with their (position, feature); TopK may discard some again.
-        let mut kept: Vec<(u32, u32)> = Vec::new();
+        // Features of every chunk that are active anywhere, and their rows; TopK may discard some again.
+        let mut kept: Vec<u32> = Vec::new();
         let mut kept_rows: Vec<Tensor> = Vec::new();
         let x = x.narrow(0, n_excluded.min(n_pos), n_pos - n_excluded.min(n_pos))?;
         self.candidates(&x, |start, chunk, found| {
             for ((&pos, &feature), &value) in found.positions.iter().zip(&found.features).zip(&found.values) {
                 let (pos, feature) = (n_excluded + pos as usize, start as u32 + feature);
-                kept.push((pos as u32, feature));
                 active[pos].push(Candidate { feature, value });
             }
-            let n = found.features.len();
+            let mut here = found.features;
+            here.sort_unstable();
+            here.dedup();
+            kept.extend(here.iter().map(|feature| start as u32 + feature));
+            let n = here.len();
             if n > 0 {
-                kept_rows.push(chunk.index_select(&Tensor::from_vec(found.features, n, device)?, 0)?);
+                kept_rows.push(chunk.index_select(&Tensor::from_vec(here, n, device)?, 0)?);
             }
             Ok(())
         })?;
         active.iter_mut().for_each(|candidates| self.activation.finish(candidates));
-        let encoder_vecs = self.in_order(&active, &kept, &kept_rows, device)?;
+        let encoder_vecs = self.rows_of(&active, &kept, &kept_rows, device)?;
         Ok(EncodedLayer { active, encoder_vecs })
     }
 
@@ -175,29 +212,32 @@ impl Transcoder {
         Ok(())
     }
 
-    /// Sorts the rows that the chunks left behind by (position, feature), without those discarded since.
-    fn in_order(
+    /// The rows of what is active, of those that the chunks left behind: of the features `kept`, which ascend.
+    fn rows_of(
         &self,
         active: &[Vec<Candidate>],
-        kept: &[(u32, u32)],
+        kept: &[u32],
         kept_rows: &[Tensor],
         device: &Device,
-    ) -> Result<Tensor> {
-        let mut by_id: Vec<usize> = (0..kept.len()).collect();
-        by_id.sort_unstable_by_key(|&i| kept[i]);
-        let wanted = active.iter().enumerate().flat_map(|(p, a)| a.iter().map(move |c| (p as u32, c.feature)));
-        let mut index = Vec::new();
-        let mut at = by_id.into_iter();
-        for id in wanted {
-            index.extend(at.by_ref().find(|&i| kept[i] == id).map(|i| i as u32));
-        }
-        if index.is_empty() {
+    ) -> Result<EncoderRows> {
+        let mut features: Vec<u32> = active.iter().flatten().map(|candidate| candidate.feature).collect();
+        features.sort_unstable();
+        features.dedup();
+        if features.is_empty() {
             // On the CPU: GPUs have no empty memory.
-            return Ok(Tensor::zeros((0, self.d_model), candle_core::DType::F32, &Device::Cpu)?);
+            let table = Tensor::zeros((0, self.d_model), candle_core::DType::F32, &Device::Cpu)?;
+            return Ok(EncoderRows { table, row_of: Vec::new() });
         }
-        let n = index.len();
-        let all = Tensor::cat(kept_rows, 0)?;
-        Ok(all.index_select(&Tensor::from_vec(index, n, device)?, 0)?)
+        let row_of = active.iter().flatten().map(|c| features.partition_point(|&other| other < c.feature) as u32);
+        let row_of = row_of.collect();
+        let mut table = Tensor::cat(kept_rows, 0)?;
+        if features.len() < kept.len() {
+            let n = features.len();
+            let index: Vec<u32> =
+                features.iter().map(|feature| kept.partition_point(|other| other < feature) as u32).collect();
+            table = table.index_select(&Tensor::from_vec(index, n, device)?, 0)?;
+        }
+        Ok(EncoderRows { table, row_of })
     }
 
     /// Rows of the encoder. `[rows.len(), d_model]`

@@ -10,7 +10,7 @@ mod open;
 mod probe;
 
 pub use activation::{ActivationFunction, Candidate};
-pub use layer::{EncodedLayer, Transcoder};
+pub use layer::{EncodedLayer, EncoderRows, Transcoder};
 pub use open::open;
 pub use probe::FeatureProbe;
 

@@ -317,10 +317,10 @@ fn bills_are_the_flows_of_all_sources_and_of_the_heads_constants() {
             let only_output = has_constants.then(|| {
                 let mut linear = traced.linear.clone();
                 linear.attn_constants[layer] = output_bias.0[layer].as_ref().map(|bias| Sources {
-                    vecs: SourceVecs {
-                        vecs: bias.unsqueeze(0).unwrap().repeat((n_pos, 1)).unwrap(),
-                        starts: (0..=n_pos).collect::<Vec<_>>().into(),
-                    },
+                    vecs: SourceVecs::new(
+                        bias.unsqueeze(0).unwrap().repeat((n_pos, 1)).unwrap(),
+                        (0..=n_pos).collect::<Vec<_>>().into(),
+                    ),
                     origins: vec![Origin::Constant; n_pos],
                 });
                 graph_of(&linear)

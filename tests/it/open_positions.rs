@@ -1,5 +1,9 @@
 //! Open and closed positions: what a closed position gives is exactly what attention reads there.
 
+#[path = "../../examples/synthesize/synthetic.rs"]
+#[allow(dead_code)]
+mod synthetic;
+
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
@@ -202,7 +206,7 @@ impl<'a> Twin<'a> {
     }
 
     fn read(&self, sources: &Sources, grad: &Matrix, row: &mut BTreeMap<NodeId, f64>, bias: &mut f64) {
-        let vecs = matrix(&sources.vecs.vecs);
+        let vecs = matrix(&sources.vecs.all().unwrap());
         for (pos, grad) in grad.iter().enumerate() {
             for at in sources.vecs.starts[pos]..sources.vecs.starts[pos + 1] {
                 let effect = dot(grad, &vecs[at]);
@@ -241,7 +245,7 @@ fn check_rows(replacement: &Replacement, found: &Attribution, n_features: usize,
                 let layer = layer as usize;
                 let mut of_layer = twin.linear.features.of_layer(layer);
                 let at = of_layer.position(|(_, f)| (f.pos, f.feature) == (pos as usize, feature as usize));
-                let gradient = twin.linear.features.encoder_vecs[layer].get(at.unwrap()).unwrap();
+                let gradient = twin.linear.features.encoder_vecs[layer].select([at.unwrap()].into_iter()).unwrap();
                 (TargetSite::InputHook { layer }, pos as usize, values(&gradient))
             }
             NodeId::Target { index } => match &found.targets[index as usize].kind {
@@ -508,4 +512,87 @@ fn a_node_limit_holds_for_traces_and_prunings_of_both_forms_and_is_told() {
     let (n_from_json, left_out) = sizes("from-json.json");
     assert!(n_from_json <= 15 && left_out == Some((n_all - 15) as u64), "{n_from_json}, {left_out:?}");
     assert!(told.contains("left out"), "{told}");
+}
+
+#[test]
+fn of_many_errors_the_strongest_are_nodes_and_the_rest_is_in_exact_remainders() {
+    // More errors than all become nodes of: 24 layers, 400 positions.
+    let (n_layers, n_pos) = (24, 400);
+    let shape = synthetic::Shape {
+        name: "small",
+        n_layers,
+        d_model: 32,
+        d_mlp: 48,
+        n_heads: 2,
+        n_kv_heads: 1,
+        d_head: 16,
+        d_vocab: 300,
+        family: synthetic::Family::Llama,
+        d_transcoder: 64,
+        l0: 3.0,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let [model, transcoders] = ["model", "transcoders"].map(|name| folder.path().join(name));
+    synthetic::write_model(&shape, &model).unwrap();
+    synthetic::write_transcoders(&shape, shape.l0, &transcoders).unwrap();
+    let replacement = open_replacement(&model, &transcoders);
+    let mut random = Random::new(11);
+    let tokens: Vec<u32> = (0..n_pos).map(|_| random.below(shape.d_vocab) as u32).collect();
+    let job = Job::default();
+    for open in [OpenChoice::All, OpenChoice::Spans(vec![[20, n_pos]])] {
+        let rows = RowChoice::Sampled { visits: Visits::Rows(60), nodes: Some(40) };
+        let options = AttributionOptions { rows, max_logits: 2, open, ..Default::default() };
+        let linear = linearized(&replacement, &tokens, &options, &job).unwrap();
+        let found = attribute(&replacement, &linear, "many", &options, &job).unwrap();
+        let graph = &found.graph;
+        let errors = graph.error_nodes.as_ref().unwrap();
+        assert!(!errors.is_empty() && errors.len() <= 1500, "{} of {} errors", errors.len(), n_layers * n_pos);
+        assert!(graph.unselected_error_effect.iter().any(|&effect| effect != 0.0));
+        check_rows(&replacement, &found, 3, &mut random, &format!("open {}", options.open));
+        // The remainders of targets, place by place, are the remainder of the row.
+        for (target, row) in graph.layout().target_rows().enumerate() {
+            let sum: f64 = graph.unselected_errors_at(target).unwrap().iter().map(|&v| f64::from(v)).sum();
+            let scale: f64 = graph.row(row).iter().map(|v| f64::from(v.abs())).sum();
+            assert!((sum - f64::from(graph.unselected_error_effect[row])).abs() <= 1e-5 * scale);
+        }
+        let path = folder.path().join("many.safetensors");
+        write_raw(graph, &path).unwrap();
+        let again = read_raw(&path).unwrap();
+        assert_eq!(again.layout(), graph.layout());
+        assert_eq!(again.unselected_error_effect, graph.unselected_error_effect);
+        assert_eq!(again.unselected_errors_at(0), graph.unselected_errors_at(0));
+        // Pruned, the circuit is whole: what is kept has its errors.
+        let traced = circuitscope::TracedGraph::read(&path).unwrap();
+        let circuit = traced.prune(&circuitscope::PruneSettings::default()).unwrap();
+        assert!(circuit.graph().node_weights().any(|node| node.id.kind() == NodeKind::Error));
+    }
+}
+
+#[test]
+fn a_map_is_printed_drawn_and_written_and_its_positions_can_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let run = |args: &[&str]| {
+        let output = circuitscope(at, args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        stdout(&output)
+    };
+    let told = run(&["trace", PROMPT, "--coarse", "--slug", "dallas"]);
+    for part in ["9 tokens", "\" Austin\"", "\" Dallas\"@7", "--open-positions"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(told.lines().all(|line| line.chars().count() <= 80), "{told}");
+    let json: serde_json::Value = serde_json::from_str(&run(&["trace", PROMPT, "--coarse", "--format", "json"])).unwrap();
+    let spans = json["spans"].as_array().unwrap();
+    let sum: f64 = spans.iter().map(|span| span["share"].as_f64().unwrap()).sum();
+    assert!(spans.len() == 9 && (sum - 1.0).abs() < 1e-9, "{spans:?}");
+    let svg = std::fs::read_to_string(at.join("graphs/dallas.map.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("layer 0"));
+    let csv = std::fs::read_to_string(at.join("graphs/dallas.map.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 9 * 5);
+    run(&["trace", PROMPT, "--open-positions", "7..9", "--quiet"]);
+    for refused in [&["--rows", "5"][..], &["--open-positions", "3"], &["--heads"], &["--node-threshold", "0.5"]] {
+        refused_with(at, &[&["trace", PROMPT, "--coarse"], refused].concat(), &["--coarse", refused[0]]);
+    }
+    refused_with(at, &["trace", PROMPT, "--coarse", "--target-attention", "1.0@8:7"], &["attention score"]);
 }

@@ -19,7 +19,7 @@ fn tensor(values: Vec<f32>, shape: &[usize]) -> Tensor {
 }
 
 fn sources(vecs: Vec<f32>, width: usize, starts: Vec<usize>) -> SourceVecs {
-    SourceVecs { vecs: tensor(vecs, &[starts[starts.len() - 1], width]), starts: starts.into() }
+    SourceVecs::new(tensor(vecs, &[starts[starts.len() - 1], width]), starts.into())
 }
 
 fn assert_close(actual: &Tensor, expected: &[f32], name: &str) {

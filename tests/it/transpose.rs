@@ -14,10 +14,10 @@ const RTOL: f64 = 1e-5;
 
 fn random_sources(random: &mut Random, n_pos: usize, d_model: usize, origin: impl Fn(usize) -> Origin) -> Sources {
     Sources {
-        vecs: SourceVecs {
-            vecs: Tensor::from_vec(random.vec(n_pos * d_model), (n_pos, d_model), &device()).unwrap(),
-            starts: (0..=n_pos).collect::<Vec<_>>().into(),
-        },
+        vecs: SourceVecs::new(
+            Tensor::from_vec(random.vec(n_pos * d_model), (n_pos, d_model), &device()).unwrap(),
+            (0..=n_pos).collect::<Vec<_>>().into(),
+        ),
         origins: (0..n_pos).map(origin).collect(),
     }
 }
@@ -55,7 +55,7 @@ fn pushed_forward(linear: &LinearModel, batch: &TargetBatch, origin: Origin) -> 
     };
     let (n_pos, d_model) = linear.final_normed.dims2().unwrap();
     let mut change = vec![0f32; n_pos * d_model];
-    let vec: Vec<f32> = sources.vecs.vecs.get(pos).unwrap().to_vec1().unwrap();
+    let vec: Vec<f32> = sources.vecs.all().unwrap().get(pos).unwrap().to_vec1().unwrap();
     change[pos * d_model..(pos + 1) * d_model].copy_from_slice(&vec);
     let change = Tensor::from_vec(change, (1, n_pos, d_model), &device()).unwrap();
     let pushed = linear.push_forward(site, &change).unwrap();

@@ -20,6 +20,30 @@ use super::super::prompt::PromptArgs;
 use super::super::row_args::RowArgs;
 use super::super::setup::SetupArgs;
 
+/// Options about rows, prunings and graphs, which a map has not.
+const NOT_OF_A_MAP: [&str; 20] = [
+    "rows",
+    "theta",
+    "nodes",
+    "max_features",
+    "open_positions",
+    "batch_size",
+    "node_threshold",
+    "edge_threshold",
+    "max_nodes",
+    "no_json",
+    "no_raw",
+    "heads",
+    "no_decoders",
+    "labels",
+    "examples",
+    "features",
+    "paths",
+    "top",
+    "timings",
+    "force",
+];
+
 #[derive(Debug, Args)]
 pub struct TraceArgs {
     #[command(flatten)]
@@ -61,6 +85,10 @@ pub struct TraceArgs {
     /// No more tokens once their probabilities add up to this
     #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob, help_heading = "What to explain")]
     logit_prob: f64,
+    /// No graph but a map, in seconds: what blocks of layers and spans of tokens give to what is explained directly, and which
+    /// positions to open; also as a picture and a table, NAME.map.svg and NAME.map.csv
+    #[arg(long, conflicts_with_all = NOT_OF_A_MAP, help_heading = "What to explain")]
+    pub(super) coarse: bool,
     #[command(flatten, next_help_heading = "Features")]
     rows: RowArgs,
     /// With --max-features: a quarter of the features chosen between two looks at the influence

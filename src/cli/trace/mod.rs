@@ -1,6 +1,7 @@
 //! `circuitscope trace`: a prompt to a raw graph and a pruned one.
 
 mod args;
+mod coarse;
 mod phases;
 mod progress;
 
@@ -68,6 +69,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         true => args.collected.open(wanted(&tracer))?,
         false => None,
     };
+    if args.coarse {
+        let progress = TraceProgress::new(args.setup.quiet, phases);
+        let shown = progress.clone();
+        let job = Job::default().with_progress(move |progress| shown.show(progress));
+        let done = coarse::run(args, &tracer, prompt, &job);
+        progress.finish();
+        return done;
+    }
     let options = args.options(&tracer)?;
     let pair = PairPlan {
         folder: args.out_dir.clone(),

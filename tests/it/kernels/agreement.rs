@@ -77,7 +77,7 @@ pub fn edge_rows_case(
     let n_sources = starts[ragged.n_segments()];
     let (grad, vecs) = (random.vec(ragged.n_rows() * width), random.vec(n_sources * width));
     let starts: Indices = starts.into();
-    let sources = SourceVecs { vecs: tensor(&vecs, &[n_sources, width]), starts: starts.clone() };
+    let sources = SourceVecs::new(tensor(&vecs, &[n_sources, width]), starts.clone());
     let expected = ops::edge_rows(&tensor(&grad, &[ragged.n_rows(), width]), &sources, &ragged)?;
     // Columns in reverse, behind two that must stay as they are, in rows that hold something already.
     let row_stride = n_sources + 2;
