@@ -282,7 +282,8 @@ impl Tracer {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<String> {
         let opened = self.opened(py)?;
-        let kept = kept_features(py, &graph.inner, &PruneSettings { node_threshold, edge_threshold, ..Default::default() })?;
+        let kept =
+            kept_features(py, &graph.inner, &PruneSettings { node_threshold, edge_threshold, ..Default::default() })?;
         let options = VerifyOptions { n_samples: samples, n_ablated: ablate, seed, kept };
         let found = job::run(py, progress, |job| opened.verify(graph.inner.graph(), &options, job))?;
         circuitscope::cli::json_text(&found).raised(py)

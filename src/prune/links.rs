@@ -68,9 +68,7 @@ pub fn nodes_within(nodes: &[Node], threshold: f64) -> Vec<bool> {
     let mut shares: Vec<f64> = nodes.iter().filter_map(|node| node.influence).collect();
     shares.sort_unstable_by(f64::total_cmp);
     let largest = largest_kept_share(&shares, threshold);
-    let stays = |node: &Node| {
-        is_fixed(node) || node.influence.is_none_or(|share| share <= largest)
-    };
+    let stays = |node: &Node| is_fixed(node) || node.influence.is_none_or(|share| share <= largest);
     nodes.iter().map(stays).collect()
 }
 
