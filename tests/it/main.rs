@@ -50,6 +50,7 @@ mod streams;
 mod summaries;
 mod supernodes;
 mod support;
+mod text_pass;
 mod train;
 mod transpose;
 mod unsafe_code;
