@@ -63,17 +63,17 @@ fn context_hash(tokens: impl Fn(usize) -> u32, len: usize, at: usize) -> u64 {
     hash.value()
 }
 
-/// Where the rows of a batch stand.
+/// Where the rows of sequences stand, which come one after another.
 #[derive(Debug)]
 pub(super) struct BatchPlaces<'a> {
     /// Tokens of each sequence of the batch.
-    pub sequences: Vec<&'a [u32]>,
+    pub sequences: &'a [&'a [u32]],
     /// Where each sequence begins in the token store.
-    pub starts: Vec<u32>,
+    pub starts: &'a [u32],
     /// Hash of each place. `[n_sequences][len]`
-    pub hashes: Vec<Vec<u64>>,
-    /// Rows of a sequence, padding included.
-    pub n_pos: usize,
+    pub hashes: &'a [Vec<u64>],
+    /// Tokens at the beginning of each sequence that do not count.
+    pub excluded: &'a [usize],
 }
 
 /// Something kept: an example, and what it is ranked or told apart by.
@@ -430,14 +430,8 @@ impl LayerStats {
     }
 
     /// Adds the active features of a batch; `excluded` positions at the start of each sequence are left out. `[rows][..]`
-    pub(super) fn observe(
-        &mut self,
-        active: &[Vec<Candidate>],
-        places: &BatchPlaces,
-        excluded: &[usize],
-        settings: &Settings,
-    ) {
-        let by_feature = ByFeature::new(active, places, excluded, self.features.len());
+    pub(super) fn observe(&mut self, active: &[Vec<Candidate>], places: &BatchPlaces, settings: &Settings) {
+        let by_feature = ByFeature::new(active, places, self.features.len());
         let (seed, layer) = (settings.seed, self.layer);
         self.features.par_chunks_mut(TASK_FEATURES).enumerate().for_each(|(task, features)| {
             for (i, stats) in features.iter_mut().enumerate() {
@@ -504,12 +498,16 @@ struct ByFeature {
 }
 
 impl ByFeature {
-    fn new(active: &[Vec<Candidate>], places: &BatchPlaces, excluded: &[usize], n_features: usize) -> Self {
+    fn new(active: &[Vec<Candidate>], places: &BatchPlaces, n_features: usize) -> Self {
         // Rows of positions that count, in the order of sequences and positions.
         let rows = || {
-            places.sequences.iter().zip(excluded).enumerate().flat_map(|(s, (tokens, &excluded))| {
-                (excluded..tokens.len()).map(move |offset| (s, offset, &active[s * places.n_pos + offset]))
-            })
+            let of_sequences = places.sequences.iter().zip(places.excluded).enumerate();
+            of_sequences
+                .scan(0, |first, (s, (tokens, &excluded))| {
+                    let start = std::mem::replace(first, *first + tokens.len());
+                    Some((excluded..tokens.len()).map(move |offset| (s, offset, &active[start + offset])))
+                })
+                .flatten()
         };
         let mut starts = vec![0; n_features + 1];
         rows().for_each(|(_, _, row)| row.iter().for_each(|c| starts[c.feature as usize + 1] += 1));

@@ -1,9 +1,10 @@
 //! The pass over a text: sequences go through the model, and what its transcoders find goes into the statistics.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +13,13 @@ use super::files::{FeatureSet, MANIFEST_FILE};
 use super::manifest::{FEATURES_FORMAT_VERSION, Manifest, Settings, Shard, Subject, TextFile, TextSource};
 use super::state::{FolderWriter, read_layer, sequence_hashes};
 use super::tokens::{SequenceTable, TokenStore, TokenTexts};
-use crate::corpus::{Input, Pieces, Sequence, Sequencer, TextFormat, batches};
+use crate::corpus::{Input, Pieces, Sequence, Sequencer, TextFormat};
 use crate::error::{Error, ErrorContext, Result};
 use crate::export::{check_writable, replace_file, replace_set};
 use crate::job::Job;
-use crate::model::{ForwardOptions, HookPoint, Hooks};
+use crate::model::{HookPoint, TextPass, TextVisitor};
 use crate::replacement::Replacement;
+use crate::transcoder::Candidate;
 
 /// The phase of a [`Job`] that counts tokens.
 pub const TOKENS_PHASE: &str = "tokens";
@@ -140,6 +142,7 @@ pub fn collect(
 
 struct Run<'a> {
     replacement: &'a Replacement,
+    pass: TextPass<'a>,
     options: &'a CollectOptions,
     out: &'a Path,
     progress: Progress,
@@ -179,6 +182,7 @@ impl<'a> Run<'a> {
         let n_features = request.subject.n_features.clone();
         let mut run = Self {
             replacement,
+            pass: TextPass::new(&replacement.model).keeping_if_it_fits(),
             options,
             out,
             progress: Progress {
@@ -319,26 +323,17 @@ impl<'a> Run<'a> {
             hashes.push((0..sequence.tokens.len()).map(|offset| place_hash(hash, offset)).collect::<Vec<u64>>());
             self.n_computed += sequence.tokens.len() as u64;
         }
-        for batch in batches(unit) {
-            let tokens: Vec<Vec<u32>> = batch.iter().map(|&i| unit[i].tokens.clone()).collect();
-            let excluded: Vec<usize> = tokens.iter().map(|tokens| self.replacement.n_excluded(tokens)).collect();
-            let counted: usize = tokens.iter().zip(&excluded).map(|(tokens, n)| tokens.len() - n).sum();
-            self.progress.n_positions += counted as u64;
-            let mut observer = Observer {
-                replacement: self.replacement,
-                layers: &mut self.layers,
-                places: BatchPlaces {
-                    sequences: batch.iter().map(|&i| unit[i].tokens.as_slice()).collect(),
-                    starts: batch.iter().map(|&i| starts[i]).collect(),
-                    hashes: batch.iter().map(|&i| std::mem::take(&mut hashes[i])).collect(),
-                    n_pos: tokens.iter().map(Vec::len).max().unwrap_or(0),
-                },
-                excluded,
-                settings: &self.options.settings,
-            };
-            self.replacement.model.forward(&tokens, &mut observer, ForwardOptions::of(job))?;
-        }
-        Ok(())
+        let sequences: Vec<&[u32]> = unit.iter().map(|sequence| &sequence.tokens[..]).collect();
+        let excluded: Vec<usize> = sequences.iter().map(|tokens| self.replacement.n_excluded(tokens)).collect();
+        let counted: usize = sequences.iter().zip(&excluded).map(|(tokens, n)| tokens.len() - n).sum();
+        self.progress.n_positions += counted as u64;
+        let mut observer = Observer {
+            replacement: self.replacement,
+            layers: &mut self.layers,
+            places: BatchPlaces { sequences: &sequences, starts: &starts, hashes: &hashes, excluded: &excluded },
+            settings: &self.options.settings,
+        };
+        self.pass.run(self.replacement.model.config.n_layers - 1, &sequences, &mut observer, job)
     }
 
     fn manifest(&self, mergeable: bool) -> Manifest {
@@ -487,21 +482,36 @@ fn latest(collecting: &Path) -> Result<Option<(u64, PathBuf)>> {
 struct Observer<'a> {
     replacement: &'a Replacement,
     layers: &'a mut [LayerStats],
+    /// Of all sequences.
     places: BatchPlaces<'a>,
-    excluded: Vec<usize>,
     settings: &'a Settings,
 }
 
-impl Hooks for Observer<'_> {
+impl TextVisitor for Observer<'_> {
     fn wants(&self, point: HookPoint) -> bool {
         point.layer().is_some_and(|layer| self.replacement.input_point(layer) == point)
     }
 
-    fn see(&mut self, point: HookPoint, tensor: &Tensor) -> Result<Option<Tensor>> {
-        let Some(layer) = point.layer() else { return Ok(None) };
-        let active = self.replacement.transcoders.layers[layer].active(&tensor.flatten_to(1)?);
-        let active = active.context(|| format!("cannot encode layer {layer}"))?;
-        self.layers[layer].observe(&active, &self.places, &self.excluded, self.settings);
-        Ok(None)
+    fn see(&mut self, point: HookPoint, rows: Vec<f32>, sequences: Range<usize>) -> Result<()> {
+        let Some(layer) = point.layer() else { return Ok(()) };
+        let active = active_on_rows(self.replacement, layer, rows)?;
+        let BatchPlaces { sequences: tokens, starts, hashes, excluded } = self.places;
+        let places = BatchPlaces {
+            sequences: &tokens[sequences.clone()],
+            starts: &starts[sequences.clone()],
+            hashes: &hashes[sequences.clone()],
+            excluded: &excluded[sequences],
+        };
+        self.layers[layer].observe(&active, &places, self.settings);
+        Ok(())
     }
+}
+
+/// The active features of every row of what the transcoder of a layer reads. `[n_rows]`
+pub(super) fn active_on_rows(replacement: &Replacement, layer: usize, rows: Vec<f32>) -> Result<Vec<Vec<Candidate>>> {
+    let d_model = replacement.model.config.d_model;
+    let n_rows = rows.len() / d_model;
+    let rows = Tensor::from_vec(rows, (n_rows, d_model), &Device::Cpu)?;
+    let active = replacement.transcoders.layers[layer].active(&rows.to_device(replacement.model.device())?);
+    active.context(|| format!("cannot encode layer {layer}"))
 }

@@ -2,12 +2,13 @@
 //! from, where the feature is active.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::collect::active_on_rows;
 use super::exchange::read_names;
 use super::files::FeatureSet;
 use super::label_rules::{Found, best, f1, n_common};
@@ -16,12 +17,11 @@ use super::label_words::{parts_named, tokens_named};
 use super::manifest::Subject;
 use super::pushes::pushes;
 use super::report::FeatureId;
-use crate::corpus::{Sequence, batches};
-use crate::error::{Error, ErrorContext, Result};
+use crate::error::{Error, Result};
 use crate::export::replace_file;
 use crate::job::Job;
 use crate::labels::Labels;
-use crate::model::{ForwardOptions, HookPoint, Hooks};
+use crate::model::{HookPoint, TextPass, TextVisitor};
 use crate::replacement::Replacement;
 
 /// The phase of a [`Job`] that counts the tokens labels are made from.
@@ -228,24 +228,12 @@ fn active_positions(
     text: &LabelText,
     job: &Job,
 ) -> Result<Vec<Vec<Vec<u32>>>> {
-    let sequences: Vec<Sequence> = text
-        .starts
-        .windows(2)
-        .map(|ends| Sequence { tokens: text.tokens[ends[0]..ends[1]].to_vec(), document: 0 })
-        .collect();
+    let sequences: Vec<&[u32]> = text.starts.windows(2).map(|ends| &text.tokens[ends[0]..ends[1]]).collect();
     let mut active: Vec<Vec<Vec<u32>>> =
         (0..set.n_layers()).map(|layer| vec![Vec::new(); set.n_features(layer)]).collect();
-    let mut n_done = 0;
-    for batch in batches(&sequences) {
-        let tokens: Vec<Vec<u32>> = batch.iter().map(|&i| sequences[i].tokens.clone()).collect();
-        let n_pos = tokens.iter().map(Vec::len).max().unwrap_or(0);
-        let starts: Vec<usize> = batch.iter().map(|&i| text.starts[i]).collect();
-        let lengths: Vec<usize> = tokens.iter().map(Vec::len).collect();
-        let mut observer = Observer { replacement, text, active: &mut active, starts, lengths, n_pos };
-        replacement.model.forward(&tokens, &mut observer, ForwardOptions::of(job))?;
-        n_done += tokens.iter().map(Vec::len).sum::<usize>();
-        job.report(LABELS_PHASE, n_done, text.tokens.len());
-    }
+    let pass = TextPass::new(&replacement.model).keeping_if_it_fits();
+    let mut observer = Observer { replacement, text, active: &mut active, job };
+    pass.run(set.n_layers() - 1, &sequences, &mut observer, job)?;
     active.par_iter_mut().flatten().for_each(|positions| positions.sort_unstable());
     Ok(active)
 }
@@ -255,26 +243,25 @@ struct Observer<'a> {
     replacement: &'a Replacement,
     text: &'a LabelText,
     active: &'a mut [Vec<Vec<u32>>],
-    starts: Vec<usize>,
-    lengths: Vec<usize>,
-    n_pos: usize,
+    job: &'a Job,
 }
 
-impl Hooks for Observer<'_> {
+impl TextVisitor for Observer<'_> {
     fn wants(&self, point: HookPoint) -> bool {
         point.layer().is_some_and(|layer| self.replacement.input_point(layer) == point)
     }
 
-    fn see(&mut self, point: HookPoint, tensor: &Tensor) -> Result<Option<Tensor>> {
-        let Some(layer) = point.layer() else { return Ok(None) };
-        let rows = self.replacement.transcoders.layers[layer].active(&tensor.flatten_to(1)?);
-        for (row, active) in rows.context(|| format!("cannot encode layer {layer}"))?.iter().enumerate() {
-            let (sequence, offset) = (row / self.n_pos, row % self.n_pos);
-            let position = self.starts[sequence] + offset;
-            if offset < self.lengths[sequence] && self.text.is_counted(position) {
-                active.iter().for_each(|c| self.active[layer][c.feature as usize].push(position as u32));
+    fn see(&mut self, point: HookPoint, rows: Vec<f32>, sequences: Range<usize>) -> Result<()> {
+        let Some(layer) = point.layer() else { return Ok(()) };
+        let first = self.text.starts[sequences.start];
+        for (row, active) in active_on_rows(self.replacement, layer, rows)?.iter().enumerate() {
+            if self.text.is_counted(first + row) {
+                active.iter().for_each(|c| self.active[layer][c.feature as usize].push((first + row) as u32));
             }
         }
-        Ok(None)
+        if layer + 1 == self.active.len() {
+            self.job.report(LABELS_PHASE, self.text.starts[sequences.end], self.text.tokens.len());
+        }
+        Ok(())
     }
 }

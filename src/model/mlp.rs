@@ -84,7 +84,7 @@ impl Mlp {
 }
 
 impl Experts {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let d_model = x.dim(D::Minus1)?;
         let flat = x.reshape(((), d_model))?;
         let scores = self.router.forward(&flat)?.to_vec2::<f32>()?;

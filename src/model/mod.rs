@@ -17,6 +17,7 @@ mod mlp;
 mod norm;
 mod rope;
 mod score_sides;
+mod text_pass;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -38,6 +39,7 @@ pub use mlp::{Experts, Mlp};
 pub use norm::Norm;
 pub use rope::Rope;
 pub use score_sides::{ScoreSide, ScoreSides};
+pub use text_pass::{TextPass, TextVisitor};
 
 use crate::error::{Error, ErrorContext, Result};
 use crate::weights::Checkpoint;
@@ -139,27 +141,16 @@ impl Model {
         Ok(())
     }
 
-    /// As [`Model::keep_layers`], without the unembedding, and products of the layers are in bf16 from now on, where the
-    /// processor has such: for training, which reads what layers compute and rounds it anyway.
-    ///
-    /// # Errors
-    /// Those of [`Model::layer`].
-    pub fn keep_rounded_layers(&self) -> Result<()> {
-        for index in 0..self.config.n_layers {
-            let mut layer = Layer::clone(&*self.layer(index)?);
-            let Layer { qk, vo, mlp, .. } = &mut layer;
-            let of_mlp = match mlp {
-                Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
-                Mlp::Plain { up, down, .. } => vec![up, down],
-                // Experts are read from the file as they are chosen.
-                Mlp::Experts(_) => Vec::new(),
-            };
-            for linear in of_mlp.into_iter().chain([&mut qk.q, &mut qk.k, &mut vo.v, &mut vo.o]) {
-                linear.round()?;
-            }
-            self.kept.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(Arc::new(layer));
-        }
-        Ok(())
+    /// Bytes of all layers in f32: what keeping them takes. Experts are read as they are chosen.
+    pub fn layer_bytes(&self) -> u64 {
+        let c = &self.config;
+        let attention = 2 * (c.n_heads + c.n_kv_heads) * c.d_head * c.d_model;
+        let mlp = match c.mlp {
+            MlpKind::Gated => 3 * c.d_mlp * c.d_model,
+            MlpKind::Plain => 2 * c.d_mlp * c.d_model,
+            MlpKind::Experts { n_experts, .. } => n_experts * c.d_model,
+        };
+        4 * (c.n_layers * (attention + mlp)) as u64
     }
 
     /// A hash of the weights ([`Checkpoint::fingerprint`]).
@@ -196,7 +187,7 @@ impl Model {
     fn linear(&self, name: &str, d_out: usize, d_in: usize, bias: bool) -> Result<Linear> {
         let weight = self.tensor(&format!("{name}.weight"), &[d_out, d_in])?;
         let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[d_out])).transpose()?;
-        Ok(Linear::new(weight, bias))
+        Ok(Linear { weight, bias })
     }
 
     fn read_llama_layer(&self, at: &str) -> Result<Layer> {
@@ -266,14 +257,14 @@ impl Model {
         // GPT-2 stores linear weights as [in, out].
         let transposed = |name: &str, d_out: usize, d_in: usize| -> Result<Linear> {
             let weight = self.tensor(&format!("{at}{name}.weight"), &[d_in, d_out])?.t()?.contiguous()?;
-            Ok(Linear::new(weight, Some(self.tensor(&format!("{at}{name}.bias"), &[d_out])?)))
+            Ok(Linear { weight, bias: Some(self.tensor(&format!("{at}{name}.bias"), &[d_out])?) })
         };
         let qkv = transposed("attn.c_attn", 3 * d, d)?;
         let third = |i: usize| -> Result<Linear> {
             // A copy: a view would keep all three parts in memory while only W_V is needed.
             let weight = qkv.weight.narrow(0, i * d, d)?.copy()?;
             let bias = qkv.bias.as_ref().map(|b| b.narrow(0, i * d, d)?.copy()).transpose()?;
-            Ok(Linear::new(weight, bias))
+            Ok(Linear { weight, bias })
         };
         Ok(Layer {
             attn_norm: self.norm(&format!("{at}ln_1"), d)?,

@@ -118,6 +118,17 @@ pub(crate) fn product_with_transpose(out: &mut [f32], x: &[f32], w: &[f32], size
     strided(out, (x, sizes.1, 1), (w, 1, sizes.1), sizes, false);
 }
 
+/// `out = x · w` on the calling thread.
+///
+/// # Shapes
+/// `sizes` (n_rows, d_in, d_out); `out` `[n_rows, d_out]`, `x` `[n_rows, d_in]`, `w` `[d_in, d_out]`, row-major.
+///
+/// # Panics
+/// Lengths that are not those of `sizes`.
+pub(crate) fn product(out: &mut [f32], x: &[f32], w: &[f32], sizes: (usize, usize, usize)) {
+    strided(out, (x, sizes.1, 1), (w, sizes.2, 1), sizes, false);
+}
+
 /// `out = xᵀ · w` on the calling thread.
 ///
 /// # Shapes

@@ -23,12 +23,13 @@ pub mod influence;
 mod matmul;
 pub mod norm_pullback;
 mod ragged_batch;
+pub(crate) mod rows;
 mod rows_on_device;
 mod source_vecs;
 mod swept_on_device;
 
 pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
-pub use bf16_product::PackedWeight;
+pub use bf16_product::{PackedWeight, RoundedRows};
 pub use closed_effects::{ClosedKeys, closed_effects};
 pub use device::{
     DeviceLimits, built_with_cuda, chunk_values, device_limits, device_name, gradient_rows, is_out_of_memory,
@@ -40,7 +41,7 @@ pub use frozen_attention::{frozen_attention, frozen_attention_own};
 pub use head_products::{HeadSizes, head_products};
 pub use indices::Indices;
 pub use matmul::{add_product, add_transposed_product, matmul, matmul_transposed};
-pub(crate) use matmul::{product_with_transpose, transpose_product};
+pub(crate) use matmul::{product, product_with_transpose, transpose_product};
 pub use norm_pullback::{NormFactors, norm_pullback};
 pub use ragged_batch::RaggedBatch;
 pub use rows_on_device::{RowShape, RowsOnDevice};

@@ -27,14 +27,8 @@ impl Replacement {
     /// Those of reading.
     pub fn keep_weights(&self) -> Result<bool> {
         let c = &self.model.config;
-        let attention = 2 * (c.n_heads + c.n_kv_heads) * c.d_head * c.d_model;
-        let mlp = match c.mlp {
-            MlpKind::Gated => 3 * c.d_mlp * c.d_model,
-            MlpKind::Plain => 2 * c.d_mlp * c.d_model,
-            MlpKind::Experts { n_experts, .. } => n_experts * c.d_model,
-        };
-        let values = (c.n_layers * (attention + mlp) + c.d_vocab * c.d_model) as u64;
-        let fits = MemoryPlan::new().with("weights", 3 * values * F32).check(String::new, |_| String::new()).is_ok();
+        let bytes = self.model.layer_bytes() + (c.d_vocab * c.d_model) as u64 * F32;
+        let fits = MemoryPlan::new().with("weights", 3 * bytes).check(String::new, |_| String::new()).is_ok();
         let keeps = fits && self.model.device().is_cpu();
         if keeps {
             self.model.keep_layers()?;

@@ -3,12 +3,12 @@
 use candle_core::{Device, Tensor};
 
 use super::layer::{Layer, Moments};
-use super::rows::dot;
 use super::select::{Choice, choose};
 use super::step::{LayerBatch, error};
 use crate::error::Result;
 use crate::intervene::Random;
 use crate::model::Layer as ModelLayer;
+use crate::ops::rows::dot;
 use crate::transcoder::OutputHook;
 
 /// Rows of length 1 in random directions. `[n, d]`

@@ -11,6 +11,7 @@
 mod activations;
 mod checkpoint;
 mod fold;
+mod gradient;
 mod init;
 mod layer;
 mod log;

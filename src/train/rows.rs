@@ -1,57 +1,4 @@
-//! Arithmetic on rows. Everything here is inlined into functions that `wide!` compiles for the widest vectors that the
-//! processor has; sums are taken in one order, whatever the number of threads.
-
-/// Values that are added side by side.
-const LANES: usize = 64;
-
-/// A function of one tuple, compiled for the widest vectors. Its body stands in a method that is always inlined: where one is
-/// not, as in a closure, each `mul_add` is a call into the system's library.
-macro_rules! wide {
-    ($(#[$meta:meta])* fn $name:ident<$life:lifetime>($args:pat => $types:ty) -> $out:ty $body:block) => {
-        $(#[$meta])*
-        fn $name<$life>(args: $types) -> $out {
-            struct Run<$life>($types);
-            impl<$life> pulp::WithSimd for Run<$life> {
-                type Output = $out;
-
-                #[inline(always)]
-                fn with_simd<S: pulp::Simd>(self, _: S) -> $out {
-                    let $args = self.0;
-                    $body
-                }
-            }
-            pulp::Arch::new().dispatch(Run(args))
-        }
-    };
-}
-pub(super) use wide;
-
-/// `out += factor · row`
-#[inline(always)]
-pub(super) fn add_scaled(out: &mut [f32], factor: f32, row: &[f32]) {
-    for (out, &value) in out.iter_mut().zip(row) {
-        *out = value.mul_add(factor, *out);
-    }
-}
-
-/// `⟨a, b⟩`
-#[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
-    let ((chunks_a, rest_a), (chunks_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in chunks_a.iter().zip(chunks_b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = a.mul_add(*b, *sum);
-        }
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        let (low, high) = sums.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
-    }
-    rest_a.iter().zip(rest_b).fold(sums[0], |sum, (a, b)| a.mul_add(*b, sum))
-}
+//! What moves the rows of parameters. Everything here is inlined into functions that [`wide!`](crate::ops::wide) compiles.
 
 /// What one step of Adam does to the parameters of a row (Kingma and Ba 2015).
 #[derive(Clone, Copy, Debug)]
@@ -99,19 +46,6 @@ impl AdamStep {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_are_added_and_multiplied_at_any_length() {
-        for n in [0, 1, 15, 64, 100, 576] {
-            let a: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
-            let b: Vec<f32> = (0..n).map(|i| (i as f32 * 0.11).cos()).collect();
-            let slow: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            assert!((f64::from(dot(&a, &b)) - slow).abs() < 1e-4, "{n}");
-            let mut sum = a.clone();
-            add_scaled(&mut sum, -2.0, &b);
-            assert!(sum.iter().zip(&a).zip(&b).all(|((s, a), b)| (s - (a - 2.0 * b)).abs() < 1e-6));
-        }
-    }
 
     #[test]
     fn a_row_that_was_left_out_has_the_moments_of_steps_without_a_gradient() {

@@ -23,7 +23,7 @@ use crate::export::check_writable;
 use crate::intervene::Random;
 use crate::job::Job;
 use crate::memory::MemoryPlan;
-use crate::model::Model;
+use crate::model::{Model, TextPass};
 use crate::replacement::n_excluded;
 use crate::transcoder::{ActivationFunction, InputHook, Kind, OutputHook, TranscoderSet};
 use crate::weights::Tokenizer;
@@ -171,6 +171,7 @@ pub fn train(
 
 struct Run<'a> {
     subject: &'a Subject<'a>,
+    pass: TextPass<'a>,
     inputs: &'a [Input],
     out: &'a Path,
     options: &'a TrainOptions,
@@ -217,6 +218,8 @@ impl<'a> Run<'a> {
                 ),
             });
         }
+        let pass = TextPass::new(subject.model).keeping();
+        let pass = if options.exact { pass } else { pass.rounding() };
         let n_written = |layer: usize| if options.cross_layer { n_layers - layer } else { 1 };
         let of_layers: u64 = (options.sets.iter())
             .flat_map(|set| (0..n_layers).map(move |layer| (set, layer)))
@@ -228,6 +231,7 @@ impl<'a> Run<'a> {
             .with("weights and their moments", of_layers.saturating_add(of_layers / n_layers as u64))
             .with("activations", (capacity as u64).min(text_bytes(inputs)).saturating_mul(per_token))
             .with("a batch", of_batch)
+            .with("the model's layers", pass.kept_bytes())
             .check(
                 || format!("train {} features a layer", options.sets.iter().map(|s| s.n_features).sum::<usize>()),
                 |_| "fewer features, or less --memory for activations, would fit".to_owned(),
@@ -258,13 +262,9 @@ impl<'a> Run<'a> {
         // Read before hours of work: without it nothing could be finished.
         let mut held_out = Activations::new(n_layers, d_model);
         let mut text = stream(Part::HeldOut, 2 * HELD_OUT_TOKENS as u64);
-        match options.exact {
-            true => subject.model.keep_layers()?,
-            false => subject.model.keep_rounded_layers()?,
-        }
         let excluded = |tokens: &[u32]| n_excluded(&[subject.source], tokens);
         while let Some(unit) = text.next_unit(job)? {
-            held_out.add(subject.model, points, &unit, &excluded, job)?;
+            held_out.add(&pass, points, &unit, &excluded, job)?;
         }
         let held_out = HeldOut::new(held_out, options.batch.min(256)).ok_or_else(|| Error::Text {
             file: inputs.iter().map(Input::name).collect::<Vec<_>>().join(", "),
@@ -277,6 +277,7 @@ impl<'a> Run<'a> {
         let now = Instant::now();
         Ok(Self {
             subject,
+            pass,
             inputs,
             out,
             options,
@@ -319,36 +320,39 @@ impl<'a> Run<'a> {
         let n_first = self.activations.n_tokens().min(FIRST_TOKENS);
         let tokens: Vec<u32> = (0..n_first as u32).collect();
         let (n_layers, d_model) = (self.subject.model.config.n_layers, self.subject.model.config.d_model);
-        let mut raw = LayerBatch::default();
-        for layer in 0..n_layers {
+        let mut by_layer: Vec<Vec<&mut Layer>> = (0..n_layers).map(|_| Vec::new()).collect();
+        for layers in &mut self.sets {
+            by_layer.iter_mut().zip(layers).for_each(|(of_layer, layer)| of_layer.push(layer));
+        }
+        let (activations, subject, points, options) = (&self.activations, self.subject, self.points, self.options);
+        by_layer.into_par_iter().enumerate().try_for_each(|(layer, of_layer)| -> Result<()> {
             job.check()?;
-            self.activations.batch(layer, &tokens, (1.0, 1.0), &mut raw);
+            let mut raw = LayerBatch::default();
+            activations.batch(layer, &tokens, (1.0, 1.0), &mut raw);
             let (scale_in, scale_out) = (scale_of(&raw.x, d_model), scale_of(&raw.y, d_model));
-            let scaled = LayerBatch {
-                x: raw.x.iter().map(|value| value * scale_in).collect(),
-                y: raw.y.iter().map(|value| value * scale_out).collect(),
-            };
-            let model_layer = self.subject.model.layer(layer)?;
-            let gain = (self.points.input != InputHook::MlpIn).then(|| model_layer.mlp_norm.clone());
+            raw.x.iter_mut().for_each(|value| *value *= scale_in);
+            raw.y.iter_mut().for_each(|value| *value *= scale_out);
+            let model_layer = subject.model.layer(layer)?;
+            let gain = (points.input != InputHook::MlpIn).then(|| model_layer.mlp_norm.clone());
             let mlp = |x: &Tensor| -> Result<Tensor> {
-                let x = x.to_device(self.subject.model.device())?;
-                let x = match (&gain, self.points.input) {
+                let x = x.to_device(subject.model.device())?;
+                let x = match (&gain, points.input) {
                     (Some(norm), InputHook::Normalized) => norm.affine(&x)?,
                     (Some(norm), _) => norm.apply(&x, &norm.scale(&x)?)?,
                     (None, _) => x,
                 };
-                mlp_of(&model_layer, self.points.output, &x)
+                mlp_of(&model_layer, points.output, &x)
             };
-            for (set, layers) in self.sets.iter_mut().enumerate() {
-                let begun = &mut layers[layer];
+            for (set, begun) in of_layer.into_iter().enumerate() {
                 (begun.scale_in, begun.scale_out) = (scale_in, scale_out);
-                let l0 = schedule::wanted_l0(self.options.sets[set].l0, 0.0);
-                let mut random = Random(mixed(self.options.seed, [1, set as u64, layer as u64]));
-                if self.subject.from.is_none() {
-                    begin(begun, &scaled, &mlp, l0, &mut random).context(|| format!("cannot begin layer {layer}"))?;
+                let l0 = schedule::wanted_l0(options.sets[set].l0, 0.0);
+                let mut random = Random(mixed(options.seed, [1, set as u64, layer as u64]));
+                if subject.from.is_none() {
+                    begin(begun, &raw, &mlp, l0, &mut random).context(|| format!("cannot begin layer {layer}"))?;
                 }
             }
-        }
+            Ok(())
+        })?;
         if let Some(from) = self.subject.from {
             for layers in &mut self.sets {
                 take_over(from, layers)?;
@@ -413,7 +417,7 @@ impl<'a> Run<'a> {
                 text = self.stream(None, job)?;
                 continue;
             };
-            self.activations.add(self.subject.model, self.points, &unit, &excluded, job)?;
+            self.activations.add(&self.pass, self.points, &unit, &excluded, job)?;
             n_units += 1;
             job.report(ACTIVATIONS_PHASE, self.activations.n_tokens().min(capacity), capacity);
         }

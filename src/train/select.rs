@@ -1,7 +1,7 @@
 //! Which features are active on which tokens of a batch: the encoder's product, and what is kept of it.
 
 use super::layer::Layer;
-use super::rows::wide;
+use crate::ops::rows::wide;
 use crate::ops::{PackedWeight, product_with_transpose};
 
 /// Tokens whose pre-activations are in memory at once.

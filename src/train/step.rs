@@ -14,9 +14,11 @@
 
 use rayon::prelude::*;
 
+use super::gradient::{ByFeature, Gradient, column_blocks, move_features};
 use super::layer::{Layer, Moments};
-use super::rows::{AdamStep, add_scaled, dot, wide};
+use super::rows::AdamStep;
 use super::select::{Active, Choice, choose};
+use crate::ops::rows::{add_scaled, wide};
 use crate::ops::{product_with_transpose, transpose_product};
 
 /// Weight of what dead features are asked to explain, and how many of them a token gets at most (Gao et al. 2024,
@@ -115,14 +117,20 @@ wide! {
         (out, y, layers, active, target) =>
             (&'a mut [f32], &'a [f32], &'a [Layer], &'a [&'a Active], usize)
     ) -> () {
-        let (d_model, b_dec) = (layers[target].d_model, &layers[target].b_dec);
-        for (token, (out, y)) in out.chunks_mut(d_model).zip(y.chunks(d_model)).enumerate() {
-            add_scaled(out, -1.0, y);
-            add_scaled(out, 1.0, b_dec);
+        let Layer { d_model, n_features, b_dec, .. } = &layers[target];
+        let d_model = *d_model;
+        for columns in column_blocks(d_model, *n_features) {
+            for (out, y) in out.chunks_mut(d_model).zip(y.chunks(d_model)) {
+                add_scaled(&mut out[columns.clone()], -1.0, &y[columns.clone()]);
+                add_scaled(&mut out[columns.clone()], 1.0, &b_dec[columns.clone()]);
+            }
             for (source, written) in writers(layers, target) {
-                let (features, values) = active[source].of(token);
-                for (&feature, &value) in features.iter().zip(values) {
-                    add_scaled(out, value, layers[source].dec_row(feature as usize, written));
+                for (token, out) in out.chunks_mut(d_model).enumerate() {
+                    let (features, values) = active[source].of(token);
+                    let out = &mut out[columns.clone()];
+                    for (&feature, &value) in features.iter().zip(values) {
+                        add_scaled(out, value, &layers[source].dec_row(feature as usize, written)[columns.clone()]);
+                    }
                 }
             }
         }
@@ -150,99 +158,6 @@ wide! {
     }
 }
 
-/// The pairs of each feature, in the order of their tokens.
-pub(super) struct ByFeature {
-    starts: Vec<u32>,
-    /// Indices into the pairs in the order of tokens, and their tokens.
-    pairs: Vec<(u32, u32)>,
-}
-
-impl ByFeature {
-    pub(super) fn new(active: &Active, n_features: usize) -> Self {
-        let mut starts = vec![0u32; n_features + 1];
-        active.features.iter().for_each(|&feature| starts[feature as usize + 1] += 1);
-        for feature in 0..n_features {
-            starts[feature + 1] += starts[feature];
-        }
-        let mut next = starts.clone();
-        let mut pairs = vec![(0, 0); active.features.len()];
-        for token in 0..active.n_tokens() {
-            for pair in active.starts[token]..active.starts[token + 1] {
-                let at = &mut next[active.features[pair as usize] as usize];
-                pairs[*at as usize] = (pair, token as u32);
-                *at += 1;
-            }
-        }
-        Self { starts, pairs }
-    }
-
-    #[inline(always)]
-    pub(super) fn of(&self, feature: usize) -> &[(u32, u32)] {
-        &self.pairs[self.starts[feature] as usize..self.starts[feature + 1] as usize]
-    }
-}
-
-/// Pairs and what each does to its encoder row, with the errors that they answer to.
-struct Gradient<'a> {
-    active: &'a Active,
-    by_feature: ByFeature,
-    /// Loss by activation. `[n_active]`
-    deltas: Vec<f32>,
-    /// Errors of the layers written to, and what they are multiplied by to be a gradient.
-    errors: &'a [Vec<f32>],
-    factor: f32,
-}
-
-impl<'a> Gradient<'a> {
-    fn new(layer: &Layer, active: &'a Active, errors: &'a [Vec<f32>], factor: f32) -> Self {
-        let mut deltas = vec![0f32; active.features.len()];
-        add_deltas((&mut deltas[..], layer, active, errors, factor));
-        Self { by_feature: ByFeature::new(active, layer.n_features), active, deltas, errors, factor }
-    }
-
-    /// Adds the gradient of a feature's rows.
-    #[inline(always)]
-    fn add_to(&self, feature: usize, x: &[f32], row: &mut RowGradient) {
-        let d_model = row.enc.len();
-        for &(pair, token) in self.by_feature.of(feature) {
-            let (delta, value, at) =
-                (self.deltas[pair as usize], self.active.values[pair as usize], token as usize * d_model);
-            add_scaled(&mut row.enc, delta, &x[at..at + d_model]);
-            row.bias += delta;
-            // Dead features answer for their own layer alone.
-            for (error, dec) in self.errors.iter().zip(row.dec.chunks_mut(d_model)) {
-                add_scaled(dec, self.factor * value, &error[at..at + d_model]);
-            }
-        }
-    }
-}
-
-wide! {
-    /// ⟨g_n, W_dec,i⟩ of every pair.
-    fn add_deltas<'a>(
-        (deltas, layer, active, errors, factor) =>
-            (&'a mut [f32], &'a Layer, &'a Active, &'a [Vec<f32>], f32)
-    ) -> () {
-        let d_model = layer.d_model;
-        for token in 0..active.n_tokens() {
-            let pairs = active.starts[token] as usize..active.starts[token + 1] as usize;
-            for (delta, &feature) in deltas[pairs.clone()].iter_mut().zip(&active.features[pairs]) {
-                for (written, error) in errors.iter().enumerate() {
-                    let error = &error[token * d_model..][..d_model];
-                    *delta += factor * dot(error, layer.dec_row(feature as usize, written));
-                }
-            }
-        }
-    }
-}
-
-/// The gradient of a feature's rows.
-struct RowGradient {
-    enc: Vec<f32>,
-    dec: Vec<f32>,
-    bias: f32,
-}
-
 /// Moves a layer's parameters; gives how many features are dead.
 fn update(
     layer: &mut Layer,
@@ -265,7 +180,7 @@ fn update(
     });
     note_activity(layer, active, &gradient.by_feature, settings);
 
-    move_features((&mut *layer, &batch.x[..], &gradient, of_dead.as_ref(), settings));
+    move_features(layer, &batch.x, &gradient, of_dead.as_ref(), settings);
     let mut sum = vec![0f32; d_model];
     add_rows((&mut sum[..], factor, &errors[0][..]));
     move_all(&mut layer.b_dec, &mut layer.moments.b_dec, &sum, settings);
@@ -300,54 +215,6 @@ wide! {
             add_scaled(sum, factor, row);
         }
     }
-}
-
-wide! {
-    /// Moves the rows of every feature that has a gradient.
-    fn move_features<'a>(
-        (layer, x, gradient, of_dead, settings) =>
-            (&'a mut Layer, &'a [f32], &'a Gradient<'a>, Option<&'a Gradient<'a>>, &'a StepSettings)
-    ) -> () {
-        let (d_model, n_tokens) = (layer.d_model, gradient.active.n_tokens());
-        let mut row = RowGradient { enc: vec![0.0; d_model], dec: vec![0.0; d_model * layer.n_written], bias: 0.0 };
-        for feature in 0..layer.n_features {
-            let is_asked = of_dead.is_some_and(|of_dead| !of_dead.by_feature.of(feature).is_empty());
-            if gradient.by_feature.of(feature).is_empty() && !is_asked {
-                continue;
-            }
-            row.enc.fill(0.0);
-            row.dec.fill(0.0);
-            row.bias = 0.0;
-            gradient.add_to(feature, x, &mut row);
-            if let Some(of_dead) = of_dead {
-                of_dead.add_to(feature, x, &mut row);
-            }
-            if settings.choice == Choice::Positive {
-                add_decoder_lengths(layer, gradient, feature, n_tokens, &mut row.dec);
-            }
-            move_row(layer, feature, &row, settings);
-        }
-    }
-}
-
-/// Moves a feature's rows.
-#[inline(always)]
-fn move_row(layer: &mut Layer, feature: usize, row: &RowGradient, settings: &StepSettings) {
-    let (d_model, d_written) = (layer.d_model, layer.d_model * layer.n_written);
-    let adam = AdamStep::new(settings.lr, settings.step, settings.step - layer.last_moved[feature]);
-    layer.last_moved[feature] = settings.step;
-    let moments = &mut layer.moments;
-    let enc = feature * d_model..(feature + 1) * d_model;
-    let of_enc = (&mut moments.w_enc.first[enc.clone()], &mut moments.w_enc.second[enc.clone()]);
-    adam.apply(&mut layer.w_enc[enc], of_enc, &row.enc);
-    let dec = feature * d_written..(feature + 1) * d_written;
-    let of_dec = (&mut moments.w_dec.first[dec.clone()], &mut moments.w_dec.second[dec.clone()]);
-    adam.apply(&mut layer.w_dec[dec.clone()], of_dec, &row.dec);
-    let bias = feature..feature + 1;
-    let of_bias = (&mut moments.b_enc.first[bias.clone()], &mut moments.b_enc.second[bias.clone()]);
-    adam.apply(&mut layer.b_enc[bias], of_bias, &[row.bias]);
-    let row = &layer.w_dec[dec];
-    layer.dec_norms[feature] = dot(row, row).sqrt();
 }
 
 /// When features were last active and, where thresholds are learnt, how small their activations were.
@@ -423,13 +290,4 @@ fn add_lengths(layer: &mut Layer, gradient: &mut Gradient, settings: &StepSettin
     for (delta, &feature) in gradient.deltas.iter_mut().zip(&gradient.active.features) {
         *delta += layer.sparsity * layer.dec_norms[feature as usize] / n_tokens;
     }
-}
-
-/// What the same loss gives to a decoder row.
-#[inline(always)]
-fn add_decoder_lengths(layer: &Layer, gradient: &Gradient, feature: usize, n_tokens: usize, dec: &mut [f32]) {
-    let values = gradient.by_feature.of(feature).iter().map(|&(pair, _)| gradient.active.values[pair as usize]);
-    let norm = layer.dec_norms[feature].max(f32::MIN_POSITIVE);
-    let factor = layer.sparsity * values.sum::<f32>() / (norm * n_tokens as f32);
-    add_scaled(dec, factor, &layer.w_dec[feature * dec.len()..][..dec.len()]);
 }

@@ -244,7 +244,9 @@ fn assert_histogram(dashboard: &Dashboard, values: &[f64], name: &str) {
     let mut below = 0;
     for (start, end, count) in dashboard.histogram.bins() {
         below += count as usize;
-        let (low, high) = (f64::from(end) * (1.0 - 2e-5), f64::from(end) * (1.0 + 2e-5));
+        // An activation is what is left of sums that are larger than it, and rounded as those are.
+        let rounding = 2e-5 * f64::from(end) + 2e-6;
+        let (low, high) = (f64::from(end) - rounding, f64::from(end) + rounding);
         assert!((n_below(low)..=n_below(high)).contains(&below), "{name}: bin {start} to {end}");
     }
     assert_eq!(below, values.len(), "{name}: histogram");
@@ -636,13 +638,19 @@ fn the_embedded_features_are_what_collecting_its_sentences_gives() {
     collect(tracer.replacement(), &[input], &out, &options, &Job::default()).unwrap();
     let (embedded, here) = (FeatureSet::open_named("atlas").unwrap(), FeatureSet::open(&out).unwrap());
     assert_eq!(embedded.manifest().text, here.manifest().text);
+    let (mut n_activations, mut n_different) = (0, 0);
     for layer in 0..4 {
         for feature in 0..embedded.n_features(layer) {
             let (a, b) = (embedded.dashboard(layer, feature).unwrap(), here.dashboard(layer, feature).unwrap());
-            assert_eq!((a.count, a.n_sequences), (b.count, b.n_sequences), "{layer}_{feature}");
+            // Whether an activation within rounding of its threshold counts depends on the processor.
+            assert!(a.count.abs_diff(b.count) <= 1, "{layer}_{feature}: {} and {}", a.count, b.count);
+            assert!(a.n_sequences.abs_diff(b.n_sequences) <= 1, "{layer}_{feature}");
+            n_activations += a.count;
+            n_different += a.count.abs_diff(b.count);
             close(a.max.into(), b.max.into(), 1e-5, 1e-5, "largest activation");
         }
     }
+    assert!(n_different * 100_000 < n_activations, "{n_different} of {n_activations}");
 }
 
 #[test]

@@ -51,6 +51,7 @@ mod streams;
 mod summaries;
 mod supernodes;
 mod support;
+mod text_pass;
 mod train;
 mod transpose;
 mod unsafe_code;

@@ -208,9 +208,10 @@ impl<'a> Twin<'a> {
     fn read(&self, sources: &Sources, grad: &Matrix, row: &mut BTreeMap<NodeId, f64>, bias: &mut f64) {
         let vecs = matrix(&sources.vecs.all().unwrap());
         for (pos, grad) in grad.iter().enumerate() {
-            for at in sources.vecs.starts[pos]..sources.vecs.starts[pos + 1] {
-                let effect = dot(grad, &vecs[at]);
-                let node = match sources.origins[at] {
+            let here = sources.vecs.starts[pos]..sources.vecs.starts[pos + 1];
+            for (vec, origin) in vecs[here.clone()].iter().zip(&sources.origins[here]) {
+                let effect = dot(grad, vec);
+                let node = match *origin {
                     Origin::Feature(index) => {
                         let f = &self.linear.features.all[index];
                         NodeId::Feature { layer: f.layer as u32, pos: f.pos as u32, feature: f.feature as u32 }
@@ -391,7 +392,8 @@ fn patterns_of_some_queries_are_those_of_all() {
             let points = (0..config.n_layers).map(HookPoint::ResidPre);
             let patterns = (0..config.n_layers).filter(move |_| patterns).map(HookPoint::AttnPattern);
             let mut kept = Activations::at(points.chain(patterns));
-            let pass = replacement.model.forward(&[tokens.clone()], &mut kept, ForwardOptions::default()).unwrap();
+            let pass =
+                replacement.model.forward(std::slice::from_ref(&tokens), &mut kept, ForwardOptions::default()).unwrap();
             (kept, matrix(&pass.resid_final.squeeze(0).unwrap()))
         };
         let ((whole, last), (_, in_blocks)) = (at(true), at(false));
