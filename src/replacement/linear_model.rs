@@ -375,7 +375,7 @@ impl Replacement {
         let cpu = Device::Cpu;
         let n_layers = self.model.config.n_layers;
         // Decoder rows of the layers that still write, unscaled: `[n_active_there, n_written, d_model]` each.
-        let mut decoders: Vec<Vec<f32>> = Vec::new();
+        let mut decoders: Vec<Decoders> = Vec::new();
         let mut all = Vec::with_capacity(n_layers);
         for layer in 0..n_layers {
             job.check()?;

@@ -584,7 +584,8 @@ fn a_map_is_printed_drawn_and_written_and_its_positions_can_be_opened() {
         assert!(told.contains(part), "{part}: {told}");
     }
     assert!(told.lines().all(|line| line.chars().count() <= 80), "{told}");
-    let json: serde_json::Value = serde_json::from_str(&run(&["trace", PROMPT, "--coarse", "--format", "json"])).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&["trace", PROMPT, "--coarse", "--format", "json"])).unwrap();
     let spans = json["spans"].as_array().unwrap();
     let sum: f64 = spans.iter().map(|span| span["share"].as_f64().unwrap()).sum();
     assert!(spans.len() == 9 && (sum - 1.0).abs() < 1e-9, "{spans:?}");
