@@ -20,7 +20,7 @@ const PAGES: [(&str, usize, usize); 10] = [
     ("docs/batch.md", 3, 6),
     ("docs/setups.md", 3, 8),
     ("docs/training.md", 1, 30),
-    ("docs/long-prompts.md", 4, 6),
+    ("docs/long-prompts.md", 5, 30),
 ];
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,
