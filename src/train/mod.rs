@@ -16,6 +16,7 @@ mod layer;
 mod log;
 mod measure;
 mod options;
+mod plan;
 mod rehearsal;
 mod rows;
 mod run;

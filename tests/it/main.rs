@@ -51,6 +51,8 @@ mod summaries;
 mod supernodes;
 mod support;
 mod train;
+#[cfg(target_os = "linux")]
+mod train_faults;
 mod transpose;
 mod unsafe_code;
 mod verify_contents;
