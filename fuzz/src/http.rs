@@ -24,45 +24,39 @@ const FRESH_AFTER: u32 = 1000;
 
 /// Requests that are answered, one of each kind.
 fn answered() -> Vec<Vec<u8>> {
-    let view = r#"{"version": 1, "groups": [{"name": "a", "members": ["0_1_1"]}], "pinned": [], "labels": {}}"#;
+    let view = r#"{"pinned": ["0_1_1"], "groups": [{"name": "a", "members": ["0_1_1"]}], "labels": {"0_1": "b"}, "clicked": null}"#;
+    let trace =
+        r#"{"kind": "trace", "prompt": "He went", "targets": [{"token": " to"}, {"feature": "0_1_1"}], "rows": 9}"#;
+    let intervene = r#"{"kind": "intervene", "graph": "a", "changes": [{"node": "0_1_1", "set": 2}, {"head": "0.1", "ablate": true}], "mode": "direct"}"#;
+    let generate = r#"{"kind": "generate", "prompt": "He", "changes": [{"node": "0_1_*", "scale": 0}], "generate": {"n_tokens": 3, "temperature": 0.5}}"#;
+    let graph =
+        r#"{"prompt": "He went", "model_id": "atlas", "slug_identifier": "b", "batch_size": 8, "max_n_logits": 3}"#;
+    let steer = r#"{"prompt": "He", "model_id": "atlas", "features": [{"layer": 0, "index": 1, "token_active_position": 1, "delta": 2.0}], "n_tokens": 2}"#;
     let requests: &[(&str, &str, &str)] = &[
         ("GET", "/api/v1/health", ""),
         ("GET", "/api/v1/graphs", ""),
-        ("GET", "/api/v1/graphs/a?node_threshold=0.5&edge_threshold=0.9", ""),
+        ("GET", "/api/v1/graphs/a?node_threshold=0.5&edge_threshold=0.9&summary=true", ""),
         ("GET", "/api/v1/graphs/a/nodes.bin?columns=layer,pos", ""),
-        ("GET", "/api/v1/graphs/a/links.bin?node_threshold=0.8", ""),
-        ("GET", "/api/v1/graphs/a/node/0/links?top=3", ""),
+        ("GET", "/api/v1/graphs/a/links.bin?node_threshold=0.8&top=9&by=score", ""),
+        ("GET", "/api/v1/graphs/a/node/0/links?side=inputs&offset=1&limit=3", ""),
         ("GET", "/api/v1/graphs/a/prune?node_threshold=0.7", ""),
         ("GET", "/api/v1/graphs/a/paths?k=3", ""),
         ("GET", "/api/v1/graphs/a/groups/auto?cut=0.5", ""),
         ("GET", "/api/v1/graphs/a/search?q=He", ""),
         ("GET", "/api/v1/graphs/a/view", ""),
-        ("GET", "/api/v1/graphs/a/graph.csv?cells=exact", ""),
+        ("GET", "/api/v1/graphs/a/export.csv?part=pinned", ""),
+        ("GET", "/api/v1/graphs/a/export.json", ""),
         ("GET", "/api/v1/graphs/a/diff/a", ""),
         ("GET", "/api/v1/graphs/a/picture.svg?groups=%5B%5D", ""),
-        ("POST", "/api/v1/graphs/a/scores", r#"{"kept": [0, 1, 2]}"#),
-        ("POST", "/api/v1/graphs/a/layout", r#"{"groups": [["a", "0_1_1"]]}"#),
+        ("POST", "/api/v1/graphs/a/scores", r#"{"nodes": ["0_1_1"], "node_threshold": 0.5}"#),
         ("POST", "/api/v1/graphs/a/picture", r#"{"format": "svg", "groups": [{"name": "a", "members": ["0_1_1"]}]}"#),
         ("PUT", "/api/v1/graphs/a/view", view),
-        (
-            "POST",
-            "/api/v1/jobs",
-            r#"{"kind": "trace", "prompt": "He went", "targets": [{"token": " to"}, {"feature": "0_1_1"}], "rows": 9}"#,
-        ),
-        (
-            "POST",
-            "/api/v1/jobs",
-            r#"{"kind": "intervene", "prompt": "He went", "interventions": [{"node": "0_1_1", "set": 2}], "heads": [{"head": "0.1", "ablate": true}]}"#,
-        ),
-        (
-            "POST",
-            "/api/v1/jobs",
-            r#"{"kind": "generate", "prompt": "He", "interventions": [{"node": "0_1_*", "scale": 0}], "tokens": 3, "temperature": 0.5}"#,
-        ),
+        ("POST", "/api/v1/jobs", trace),
+        ("POST", "/api/v1/jobs", intervene),
+        ("POST", "/api/v1/jobs", generate),
         ("POST", "/api/v1/jobs", r#"{"kind": "sweep", "prompt": "He went", "sweep": "0_1_1=0..2/1"}"#),
-        ("POST", "/api/v1/jobs", r#"{"kind": "verify", "graph": "a", "samples": 2}"#),
+        ("POST", "/api/v1/jobs", r#"{"kind": "verify", "graph": "a", "n_samples": 2}"#),
         ("GET", "/api/v1/jobs", ""),
-        ("DELETE", "/api/v1/jobs/1", ""),
         ("POST", "/api/v1/tokenize", r#"{"prompt": "He went"}"#),
         ("GET", "/api/v1/features/0/3", ""),
         ("GET", "/api/v1/features/search?q=fox&by=all&n=3", ""),
@@ -70,16 +64,8 @@ fn answered() -> Vec<Vec<u8>> {
         ("GET", "/graph_data/a.json?x=1", ""),
         ("POST", "/save_graph/a", r#"{"qParams": {"pinnedIds": []}}"#),
         ("POST", "/forward-pass", r#"{"prompt": "He went"}"#),
-        (
-            "POST",
-            "/generate-graph",
-            r#"{"prompt": "He went", "model_id": "atlas", "batch_size": 8, "max_n_logits": 3}"#,
-        ),
-        (
-            "POST",
-            "/steer",
-            r#"{"prompt": "He", "features": [{"layer": 0, "index": 1, "token_active_position": 1, "delta": 2.0}], "n_tokens": 2}"#,
-        ),
+        ("POST", "/generate-graph", graph),
+        ("POST", "/steer", steer),
     ];
     requests
         .iter()

@@ -4,6 +4,7 @@ use super::activations::token_bytes;
 use super::fold::calibration_bytes;
 use super::layer::Layer;
 use super::options::TrainOptions;
+use super::run::FIRST_TOKENS;
 use crate::error::Result;
 use crate::memory::MemoryPlan;
 
@@ -28,11 +29,16 @@ pub(super) fn check_memory(
     let held_out = n_held_out.saturating_mul(per_token);
     let doing = || format!("train {} features a layer", options.sets.iter().map(|s| s.n_features).sum::<usize>());
     let fits = |_| "fewer features, or less --memory for activations, would fit".to_owned();
+    // Before thresholds are known, every pair above zero is a candidate, half of all in effect: 16 bytes each, in a list that
+    // doubles as it grows.
+    let n_features = options.sets.iter().map(|set| set.n_features as u64).max().unwrap_or(0);
+    let pairs = |n_tokens: u64| n_tokens.saturating_mul(n_features).saturating_mul(16);
     // Rounding and a checkpoint's reader need a layer more.
     MemoryPlan::new()
         .with("weights and their moments", of_layers.saturating_add(of_layers / n_layers as u64))
         .with("activations", n_tokens.saturating_mul(per_token))
         .with("held-out tokens", held_out)
+        .with("pairs of token and feature", pairs(FIRST_TOKENS as u64))
         .with("a batch", 12 * (options.batch * d_model * n_layers) as u64)
         .check(doing, fits)?;
     // At the end moments and activations are gone. A set is there twice, in units of steps and in those of the model, and
@@ -44,6 +50,7 @@ pub(super) fn check_memory(
     MemoryPlan::new()
         .with("weights", (of_layers / 3).saturating_add(copied))
         .with("held-out tokens", held_out)
+        .with("pairs of token and feature", pairs(n_held_out / 2))
         .with("setting thresholds", n_threads.saturating_mul(calibration))
         .check(doing, fits)
 }

@@ -35,7 +35,7 @@ pub const COUNTING_PHASE: &str = "counting tokens";
 pub const ACTIVATIONS_PHASE: &str = "activations";
 
 /// Tokens that scales and first weights are taken from.
-const FIRST_TOKENS: usize = 8192;
+pub(super) const FIRST_TOKENS: usize = 8192;
 
 /// Held-out tokens that thresholds are set on, and as many that the result is measured on.
 const HELD_OUT_TOKENS: usize = 8192;

@@ -175,7 +175,7 @@ fn training_needs_no_more_memory_at_its_end_than_it_plans() {
             "--tokens",
             "600",
             "--features",
-            "6000",
+            "3000",
             "--l0",
             "8",
             "--batch",
@@ -205,7 +205,7 @@ fn training_needs_no_more_memory_at_its_end_than_it_plans() {
         assert_eq!(output.status.code(), Some(2), "{kib} KB: {}: {message}", output.status);
         assert!(message.contains("memory"), "{kib} KB: {message}");
         n_refused += 1;
-        kib += 6_000;
+        kib += 40_000;
     }
     assert!(n_refused > 0, "the first limits are too small");
 }
