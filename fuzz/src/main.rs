@@ -7,6 +7,7 @@
 
 mod coverage;
 mod feature_targets;
+mod http;
 mod hub;
 mod memory;
 mod mutate;

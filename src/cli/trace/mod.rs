@@ -55,6 +55,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let end_phase = |name: &'static str, note: String| {
         phases.lock().unwrap_or_else(PoisonError::into_inner).end(name, note);
     };
+    args.check_use()?;
     let settings = args.thresholds.settings()?;
     check_writable(&args.out_dir)?;
 
