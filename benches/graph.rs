@@ -46,6 +46,8 @@ fn synthetic(n_features: usize) -> AttributionGraph {
         edge_rows: EdgeRows::from_vec(values, n_rows, n_nodes).unwrap(),
         bias_effect: vec![0.0; n_rows],
         unselected_effect: Vec::new(),
+        error_nodes: None,
+        unselected_error_effect: Vec::new(),
         row_values: vec![0.0; n_rows],
         target_ids: (0..N_TARGETS as i64).collect(),
         target_probabilities: vec![0.1; N_TARGETS],
@@ -70,7 +72,7 @@ fn bench(c: &mut Criterion) {
         group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
         group.bench_function("influence", |b| b.iter(|| black_box(influence(&graph.edge_rows, layout, weights))));
         for (name, node_threshold, edge_threshold) in [("0.8_0.98", 0.8, 0.98), ("0.99_0.99", 0.99, 0.99)] {
-            let settings = PruneSettings { node_threshold, edge_threshold };
+            let settings = PruneSettings { node_threshold, edge_threshold, max_nodes: None };
             group.bench_function(format!("influence_scores_prune_circuit_{name}"), |b| {
                 b.iter(|| {
                     let influence = influence(&graph.edge_rows, layout, weights);

@@ -52,6 +52,8 @@ fn write_synthetic(n_features: usize, path: &Path) {
         edge_rows: EdgeRows::from_vec(values, n_rows, n_nodes).unwrap(),
         bias_effect: vec![0.0; n_rows],
         unselected_effect: Vec::new(),
+        error_nodes: None,
+        unselected_error_effect: Vec::new(),
         row_values: vec![0.0; n_rows],
         target_ids: (0..N_TARGETS as i64).collect(),
         target_probabilities: vec![0.1; N_TARGETS],

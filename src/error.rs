@@ -266,6 +266,14 @@ pub enum Error {
     #[error("position {pos} does not exist: the prompt has {n_pos} positions, 0..={}", n_pos - 1)]
     NoSuchPosition { pos: usize, n_pos: usize },
 
+    /// A position that is closed, where an open one is needed.
+    #[error("position {pos} is closed: it has no features, no errors and no gradient of its own")]
+    ClosedPosition { pos: usize },
+
+    /// Something that needs every position to be open.
+    #[error("{what} needs all positions to be open")]
+    NeedsAllOpen { what: String },
+
     /// A head that a layer does not have.
     #[error("head {layer}.{head} does not exist: each layer has {n_heads} heads, 0..={}", n_heads - 1)]
     NoSuchHead { layer: usize, head: usize, n_heads: usize },
@@ -560,6 +568,8 @@ impl Error {
             | Error::NoFeatures { .. }
             | Error::SeveralEdges { .. }
             | Error::KeyNotSeen { .. }
+            | Error::ClosedPosition { .. }
+            | Error::NeedsAllOpen { .. }
             | Error::NoRivals { .. }
             | Error::SameKey { .. }
             | Error::Train { .. }

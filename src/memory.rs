@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result, Shortage};
 
@@ -118,10 +119,45 @@ pub struct MemoryLeft {
     pub limit: &'static str,
 }
 
+/// Bytes that this process is to have at most; 0: no such limit.
+static GIVEN_LIMIT: AtomicU64 = AtomicU64::new(0);
+
+/// Holds every plan of this process against `bytes` of memory too, the process as it is included. 0: no longer.
+pub fn set_limit(bytes: u64) {
+    GIVEN_LIMIT.store(bytes, Ordering::Relaxed);
+}
+
+/// What is left of the limit that was given.
+fn given_left() -> Option<u64> {
+    let limit = Some(GIVEN_LIMIT.load(Ordering::Relaxed)).filter(|&limit| limit > 0)?;
+    Some(limit.saturating_sub(figure("/proc/self/status", "RssAnon").unwrap_or(0)))
+}
+
+/// Reads a size as it is typed: `4GB`, `512 MB`, `1.5GiB`; bytes without a unit.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..end].parse().ok()?;
+    let unit = match text[end..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let bytes = number * unit;
+    (bytes.is_finite() && (1.0..1e18).contains(&bytes)).then_some(bytes as u64)
+}
+
 /// What is left under every limit: of address space and of data (`ulimit -v`, `ulimit -d`), of the control groups that
 /// this process is in, and of the machine. `None` where the system tells none of them, as others than Linux do not.
 pub fn memory_left() -> Option<MemoryLeft> {
     let candidates = [
+        (given_left(), "the limit that `--memory` gives"),
         (address_space_left(), "the limit of address space, `ulimit -v`"),
         (data_left(), "the limit of data, `ulimit -d`"),
         (control_groups_left(), "the memory limit of the control group or container"),
@@ -242,6 +278,15 @@ mod tests {
             assert!(message.contains(part), "{part}: {message}");
         }
         assert!(!message.contains("ids"), "{message}");
+    }
+
+    #[test]
+    fn sizes_are_read_as_they_are_typed() {
+        let sizes = ["4GB", "512 MB", "1.5GiB", "800", "2g"].map(parse_size);
+        assert_eq!(sizes, [4_000_000_000, 512_000_000, 1_610_612_736, 800, 2_000_000_000].map(Some));
+        for text in ["", "GB", "4 lemons", "-4GB", "0", "1e400GB", "4GB 2"] {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -84,6 +84,20 @@ pub fn shortened(text: &str, max_chars: usize) -> String {
     text.chars().take(max_chars.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// `text` in at most `max_chars` characters, with an ellipsis in the place of its middle where it is longer: a prompt's end is
+/// what is explained.
+pub fn shortened_middle(text: &str, max_chars: usize) -> String {
+    let n_chars = text.chars().count();
+    if n_chars <= max_chars {
+        return text.to_owned();
+    }
+    const GAP: &str = " … ";
+    let n_kept = max_chars.saturating_sub(GAP.chars().count());
+    let n_start = n_kept / 2;
+    let start = text.chars().take(n_start);
+    start.chain(GAP.chars()).chain(text.chars().skip(n_chars - (n_kept - n_start))).collect()
+}
+
 /// `text` for XML and HTML, in content and in attributes within double quotes. Line breaks and tabs become spaces; what
 /// XML cannot hold, and what would turn the direction of writing, becomes U+FFFD.
 pub fn xml(text: &str) -> String {
@@ -237,6 +251,8 @@ mod tests {
     fn shortened_text_says_that_it_is() {
         let cut = ["Zürich", "Zürichs", ""].map(|text| shortened(text, 6));
         assert_eq!(cut, ["Zürich", "Züric…", ""]);
+        assert_eq!(shortened_middle("0123456789", 9), "012 … 789");
+        assert_eq!(shortened_middle("012345678", 9), "012345678");
     }
 
     #[test]

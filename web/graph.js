@@ -26,7 +26,7 @@ import { visible } from "./scale.js";
  * @property {any} info scores and counts @property {number} nLinks @property {number} weightShown part of all weight that the links have
  */
 
-export const KINDS = /** @type {const} */ (["feature", "error", "token", "target"]);
+export const KINDS = /** @type {const} */ (["feature", "error", "token", "target", "context"]);
 const TOP_LINKS = 2000;
 const LINKS_OF_NODE = 200;
 const MAX_CACHED = 400;

@@ -137,7 +137,7 @@ function showFilter() {
   const least = h("output", null, percent(filter.minShare));
   fill(
     filterBody,
-    h("div", { class: "row" }, kind("feature"), kind("error"), kind("token"), kind("target")),
+    h("div", { class: "row" }, kind("feature"), kind("error"), kind("token"), kind("target"), kind("context")),
     graph && range("layers", "layers", graph.nLayers - 1),
     graph && range("positions", "positions", graph.tokens.length - 1),
     h("label", null, "label", text),

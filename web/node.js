@@ -155,6 +155,7 @@ export class NodePanel {
       ["tokens", proof.from_tokens, "token"],
       ["bias", proof.bias, "bias"],
     ];
+    if (proof.from_contexts) parts.splice(3, 0, ["contexts", proof.from_contexts, "token"]);
     if (proof.unselected) parts.push(["without a row", proof.unselected, "rest"]);
     const total = parts.reduce((sum, [, value]) => sum + Math.abs(value ?? 0), 0) || 1;
     const holds = proof.relative_error <= 1e-4;
@@ -267,7 +268,7 @@ export class NodePanel {
         this.by === "token"
           ? `${quoted(graph.tokens[link.pos] ?? "")} @${link.pos}`
           : this.by === "layer"
-            ? link.kind === "token"
+            ? link.kind === "token" || link.kind === "context"
               ? "tokens"
               : link.kind === "target"
                 ? "targets"

@@ -7,7 +7,7 @@ import { uncantor } from "./scale.js";
 /** @typedef {import("./store.js").View} View */
 /** What a link may hold that is no part of the view. @typedef {{logitDiff: [string, string]|null, feature: string|null}} Extra */
 
-const KINDS = ["feature", "error", "token", "target"];
+const KINDS = ["feature", "error", "token", "target", "context"];
 
 /** @param {unknown} value @returns {string[]} a list as such or as `a,b` */
 function list(value) {

@@ -15,9 +15,6 @@ from ._circuit import Circuit
 from ._errors import InputError
 from ._values import PathLike
 
-#: Columns of :attr:`Graph.nodes`.
-NODE_KINDS = ("feature", "error", "token", "target")
-
 
 class Graph:
     """Every direct effect of one prompt, before pruning.
@@ -95,19 +92,23 @@ class Graph:
         """
         self._native.save(_values.path(path))
 
-    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Circuit:
+    def prune(
+        self, node_threshold: float = 0.8, edge_threshold: float = 0.98, max_nodes: int | None = 5000
+    ) -> Circuit:
         """The nodes and edges that carry most of the influence.
 
         Args:
             node_threshold: Share of all influence that the kept nodes add up to, in 0..=1.
             edge_threshold: Share of the scores of all edges between them that the kept ones add up to, in 0..=1.
+            max_nodes: At most so many nodes are kept, those of most influence; ``None``: all within the threshold.
 
         Raises:
-            InputError: A threshold outside 0..=1.
+            InputError: A threshold outside 0..=1; no nodes.
         """
         node_threshold = _values.number(node_threshold, "node_threshold")
         edge_threshold = _values.number(edge_threshold, "edge_threshold")
-        return Circuit(self._native.prune(node_threshold, edge_threshold))
+        most = _values.optional_whole(max_nodes, "max_nodes", 1)
+        return Circuit(self._native.prune(node_threshold, edge_threshold, most))
 
     @cached_property
     def circuit(self) -> Circuit:
@@ -198,6 +199,11 @@ class Graph:
         return self._view("unselected_effect")
 
     @cached_property
+    def unselected_error_effect(self) -> npt.NDArray[np.float32]:
+        """What errors that are no nodes give to each row; empty where all are nodes. ``[n_rows]`` or ``[0]``"""
+        return self._view("unselected_error_effect")
+
+    @cached_property
     def row_values(self) -> npt.NDArray[np.float32]:
         """What a row, its bias effect and its unselected effect add up to: the pre-activation of the feature, or the
         target's value. ``[n_features + n_targets]``"""
@@ -231,24 +237,17 @@ class Graph:
     @cached_property
     def nodes(self) -> np.recarray[Any, Any]:
         """All nodes as records, in the order of the adjacency's columns: ``id`` as the command line and JSON write it,
-        ``kind`` (``"feature"``, ``"error"``, ``"token"``, ``"target"``), ``layer``, ``pos`` and ``feature`` (-1 where
-        there is none), ``activation`` and ``probability`` (NaN where there is none), ``influence``, ``text`` (of the
+        ``kind`` (``"feature"``, ``"error"``, ``"token"``, ``"context"``: what attention reads at a closed position,
+        ``"target"``), ``layer``, ``pos`` and ``feature`` (-1 where there is none), ``activation`` and ``probability`` (NaN where there is none), ``influence``, ``text`` (of the
         token at ``pos``; of a target, its own) and ``label``. ``[n_nodes]``"""
-        n_features, n_layers, n_pos, n_targets = self._native.sizes()
+        n_targets = self.n_targets
         ids = self._native.node_ids()
+        kinds, layer, pos = zip(*self._native.places())
         tokens, targets = self.prompt_tokens, self.targets
         labels = self.meta.get("feature_labels", {})
         selected = self.selected_features.astype(np.intp)
         features = self.active_features[selected].astype(np.int64)
-        positions = np.arange(n_pos)
-        counts = (n_features, n_layers * n_pos, n_pos, n_targets)
-        n_others = sum(counts[1:])
-        pos = np.concatenate(
-            [features[:, 1], np.tile(positions, n_layers), positions, np.array(self.meta["target_positions"], int)]
-        )
-        layer = np.concatenate(
-            [features[:, 0], np.repeat(np.arange(n_layers), n_pos), np.full(n_pos + n_targets, -1)]
-        )
+        n_others = len(ids) - len(features)
         feature = np.concatenate([features[:, 2], np.full(n_others, -1)])
         activation = np.concatenate([self.activation_values[selected], np.full(n_others, np.nan)])
         probability = np.concatenate([np.full(len(ids) - n_targets, np.nan), self.target_probabilities])
@@ -256,7 +255,7 @@ class Graph:
         names = [labels.get(f"{row[0]}_{row[2]}", "") for row in features] + [""] * n_others
         columns: list[tuple[str, Any, Any]] = [
             ("id", _width(ids), ids),
-            ("kind", "U7", np.repeat(NODE_KINDS, counts)),
+            ("kind", "U7", kinds),
             ("layer", "i4", layer),
             ("pos", "i4", pos),
             ("feature", "i8", feature),
@@ -292,8 +291,7 @@ class Graph:
 
     def __len__(self) -> int:
         """How many nodes there are."""
-        n_features, n_layers, n_pos, n_targets = self._native.sizes()
-        return n_features + (n_layers + 1) * n_pos + n_targets
+        return self._native.sizes()[4]
 
     def __repr__(self) -> str:
         return (

@@ -18,6 +18,8 @@ def to_circuit_tracer(graph: Graph, library: str) -> dict[str, Any]:
     """As :meth:`Graph.to_circuit_tracer`."""
     if library not in ("torch", "numpy"):
         raise InputError(f"library is torch or numpy, not {library!r}")
+    if not graph._native.is_full():
+        raise InputError("circuit-tracer has no graphs with closed positions or without some of the errors")
     n_features, n_nodes, n_targets = graph.n_features, len(graph), graph.n_targets
     adjacency = np.zeros((n_nodes, n_nodes), np.float32)
     adjacency[:n_features] = graph.adjacency[:n_features]

@@ -182,6 +182,7 @@ class Tracer:
         theta: float | None = None,
         nodes: int | None = None,
         max_features: int | Literal["all"] | None = None,
+        open_positions: str | None = None,
         batch_size: int = 512,
         decoders: bool = True,
         progress: Progress = None,
@@ -201,6 +202,8 @@ class Tracer:
             theta: As ``rows``: features with at least this much influence are all visited, others now and then.
             nodes: This many features become nodes, those of most influence.
             max_features: Choose rows as circuit-tracer does: at most this many features get one.
+            open_positions: Only these positions have features and errors of their own, ``"3..7,12"`` or ``"auto:256"`` for
+                the 256 that give most to what is explained; what attention reads elsewhere is one node a position.
             batch_size: With ``max_features``: a quarter of the features chosen between two looks at the influence.
             decoders: Whether the graph keeps the directions that its features write along; grouping uses them.
             progress: A bar or none, or a function that is told phase, units done and units in all.
@@ -219,6 +222,7 @@ class Tracer:
                     _values.whole(max_logits, "max_logits"),
                     _values.number(logit_prob, "logit_prob"),
                     rows_of,
+                    None if open_positions is None else _values.text(open_positions, "open_positions"),
                     _values.whole(batch_size, "batch_size"),
                     _values.flag(decoders, "decoders"),
                     reporter.told,

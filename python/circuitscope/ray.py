@@ -32,7 +32,17 @@ from ._values import PathLike
 Source: TypeAlias = Union[Any, PathLike, Iterable[Mapping[str, Any]]]
 
 #: What a record may say of how its prompt is traced: arguments of :meth:`circuitscope.Tracer.trace`.
-SETTINGS = ("position", "max_logits", "logit_prob", "rows", "theta", "nodes", "max_features", "batch_size")
+SETTINGS = (
+    "position",
+    "max_logits",
+    "logit_prob",
+    "rows",
+    "theta",
+    "nodes",
+    "max_features",
+    "open_positions",
+    "batch_size",
+)
 
 #: What ends the name of a summary.
 SUMMARY = ".summary.json"

@@ -39,8 +39,14 @@ impl Graph {
         job::short(py, || self.inner.save(path))
     }
 
-    fn prune(&self, py: Python<'_>, node_threshold: f64, edge_threshold: f64) -> PyResult<Circuit> {
-        let settings = PruneSettings { node_threshold, edge_threshold };
+    fn prune(
+        &self,
+        py: Python<'_>,
+        node_threshold: f64,
+        edge_threshold: f64,
+        max_nodes: Option<usize>,
+    ) -> PyResult<Circuit> {
+        let settings = PruneSettings { node_threshold, edge_threshold, max_nodes };
         let circuit = job::short(py, || self.inner.prune(&settings))?;
         Ok(Circuit::of_traced(circuit, self.inner.clone()))
     }
@@ -82,6 +88,8 @@ impl Graph {
                 edge_rows,
                 bias_effect: vec![0.0; n_rows],
                 unselected_effect: Vec::new(),
+                error_nodes: None,
+                unselected_error_effect: Vec::new(),
                 row_values,
                 target_ids,
                 target_probabilities,
@@ -118,10 +126,30 @@ impl Graph {
         self.inner.work().map(|work| (work.n_rows, work.rows_secs))
     }
 
-    /// Numbers of features, layers, positions and targets among the nodes.
-    fn sizes(&self) -> (usize, usize, usize, usize) {
+    /// Numbers of features, layers, positions, targets, and of nodes in all.
+    fn sizes(&self) -> (usize, usize, usize, usize, usize) {
         let layout = self.inner.graph().layout();
-        (layout.n_features(), layout.n_layers(), layout.n_pos(), layout.n_targets())
+        (layout.n_features(), layout.n_layers(), layout.n_pos(), layout.n_targets(), layout.n_nodes())
+    }
+
+    /// Kind, layer and position of every node; -1 where there is no layer.
+    fn places(&self) -> Vec<(&'static str, i64, i64)> {
+        let graph = self.inner.graph();
+        let layout = graph.layout();
+        let place = |node: NodeId| {
+            let pos = match node {
+                NodeId::Target { index } => graph.meta.target_positions.get(index as usize).copied(),
+                _ => node.pos(),
+            };
+            (node.kind().name(), node.layer().map_or(-1, i64::from), pos.map_or(-1, i64::from))
+        };
+        (0..layout.n_nodes()).filter_map(|index| layout.node(index)).map(place).collect()
+    }
+
+    /// Whether there is an error node for every layer and position, and no position is closed.
+    fn is_full(&self) -> bool {
+        let layout = self.inner.graph().layout();
+        layout.has_all_errors() && layout.closed().is_empty()
     }
 
     /// The ids of all nodes, as JSON and the command line write them.
@@ -131,7 +159,7 @@ impl Graph {
         let id = |index: usize| {
             let id = layout.node(index).unwrap_or(NodeId::Token { pos: 0 });
             let (pos, token_id) = match id {
-                NodeId::Feature { pos, .. } | NodeId::Error { pos, .. } => (pos, None),
+                NodeId::Feature { pos, .. } | NodeId::Error { pos, .. } | NodeId::Context { pos } => (pos, None),
                 NodeId::Token { pos } => (pos, graph.input_tokens.get(pos as usize).copied()),
                 NodeId::Target { index } => {
                     let index = index as usize;
@@ -178,6 +206,9 @@ impl Graph {
             "unselected_effect" => {
                 Array::of(owner, n(graph.unselected_effect.len()), |g: &TracedGraph| &g.graph().unselected_effect[..])
             }
+            "unselected_error_effect" => Array::of(owner, n(graph.unselected_error_effect.len()), |g: &TracedGraph| {
+                &g.graph().unselected_error_effect[..]
+            }),
             "row_values" => Array::of(owner, n(graph.row_values.len()), |g: &TracedGraph| &g.graph().row_values[..]),
             "input_tokens" => {
                 Array::of(owner, n(graph.input_tokens.len()), |g: &TracedGraph| &g.graph().input_tokens[..])

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use circuitscope::attribution::{Score, TargetRequest, Versus};
+use circuitscope::attribution::{OpenChoice, Score, TargetRequest, Versus};
 use circuitscope::graph::FeatureId;
 use circuitscope::intervene::{
     Alternative, Change, CompareOptions, FeatureGroup, FeatureSpec, GenerateOptions, HeadChange, HeadIntervention,
@@ -153,6 +153,7 @@ impl Tracer {
         max_logits: usize,
         logit_prob: f64,
         rows: (String, Option<usize>, Option<f64>, Option<usize>),
+        open: Option<String>,
         batch_size: usize,
         keep_decoders: bool,
         progress: Option<Py<PyAny>>,
@@ -166,6 +167,7 @@ impl Tracer {
             logit_prob,
             rows: row_choice(py, rows)?,
             batch_size,
+            open: open.as_deref().map(OpenChoice::asked).transpose().raised(py)?.unwrap_or_default(),
             keep_decoders,
         };
         let graph = job::run(py, progress, |job| opened.trace_with(prompt, &options, job))?;
@@ -280,7 +282,8 @@ impl Tracer {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<String> {
         let opened = self.opened(py)?;
-        let kept = kept_features(py, &graph.inner, &PruneSettings { node_threshold, edge_threshold })?;
+        let kept =
+            kept_features(py, &graph.inner, &PruneSettings { node_threshold, edge_threshold, ..Default::default() })?;
         let options = VerifyOptions { n_samples: samples, n_ablated: ablate, seed, kept };
         let found = job::run(py, progress, |job| opened.verify(graph.inner.graph(), &options, job))?;
         circuitscope::cli::json_text(&found).raised(py)

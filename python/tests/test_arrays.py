@@ -58,6 +58,8 @@ def test_rows_add_up(graph: cs.Graph) -> None:
     sums = graph.adjacency.astype(float).sum(axis=1) + graph.bias_effect
     if graph.unselected_effect.size:
         sums = sums + graph.unselected_effect
+    if graph.unselected_error_effect.size:
+        sums = sums + graph.unselected_error_effect
     scale = np.abs(graph.adjacency).sum(axis=1)
     assert (np.abs(sums - graph.row_values) / scale).max() < 1e-5
 
@@ -76,6 +78,22 @@ def test_nodes_are_records_in_the_order_of_the_columns(graph: cs.Graph) -> None:
     assert set(graph.prune().nodes.id) <= set(nodes.id)
     with pytest.raises(cs.InputError, match="no node"):
         graph.index("0_40_7")
+
+
+def test_closed_positions_have_contexts(tracer: cs.Tracer, tmp_path) -> None:
+    graph = tracer.trace(DALLAS, open_positions="5..9")
+    nodes = graph.nodes
+    contexts = nodes[nodes.kind == "context"]
+    assert contexts.id.tolist() == [f"C_{pos}" for pos in range(5)] and contexts.text.tolist() == graph.prompt_tokens[:5]
+    assert set(nodes[nodes.kind == "feature"].pos) <= set(range(5, 9)) and (nodes.kind == "token").sum() == 4
+    assert graph.adjacency[-1][graph.index("C_2")] != 0 and graph.meta["settings"]["open"] == "5..9"
+    sums = graph.adjacency.astype(float).sum(axis=1) + graph.bias_effect
+    assert np.allclose(sums, graph.row_values, atol=1e-3)
+    assert "context" in graph.prune().nodes.kind and len(graph.prune(max_nodes=12)) <= 12 < len(graph.prune())
+    with pytest.raises(cs.InputError, match="closed"):
+        graph.to_circuit_tracer(library="numpy")
+    graph.save(tmp_path / "g.safetensors")
+    assert cs.Graph.read(tmp_path / "g.safetensors").nodes.tobytes() == nodes.tobytes()
 
 
 def test_circuits_go_to_networkx_and_pandas(graph: cs.Graph) -> None:

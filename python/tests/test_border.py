@@ -64,7 +64,7 @@ def answered(call: Any, *arguments: Any, **named: Any) -> Any:
 CALLS: dict[str, dict[str, Any]] = {
     "trace": {
         "prompt": DALLAS, "targets": None, "position": None, "max_logits": 10, "logit_prob": 0.95, "rows": None,
-        "theta": None, "nodes": None, "max_features": None, "batch_size": 512, "decoders": True, "progress": False,
+        "theta": None, "nodes": None, "max_features": None, "open_positions": None, "batch_size": 512, "decoders": True, "progress": False,
     },
     "intervene": {
         "prompt": DALLAS, "changes": {"0_39_7": 0.0}, "heads": None, "mode": "free", "constrain": None, "generate": 1,
@@ -90,7 +90,7 @@ def test_one_strange_argument(tracer: cs.Tracer, name: str, argument: str, value
 
 @ROUNDS
 @given(prompt=PROMPTS, targets=ANYTHING, settings=st.dictionaries(
-    st.sampled_from(["position", "max_logits", "logit_prob", "rows", "theta", "nodes", "max_features", "batch_size"]),
+    st.sampled_from(["position", "max_logits", "logit_prob", "rows", "theta", "nodes", "max_features", "open_positions", "batch_size"]),
     SCALARS, max_size=3,
 ))
 def test_trace(tracer: cs.Tracer, prompt: Any, targets: Any, settings: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 //! Batches of rows: what is put where for each of their targets, and the one function that computes them.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
@@ -68,20 +69,26 @@ pub fn batch_limits(device: &Device, n_nodes: usize) -> BatchLimits {
 /// Those of the tensor operations.
 pub fn target_batches(linear: &LinearModel, targets: &[Target], limits: BatchLimits) -> Result<Vec<Batch>> {
     let mut plans: Vec<BatchPlan> = Vec::new();
-    let directions = targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_)));
-    plans.extend(cut(TargetSite::FinalNorm, directions.map(|(i, t)| (i, t.pos)).collect(), limits));
+    let mut directions = Vec::new();
+    for (i, target) in targets.iter().enumerate().filter(|(_, t)| matches!(t.kind, TargetKind::Direction(_))) {
+        directions.push((i, linear.positions.need(target.pos)?));
+    }
+    plans.extend(cut(TargetSite::FinalNorm, directions, limits));
     for (i, target) in targets.iter().enumerate() {
         let site = match target.kind {
             TargetKind::Feature { layer, .. } => TargetSite::InputHook { layer },
-            TargetKind::AttentionInput { layer, .. } => TargetSite::AttentionInput { layer },
+            TargetKind::AttentionInput { layer, .. } => {
+                linear.positions.check_all("explaining an attention score")?;
+                TargetSite::AttentionInput { layer }
+            }
             TargetKind::Direction(_) => continue,
         };
-        plans.extend(cut(site, vec![(i, target.pos)], limits));
+        plans.extend(cut(site, vec![(i, linear.positions.need(target.pos)?)], limits));
     }
     let batch = |plan: BatchPlan| -> Result<Batch> {
         let (mut gradients, mut constants, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        for &(i, pos) in &plan.members {
-            let (gradient, constant, value) = at_site(linear, &targets[i], pos)?;
+        for &(i, place) in &plan.members {
+            let (gradient, constant, value) = at_site(linear, &targets[i], place)?;
             gradients.push(gradient);
             constants.push(constant);
             values.push(value);
@@ -97,16 +104,16 @@ pub fn target_batches(linear: &LinearModel, targets: &[Target], limits: BatchLim
 }
 
 /// A target's gradient at its site, the part of its value that is constant there, and its value.
-fn at_site(linear: &LinearModel, target: &Target, pos: usize) -> Result<(Tensor, f32, f32)> {
+fn at_site(linear: &LinearModel, target: &Target, place: usize) -> Result<(Tensor, f32, f32)> {
     let dot = |a: &Tensor, b: &Tensor| -> Result<f32> { Ok((a * b)?.sum_all()?.to_scalar()?) };
     match &target.kind {
         TargetKind::Direction(direction) => {
-            let value = dot(direction, &linear.final_normed.get(pos)?)?;
+            let value = dot(direction, &linear.final_normed.get(target.pos)?)?;
             let bias = linear.final_bias.as_ref().map_or(Ok(0.0), |bias| dot(direction, bias))?;
             Ok((direction.clone(), bias, value))
         }
         TargetKind::Feature { layer, encoder_vec, b_enc, .. } => {
-            let value = dot(encoder_vec, &linear.hook_in[*layer].get(pos)?)? + b_enc;
+            let value = dot(encoder_vec, &linear.hook_in[*layer].get(place)?)? + b_enc;
             let bias = linear.input_bias(*layer).map_or(Ok(0.0), |bias| dot(encoder_vec, bias))?;
             Ok((encoder_vec.clone(), bias + b_enc, value))
         }
@@ -122,7 +129,7 @@ pub fn feature_batches(linear: &LinearModel, wanted: &[usize], limits: BatchLimi
     let features = &linear.features;
     let mut batches = Vec::new();
     // Batches of high layers have the most to do, so they go first.
-    for (layer, members) in by_layer(features, wanted).into_iter().enumerate().rev() {
+    for (layer, members) in by_layer(linear, wanted)?.into_iter().enumerate().rev() {
         for plan in cut(TargetSite::InputHook { layer }, members, limits).into_iter().rev() {
             let here = |&(index, _): &(usize, usize)| (index - features.layer_starts[layer]) as u32;
             let local: Vec<u32> = plan.members.iter().map(here).collect();
@@ -205,6 +212,32 @@ pub fn run_batches_on_device(
     Ok(())
 }
 
+/// What the heads of each layer give to the targets from closed positions. `[n_targets, n_layers, n_pos]`, 0 at open ones
+///
+/// # Errors
+/// Those of the tensor operations; [`crate::Error::Cancelled`].
+///
+/// # Cost
+/// That of the targets' rows, once more.
+pub fn context_at(linear: &LinearModel, layout: &NodeLayout, targets: &[Target], job: &Job) -> Result<Vec<f32>> {
+    let n_places = layout.n_layers() * layout.n_pos();
+    let closed = linear.positions.closed();
+    let mut all = vec![0f32; targets.len() * n_places];
+    for batch in target_batches(linear, targets, batch_limits(linear.final_normed.device(), layout.n_nodes()))? {
+        let members: Vec<usize> = batch.plan.members.iter().map(|&(number, _)| number).collect();
+        job.check()?;
+        linear.pull_back_seeing_heads(&batch.to_targets(), &mut |_, _, _| Ok(()), &mut |at| {
+            let Some(effects) = linear.closed_effects(&at)? else { return Ok(()) };
+            for (member, effects) in members.iter().zip(effects.chunks_exact(closed.len().max(1))) {
+                let places = &mut all[member * n_places + at.layer * layout.n_pos()..][..layout.n_pos()];
+                closed.iter().zip(effects).for_each(|(&pos, &effect)| places[pos] = effect);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(all)
+}
+
 /// Begins the bias effect of each row with what is constant at its target.
 fn with_constants<'a>(mut rows: Vec<HostRow<'a>>, batch: &Batch) -> Vec<HostRow<'a>> {
     rows.iter_mut().zip(&batch.constants).for_each(|(row, &constant)| *row.bias = constant);
@@ -221,11 +254,22 @@ fn pull_back(
 ) -> Result<()> {
     let batch = batch.to_targets();
     count.job.check()?;
-    linear.pull_back(&batch, &mut |sources, grad, ragged| {
-        count.job.check()?;
-        Ok(rows.add(grad, &sources.vecs, &columns(layout, sources), ragged)?)
-    })?;
-    count.add(rows.len());
+    let tokens = layout.tokens().start;
+    let contexts: Vec<usize> = linear.positions.closed().into_iter().map(|pos| tokens + pos).collect();
+    // Both look at the same rows, one after the other.
+    let rows = RefCell::new(rows);
+    linear.pull_back_seeing_heads(
+        &batch,
+        &mut |sources, grad, ragged| {
+            count.job.check()?;
+            Ok(rows.borrow_mut().add(grad, &sources.vecs, &columns(layout, sources), ragged)?)
+        },
+        &mut |at| match linear.closed_effects(&at)? {
+            Some(effects) => Ok(rows.borrow_mut().add_effects(&effects, &contexts)?),
+            None => Ok(()),
+        },
+    )?;
+    count.add(rows.borrow().len());
     Ok(())
 }
 

@@ -33,7 +33,7 @@ pub(super) fn check_edges(graph: &AttributionGraph) -> Result<()> {
     let layout = graph.layout();
     let depth = |source: usize| match layout.node(source) {
         Some(NodeId::Feature { layer, .. } | NodeId::Error { layer, .. }) => layer + 1,
-        Some(NodeId::Token { .. } | NodeId::Target { .. }) | None => 0,
+        Some(NodeId::Token { .. } | NodeId::Context { .. } | NodeId::Target { .. }) | None => 0,
     };
     for row in 0..layout.n_rows() {
         let effects = graph.row(row);
@@ -69,6 +69,7 @@ fn name(node: Option<NodeId>) -> String {
         Some(NodeId::Feature { layer, pos, feature }) => format!("feature {layer}_{feature}_{pos}"),
         Some(NodeId::Error { layer, pos }) => format!("the error of layer {layer} at position {pos}"),
         Some(NodeId::Token { pos }) => format!("the token at position {pos}"),
+        Some(NodeId::Context { pos }) => format!("the context at position {pos}"),
         Some(NodeId::Target { index }) => format!("target {index}"),
         None => "no node".into(),
     }

@@ -21,6 +21,12 @@ pub struct Rows {
     /// What those features give to each target, by layer and position; empty where all have a row. `[n_targets, n_layers,
     /// n_pos]`
     pub unselected_at: Vec<f32>,
+    /// Layer and position of the errors that are nodes; `None`: all of them.
+    pub error_nodes: Option<Vec<(usize, usize)>>,
+    /// What errors that are no nodes give to each row; empty where all are. `[n_selected + n_targets]`
+    pub unselected_error_effect: Vec<f32>,
+    /// The same of each target, by layer and position; empty where all are nodes. `[n_targets, n_layers, n_pos]`
+    pub unselected_errors_at: Vec<f32>,
     /// `[n_selected + n_targets]`
     pub row_values: Vec<f32>,
     /// Whether the device had no room for the rows so far, so that the host chose the features.
@@ -106,6 +112,9 @@ impl<'a> Matrix<'a> {
             bias_effect,
             unselected_effect: Vec::new(),
             unselected_at: Vec::new(),
+            error_nodes: None,
+            unselected_error_effect: Vec::new(),
+            unselected_errors_at: Vec::new(),
             n_computed: row_values.len(),
             row_values,
             short_of_device_memory: false,
@@ -155,6 +164,9 @@ impl<'a> Matrix<'a> {
             bias_effect,
             unselected_effect: unselected_effects,
             unselected_at,
+            error_nodes: None,
+            unselected_error_effect: Vec::new(),
+            unselected_errors_at: Vec::new(),
             row_values,
             short_of_device_memory: false,
             n_computed: n_rows,

@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-use super::row_choice::RowChoice;
+use super::row_choice::{ALL_ERRORS, MAX_ERRORS, RowChoice};
 use crate::error::Result;
 use crate::memory::MemoryPlan;
 use crate::ops::gradient_rows;
@@ -24,7 +24,9 @@ pub struct RowSizes {
     pub n_targets: usize,
     /// Errors, tokens and targets: columns beside those of features.
     pub n_others: usize,
-    /// Positions of the prompt.
+    /// Errors among them.
+    pub n_errors: usize,
+    /// Positions that carry gradient.
     pub n_pos: usize,
     /// Values of a decoder direction, where these are kept; else 0.
     pub d_decoder: usize,
@@ -39,7 +41,11 @@ impl RowSizes {
     fn row_bytes(&self) -> u64 {
         let n_features = if self.is_sampled() { self.n_selected() } else { self.n_active };
         // Directions are summed in f32 and kept in f16.
-        (n_features + self.n_others) as u64 * EDGE + self.d_decoder as u64 * (4 + 2)
+        let n_others = match self.is_sampled() && self.n_errors > ALL_ERRORS {
+            true => self.n_others - self.n_errors + MAX_ERRORS,
+            false => self.n_others,
+        };
+        (n_features + n_others) as u64 * EDGE + self.d_decoder as u64 * (4 + 2)
     }
 
     fn is_sampled(&self) -> bool {
@@ -112,6 +118,7 @@ mod tests {
             n_active: 900_000,
             n_targets: 10,
             n_others: 32_000,
+            n_errors: 30_000,
             n_pos: 1000,
             d_decoder: 576,
         };

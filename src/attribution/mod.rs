@@ -5,17 +5,21 @@ mod batches;
 mod finite;
 mod matrix;
 mod memory;
+mod open_choice;
 mod plan;
 mod row_choice;
 mod rows;
 mod sampled;
 mod score_targets;
+mod target_map;
 mod targets;
 
 pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
+pub use open_choice::{OpenChoice, linearized, open_positions};
 pub use row_choice::{Count, RowChoice, RowRequest, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
 pub use score_targets::{FrozenScore, Score, Versus, score_sides};
+pub use target_map::TargetMap;
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
 use std::time::Instant;
@@ -26,7 +30,7 @@ use crate::graph::{
 };
 use crate::graph::{Influence, RAW_FORMAT_VERSION, scores};
 use crate::job::Job;
-use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement};
+use crate::replacement::{ActiveFeature, LinearModel, Origin, Replacement, spans};
 
 /// What to attribute, and how much of it.
 #[derive(Clone, Debug)]
@@ -43,6 +47,8 @@ pub struct AttributionOptions {
     pub rows: RowChoice,
     /// With [`RowChoice::BestFirst`]: a quarter of the features that are chosen between two looks at the influence.
     pub batch_size: usize,
+    /// Which positions have features, errors and gradient of their own.
+    pub open: OpenChoice,
     /// Whether the graph keeps the directions that its features write along, d_model values of two bytes for each.
     pub keep_decoders: bool,
 }
@@ -56,6 +62,7 @@ impl Default for AttributionOptions {
             logit_prob: 0.95,
             rows: RowChoice::Auto,
             batch_size: 512,
+            open: OpenChoice::All,
             keep_decoders: true,
         }
     }
@@ -75,6 +82,7 @@ impl AttributionOptions {
         if self.batch_size == 0 {
             return Err(out_of_range("batch_size", 0.0, "1.."));
         }
+        self.open.check()?;
         self.rows.check()
     }
 }
@@ -193,6 +201,7 @@ fn options_of(replacement: &Replacement, graph: &AttributionGraph) -> Attributio
         logit_prob: settings.logit_prob,
         rows: row_choice(graph),
         batch_size: settings.batch_size,
+        open: OpenChoice::parse(&settings.open).unwrap_or_default(),
         keep_decoders: graph.decoder_directions().is_some(),
     }
 }
@@ -225,7 +234,9 @@ fn attribute_rows(
     let start = Instant::now();
     let config = &replacement.model.config;
     let active = feature_ids(linear);
+    let closed = linear.positions.closed();
     let layout = NodeLayout::new(active.clone(), config.n_layers, linear.tokens.len(), chosen.targets.len())?;
+    let layout = layout.with_closed(&closed)?;
     memory::RowSizes {
         rows: match given {
             Some(features) => RowChoice::BestFirst { max_features: features.len() },
@@ -234,7 +245,8 @@ fn attribute_rows(
         n_active: active.len(),
         n_targets: chosen.targets.len(),
         n_others: layout.n_nodes() - layout.n_features(),
-        n_pos: linear.tokens.len(),
+        n_errors: layout.errors().len(),
+        n_pos: linear.positions.open().len(),
         d_decoder: if options.keep_decoders { config.d_model } else { 0 },
     }
     .check()?;
@@ -248,6 +260,7 @@ fn attribute_rows(
         ("value", &rows.row_values),
         ("bias effect", &rows.bias_effect),
         ("effect of unselected features", &rows.unselected_effect),
+        ("effect of unselected errors", &rows.unselected_error_effect),
     ] {
         finite::check_row_values(what, values, &linear.features, &rows.selected, &chosen.targets)?;
     }
@@ -256,7 +269,8 @@ fn attribute_rows(
     let start = Instant::now();
     let tokenizer = &replacement.tokenizer;
     let (n_rows, n_computed) = (rows.row_values.len(), rows.n_computed);
-    let n_nodes = rows.selected.len() + layout.n_nodes() - layout.n_features();
+    let n_errors = rows.error_nodes.as_ref().map_or(layout.errors().len(), Vec::len);
+    let n_nodes = rows.selected.len() + n_errors + layout.n_nodes() - layout.errors().end;
     let selected = rows.selected.iter().map(|&i| active[i]);
     let feature_labels = replacement.transcoders.labels.of(selected.map(|f| (f.layer, f.feature)));
     let mut graph = AttributionGraph::new(GraphData {
@@ -267,6 +281,8 @@ fn attribute_rows(
         edge_rows: EdgeRows::from_vec(rows.edge_rows, n_rows, n_nodes)?,
         bias_effect: rows.bias_effect,
         unselected_effect: rows.unselected_effect,
+        error_nodes: rows.error_nodes,
+        unselected_error_effect: rows.unselected_error_effect,
         row_values: rows.row_values,
         target_ids: chosen.targets.iter().map(|t| t.token_id.map_or(-1, i64::from)).collect(),
         target_probabilities: chosen.targets.iter().map(|t| t.weight).collect(),
@@ -277,11 +293,18 @@ fn attribute_rows(
             target_labels: chosen.targets.iter().map(|t| t.label.clone()).collect(),
             target_positions: chosen.targets.iter().map(|t| t.pos as u32).collect(),
             feature_labels,
+            closed_positions: spans(&closed),
             ..requested(replacement, &linear.tokens, options)
         },
     })?;
     if !rows.unselected_at.is_empty() {
         graph.set_unselected_at(rows.unselected_at)?;
+    }
+    if !rows.unselected_errors_at.is_empty() {
+        graph.set_unselected_errors_at(rows.unselected_errors_at)?;
+    }
+    if !closed.is_empty() {
+        graph.set_context_at(batches::context_at(linear, &layout, &chosen.targets, job)?)?;
     }
     graph.meta_mut().settings.max_features = options.rows.for_prompt(linear.features.len()).max_features();
     if options.keep_decoders {
@@ -321,7 +344,8 @@ fn attribute_rows(
 /// The metadata that is known before anything is computed: of which model, with which settings.
 pub fn requested(replacement: &Replacement, tokens: &[u32], options: &AttributionOptions) -> GraphMeta {
     // Taken apart, so that an option that is new cannot be forgotten. What the file leaves out is the same graph.
-    let AttributionOptions { targets, position, max_logits, logit_prob, rows, batch_size, keep_decoders: _ } = options;
+    let AttributionOptions { targets, position, max_logits, logit_prob, rows, batch_size, open, keep_decoders: _ } =
+        options;
     let mut meta = GraphMeta {
         format_version: RAW_FORMAT_VERSION,
         model: replacement.source.clone(),
@@ -339,6 +363,7 @@ pub fn requested(replacement: &Replacement, tokens: &[u32], options: &Attributio
             rows: rows.to_string(),
             targets: targets.iter().map(TargetRequest::to_string).collect(),
             position: *position,
+            open: open.to_string(),
         },
         program_version: env!("CARGO_PKG_VERSION").into(),
         ..GraphMeta::default()

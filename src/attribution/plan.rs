@@ -1,12 +1,14 @@
 //! How rows are put into batches: targets of one layer, last position first, as many as fit.
 
-use crate::replacement::{ActiveFeatures, TargetSite};
+use crate::error::Result;
+use crate::replacement::{LinearModel, TargetSite};
 
 /// One batch of rows to compute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchPlan {
     pub site: TargetSite,
-    /// What the batch computes, by the caller's numbering, with its position; descending by position.
+    /// What the batch computes, by the caller's numbering, with the place of its position among the open ones; descending
+    /// by place.
     pub members: Vec<(usize, usize)>,
 }
 
@@ -18,14 +20,19 @@ pub struct BatchLimits {
     pub targets: usize,
 }
 
-/// The active features `wanted` (indices into `features`) of each layer, with their positions. `[n_layers]`
-pub fn by_layer(features: &ActiveFeatures, wanted: &[usize]) -> Vec<Vec<(usize, usize)>> {
+/// The active features `wanted` (indices into those of `linear`) of each layer, with the places of their positions.
+/// `[n_layers]`
+///
+/// # Errors
+/// None: features are at open positions.
+pub fn by_layer(linear: &LinearModel, wanted: &[usize]) -> Result<Vec<Vec<(usize, usize)>>> {
+    let features = &linear.features;
     let mut by_layer: Vec<Vec<(usize, usize)>> = vec![Vec::new(); features.encoder_vecs.len()];
     for &index in wanted {
         let feature = &features.all[index];
-        by_layer[feature.layer].push((index, feature.pos));
+        by_layer[feature.layer].push((index, linear.positions.need(feature.pos)?));
     }
-    by_layer
+    Ok(by_layer)
 }
 
 /// Cuts the members of one site into batches of about the same size: a small last batch would waste its products.

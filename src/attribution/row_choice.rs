@@ -10,8 +10,14 @@ const DEFAULT_VISITS: usize = 1000;
 /// The share of all influence that the nodes of a sampled graph carry, unless they are too many: what pruning keeps.
 pub(super) const NODE_SHARE: f64 = 0.8;
 
+/// Errors of so many layers and positions are all nodes of a sampled graph; of more, the strongest.
+pub(super) const ALL_ERRORS: usize = 8192;
+
 /// At most this many features become nodes of a sampled graph, unless a number is asked for.
 pub(super) const MAX_NODES: usize = 1500;
+
+/// At most this many errors, where not all are.
+pub(super) const MAX_ERRORS: usize = 1500;
 
 /// Which features get a row, and so become nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -15,13 +15,13 @@ use super::batches::{
 use super::feature_ids;
 use super::matrix::{Rows, add_unselected_at, unselected_effect};
 use super::plan::BatchLimits;
-use super::row_choice::{MAX_NODES, NODE_SHARE, Visits};
+use super::row_choice::{ALL_ERRORS, MAX_ERRORS, MAX_NODES, NODE_SHARE, Visits};
 use super::targets::Target;
 use crate::error::Result;
 use crate::graph::influence::{ROW_SUM_CLAMP, row_abs_sums};
 use crate::graph::{
     KeptFeatures, NodeLayout, RowSource, SampleSettings, SampledInfluence, Sampling, Scores, SweepVectors,
-    SweptVectors, Visit, WholeInfluence, sampled_influence, sampled_influence_in,
+    SweptVectors, Visit, WholeInfluence, next_features, node_threshold, sampled_influence, sampled_influence_in,
 };
 use crate::job::Job;
 use crate::ops::{HostRow, SweptOnDevice};
@@ -66,7 +66,8 @@ pub fn compute(
     let n_computed = found.visited.len() + selected.len() + 2 * targets.len();
     let n_selected = selected.len();
     let place_of = |feature: usize| selected.partition_point(|&other| other < feature);
-    let kept = Mutex::new(KeptRows::new(layout, selected.clone(), targets.len()));
+    let errors = kept_errors(&found, layout);
+    let kept = Mutex::new(KeptRows::new(layout, selected.clone(), errors, targets.len()));
     // A thread that panicked has ended the computation anyway.
     let keep = |place: usize, row: &ComputedRow| kept.lock().unwrap_or_else(PoisonError::into_inner).set(place, row);
     pull_backs.run(of_targets, &|row| keep(n_selected + row.member, &row))?;
@@ -94,6 +95,9 @@ pub fn compute(
         bias_effect: kept.bias_effect,
         unselected_effect: kept.unselected_effect,
         unselected_at: kept.unselected_at,
+        error_nodes: kept.error_nodes,
+        unselected_error_effect: kept.unselected_error_effect,
+        unselected_errors_at: kept.unselected_errors_at,
         row_values: kept.row_values,
         short_of_device_memory: false,
         n_computed,
@@ -136,7 +140,8 @@ pub fn exact_influence(
     job: &Job,
 ) -> Result<ExactInfluence> {
     let layout =
-        NodeLayout::new(feature_ids(linear), replacement.model.config.n_layers, linear.tokens.len(), targets.len())?;
+        NodeLayout::new(feature_ids(linear), replacement.model.config.n_layers, linear.tokens.len(), targets.len())?
+            .with_closed(&linear.positions.closed())?;
     let weights: Vec<f32> = targets.iter().map(|target| target.weight).collect();
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
     let count = RowCount::new(job, "influence rows", layout.n_rows());
@@ -153,6 +158,20 @@ fn kept_features(found: &SampledInfluence, layout: &NodeLayout, nodes: Option<us
         Some(number) => strongest(number),
         None => Some(by_share()).filter(|features| features.len() <= MAX_NODES).unwrap_or_else(|| strongest(MAX_NODES)),
     }
+}
+
+/// The errors that become nodes, as places among all layers and positions, ascending: of many the strongest of those that
+/// pruning keeps. `None`: all of them.
+fn kept_errors(found: &SampledInfluence, layout: &NodeLayout) -> Option<Vec<usize>> {
+    let errors = &found.nodes[layout.errors()];
+    if errors.len() <= ALL_ERRORS {
+        return None;
+    }
+    let (smallest, _) = node_threshold(&found.nodes, NODE_SHARE);
+    let mut strongest = next_features(errors, &vec![false; errors.len()], MAX_ERRORS);
+    strongest.retain(|&error| errors[error] > 0.0 && errors[error] >= smallest);
+    strongest.sort_unstable();
+    Some(strongest)
 }
 
 /// A row as it comes out of a batch.
@@ -256,26 +275,42 @@ struct KeptRows<'a> {
     layout: &'a NodeLayout,
     selected: Vec<usize>,
     is_selected: Vec<bool>,
+    /// Places of the errors that are kept; `None`: all.
+    errors: Option<Vec<usize>>,
+    error_nodes: Option<Vec<(usize, usize)>>,
     /// [n_rows, n_columns].
     edge_rows: Vec<f32>,
     bias_effect: Vec<f32>,
     unselected_effect: Vec<f32>,
     /// [n_targets, n_layers, n_pos].
     unselected_at: Vec<f32>,
+    unselected_error_effect: Vec<f32>,
+    /// [n_targets, n_layers, n_pos].
+    unselected_errors_at: Vec<f32>,
     row_values: Vec<f32>,
     row_abs_sums: Vec<f32>,
 }
 
 impl<'a> KeptRows<'a> {
-    fn new(layout: &'a NodeLayout, selected: Vec<usize>, n_targets: usize) -> Self {
+    fn new(layout: &'a NodeLayout, selected: Vec<usize>, errors: Option<Vec<usize>>, n_targets: usize) -> Self {
         let n_rows = selected.len() + n_targets;
-        let n_columns = selected.len() + layout.n_nodes() - layout.n_features();
+        let n_errors = errors.as_ref().map_or(layout.errors().len(), Vec::len);
+        let n_columns = selected.len() + n_errors + layout.n_nodes() - layout.errors().end;
+        let n_pos = layout.n_pos();
+        let error_nodes = errors.as_ref().map(|cells| cells.iter().map(|cell| (cell / n_pos, cell % n_pos)).collect());
+        let n_error_rows = if errors.is_some() { n_rows } else { 0 };
+        let n_places = layout.n_layers() * n_pos;
+        let n_error_places = if errors.is_some() { n_targets * n_places } else { 0 };
         let mut is_selected = vec![false; layout.n_features()];
         selected.iter().for_each(|&feature| is_selected[feature] = true);
         Self {
             layout,
             selected,
             is_selected,
+            errors,
+            error_nodes,
+            unselected_error_effect: vec![0.0; n_error_rows],
+            unselected_errors_at: vec![0.0; n_error_places],
             edge_rows: vec![0.0; n_rows * n_columns],
             bias_effect: vec![0.0; n_rows],
             unselected_effect: vec![0.0; n_rows],
@@ -287,11 +322,25 @@ impl<'a> KeptRows<'a> {
 
     fn set(&mut self, place: usize, row: &ComputedRow) {
         let layout = self.layout;
-        let rest = &row.effects[layout.n_features()..];
-        let n_columns = self.selected.len() + rest.len();
+        let (errors, rest) = (&row.effects[layout.errors()], &row.effects[layout.errors().end..]);
+        let n_errors = self.errors.as_ref().map_or(errors.len(), Vec::len);
+        let n_columns = self.selected.len() + n_errors + rest.len();
         let (features, others) = self.edge_rows[place * n_columns..][..n_columns].split_at_mut(self.selected.len());
         features.iter_mut().zip(&self.selected).for_each(|(effect, &feature)| *effect = row.effects[feature]);
+        let (kept_errors, others) = others.split_at_mut(n_errors);
         others.copy_from_slice(rest);
+        match &self.errors {
+            None => kept_errors.copy_from_slice(errors),
+            Some(cells) => {
+                kept_errors.iter_mut().zip(cells).for_each(|(effect, &cell)| *effect = errors[cell]);
+                let mut left = errors.to_vec();
+                cells.iter().for_each(|&cell| left[cell] = 0.0);
+                self.unselected_error_effect[place] = left.iter().map(|&effect| f64::from(effect)).sum::<f64>() as f32;
+                if let Some(target) = place.checked_sub(self.selected.len()) {
+                    self.unselected_errors_at[target * left.len()..][..left.len()].copy_from_slice(&left);
+                }
+            }
+        }
         // What the row is called in the layout of all active features.
         let in_layout = match place.checked_sub(self.selected.len()) {
             Some(target) => {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::attribution::{AttributionOptions, Count, RowRequest, TargetRequest, Versus};
+use crate::attribution::{AttributionOptions, Count, OpenChoice, RowRequest, TargetRequest, Versus};
 use crate::error::ErrorContext;
 use crate::graph::FeatureId;
 use crate::intervene::{FeatureSpec, Positions};
@@ -52,12 +52,16 @@ pub struct PromptLine {
     /// As [`RowRequest::max_features`]: a number or `"all"`.
     #[serde(default, deserialize_with = "count")]
     pub max_features: Option<Count>,
+    /// As [`OpenChoice::asked`] reads it.
+    pub open_positions: Option<String>,
     /// As [`AttributionOptions::batch_size`].
     pub batch_size: Option<usize>,
     /// As [`PruneSettings::node_threshold`].
     pub node_threshold: Option<f64>,
     /// As [`PruneSettings::edge_threshold`].
     pub edge_threshold: Option<f64>,
+    /// As [`PruneSettings::max_nodes`].
+    pub max_nodes: Option<usize>,
     /// As [`TraceSettings::heads`].
     pub heads: Option<bool>,
 }
@@ -154,6 +158,8 @@ impl PromptLine {
             targets.extend(found);
         }
         let usual_options = &usual.options;
+        let open = self.open_positions.as_deref().map(OpenChoice::asked).transpose();
+        let open = open.context(|| "cannot use `open_positions`".to_owned())?;
         let options = AttributionOptions {
             targets: if targets.is_empty() { usual_options.targets.clone() } else { targets },
             position: self.position.or(usual_options.position),
@@ -161,12 +167,14 @@ impl PromptLine {
             logit_prob: self.logit_prob.unwrap_or(usual_options.logit_prob),
             rows: if rows.is_empty() { usual_options.rows } else { rows.choice()? },
             batch_size: self.batch_size.unwrap_or(usual_options.batch_size),
+            open: open.unwrap_or_else(|| usual_options.open.clone()),
             keep_decoders: usual_options.keep_decoders,
         };
         options.check()?;
         let pruning = PruneSettings {
             node_threshold: self.node_threshold.unwrap_or(usual.pruning.node_threshold),
             edge_threshold: self.edge_threshold.unwrap_or(usual.pruning.edge_threshold),
+            max_nodes: self.max_nodes.or(usual.pruning.max_nodes),
         };
         pruning.check()?;
         Ok(Request { prompt, options, pruning, heads: self.heads.unwrap_or(usual.heads), slug: self.slug.clone() })
@@ -243,7 +251,8 @@ mod tests {
             "targets": [" Austin", {"token_id": 7}, {"difference": [" Austin", " Sacramento"]}, {"feature": "0_39_2"},
             {"attention": "1.0@3:2", "versus": 1}, {"attention": "1.0@3:2", "rival": true},
             {"direction": "\" Austin\" - \" Sacramento\""}],
-            "rows": 50, "nodes": 9, "batch_size": 3, "node_threshold": 0.5, "edge_threshold": 1, "heads": true}"#;
+            "rows": 50, "nodes": 9, "open_positions": "1..3", "batch_size": 3, "node_threshold": 0.5, "edge_threshold": 1,
+            "max_nodes": 70, "heads": true}"#;
         let usual = TraceSettings::default();
         let request = parse(line).unwrap().request(&tracer, &usual).unwrap();
         let token = |text: &str| tracer.token(text).unwrap();
@@ -260,10 +269,11 @@ mod tests {
             ]
         );
         assert!(matches!(&request.options.targets[6..], [TargetRequest::Direction { .. }]));
-        let AttributionOptions { position, max_logits, logit_prob, rows, batch_size, .. } = request.options;
+        let AttributionOptions { position, max_logits, logit_prob, rows, batch_size, open, .. } = request.options;
         assert_eq!((position, max_logits, logit_prob, batch_size), (Some(3), 2, 0.5, 3));
         assert_eq!(rows, RowChoice::Sampled { visits: Visits::Rows(50), nodes: Some(9) });
-        assert_eq!(request.pruning, PruneSettings { node_threshold: 0.5, edge_threshold: 1.0 });
+        assert_eq!(open, OpenChoice::Spans(vec![[1, 3]]));
+        assert_eq!(request.pruning, PruneSettings { node_threshold: 0.5, edge_threshold: 1.0, max_nodes: Some(70) });
         assert!(request.heads && request.slug.as_deref() == Some("t"));
 
         // Of the row settings a line has all or none: those of the whole batch are one choice, and so are a line's.
@@ -315,6 +325,9 @@ mod tests {
             (r#"{"prompt": "A", "max_features": 1, "nodes": 5}"#, &["`max_features`", "`nodes`"]),
             (r#"{"prompt": "A", "logit_prob": 1.5}"#, &["logit_prob", "1.5"]),
             (r#"{"prompt": "A", "node_threshold": -1}"#, &["node_threshold", "-1"]),
+            (r#"{"prompt": "A", "max_nodes": 0}"#, &["max_nodes", "0"]),
+            (r#"{"prompt": "A", "open_positions": "5..3"}"#, &["open_positions", "5..3"]),
+            (r#"{"prompt": "A", "open_positions": "first"}"#, &["open_positions", "first", "auto:N"]),
         ] {
             let problem = problem(line);
             let missing = parts.iter().filter(|part| !problem.contains(**part));

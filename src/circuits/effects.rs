@@ -32,17 +32,19 @@ pub struct EffectMap {
     pub features: Vec<f64>,
     /// Of the error nodes, layer-major. `[n_layers, n_pos]`
     pub errors: Vec<f64>,
-    /// Of the token nodes. `[n_pos]`
+    /// Of the token nodes, and of the contexts in their places. `[n_pos]`
     pub tokens: Vec<f64>,
-    /// Summed |effect| of features and tokens.
+    /// The part of `tokens` that is of contexts.
+    pub contexts: f64,
+    /// Summed |effect| of features, tokens and contexts.
     pub explained_abs: f64,
     /// Summed |effect| of errors.
     pub errors_abs: f64,
 }
 
 impl EffectMap {
-    /// Of a feature or target of a raw graph, over all edges; of a target also what features without a row give, where the
-    /// graph tells from which places.
+    /// Of a feature or target of a raw graph, over all edges; of a target also what features and errors that are no nodes
+    /// give, where the graph tells from which places.
     ///
     /// # Panics
     /// Past the last row.
@@ -58,6 +60,10 @@ impl EffectMap {
             map.features[place] += f64::from(sum);
             // Single effects are not known; their sum is no more than they are.
             map.explained_abs += f64::from(sum.abs());
+        }
+        for (place, &sum) in unselected_errors_at(graph, row).unwrap_or_default().iter().enumerate() {
+            map.errors[place] += f64::from(sum);
+            map.errors_abs += f64::from(sum.abs());
         }
         map
     }
@@ -89,13 +95,16 @@ impl EffectMap {
         let place = match id {
             NodeId::Feature { layer, pos, .. } => self.features.get_mut(cell(layer, pos)),
             NodeId::Error { layer, pos } => self.errors.get_mut(cell(layer, pos)),
-            NodeId::Token { pos } => self.tokens.get_mut(pos as usize),
+            NodeId::Token { pos } | NodeId::Context { pos } => self.tokens.get_mut(pos as usize),
             NodeId::Target { .. } => None,
         };
         if let Some(place) = place {
             *place += effect;
             let sum = if id.kind() == NodeKind::Error { &mut self.errors_abs } else { &mut self.explained_abs };
             *sum += effect.abs();
+            if id.kind() == NodeKind::Context {
+                self.contexts += effect;
+            }
         }
     }
 
@@ -138,6 +147,9 @@ pub struct DirectEffects {
     pub errors: f64,
     /// From tokens.
     pub tokens: f64,
+    /// From contexts: what attention reads at closed positions.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub contexts: f64,
     /// From biases; known from raw graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub biases: Option<f64>,
@@ -152,7 +164,7 @@ pub struct DirectEffects {
 /// Effects along all paths, summed by where paths begin ([`path_effects`]).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PathSums {
-    /// At tokens.
+    /// At tokens and contexts.
     pub tokens: f64,
     /// At errors.
     pub errors: f64,
@@ -175,15 +187,15 @@ pub struct PositionEffects {
     pub features: f64,
     /// Direct effect of the errors there.
     pub errors: f64,
-    /// Direct effect of the token itself.
+    /// Direct effect of the token itself; of a closed position, of its context.
     pub token: f64,
-    /// Effect of the token along all paths.
+    /// Effect of the token, or of the context, along all paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_along_paths: Option<f64>,
     /// Effect of the errors there along all paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errors_along_paths: Option<f64>,
-    /// The part of all influence on all targets that begins at the token, in 0..=1.
+    /// The part of all influence on all targets that begins at the token or context, in 0..=1.
     pub token_share: f64,
     /// The part that begins at the errors there, in 0..=1.
     pub error_share: f64,
@@ -296,7 +308,8 @@ impl Effects {
             direct: DirectEffects {
                 features: map.features.iter().sum(),
                 errors: map.errors.iter().sum(),
-                tokens: map.tokens.iter().sum(),
+                tokens: map.tokens.iter().sum::<f64>() - map.contexts,
+                contexts: map.contexts,
                 biases: of_row(|raw| &raw.bias_effect),
                 unselected: match row.and_then(|(raw, row)| unselected_at(raw, row)) {
                     Some(_) => Some(0.0),
@@ -341,7 +354,7 @@ impl Begins {
 
     fn add(&mut self, id: NodeId, value: f64) {
         match id {
-            NodeId::Token { pos } => self.tokens[pos as usize] += value,
+            NodeId::Token { pos } | NodeId::Context { pos } => self.tokens[pos as usize] += value,
             NodeId::Error { pos, .. } => self.errors[pos as usize] += value,
             NodeId::Feature { .. } | NodeId::Target { .. } => {}
         }
@@ -359,6 +372,11 @@ fn unselected_at(graph: &AttributionGraph, row: usize) -> Option<&[f32]> {
     graph.unselected_at(row.checked_sub(graph.layout().n_features())?)
 }
 
+/// The same of errors that are no nodes.
+fn unselected_errors_at(graph: &AttributionGraph, row: usize) -> Option<&[f32]> {
+    graph.unselected_errors_at(row.checked_sub(graph.layout().n_features())?)
+}
+
 /// The row of a feature or target of a raw graph.
 fn row_of(raw: &AttributionGraph, id: NodeId) -> Option<usize> {
     let layout = raw.layout();
@@ -366,8 +384,13 @@ fn row_of(raw: &AttributionGraph, id: NodeId) -> Option<usize> {
     match id {
         NodeId::Feature { .. } => Some(index),
         NodeId::Target { .. } => Some(layout.n_features() + index - layout.targets().start),
-        NodeId::Error { .. } | NodeId::Token { .. } => None,
+        NodeId::Error { .. } | NodeId::Token { .. } | NodeId::Context { .. } => None,
     }
+}
+
+/// Graphs without closed positions do not speak of them.
+fn is_zero(effect: &f64) -> bool {
+    *effect == 0.0
 }
 
 /// The direct effect of a node of `circuit` on `target`: the edge of the raw graph where there is one, else the circuit's.

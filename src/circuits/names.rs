@@ -80,7 +80,7 @@ fn named(circuit: &Circuit, name: &str, pos: Option<u32>) -> Vec<NodeIndex> {
         });
     }
     if name.is_empty() || name == "E" {
-        return if pos.is_some() { nodes(&|node, _| node.id.kind() == NodeKind::Token) } else { Vec::new() };
+        return if pos.is_some() { nodes(&|node, _| node.id.kind().is_beginning()) } else { Vec::new() };
     }
     let lower = name.trim().to_lowercase();
     let tiers: [&dyn Fn(&str) -> bool; 3] =
@@ -103,7 +103,8 @@ fn feature_parts(circuit: &Circuit, name: &str) -> Option<(u32, i64, Option<u32>
 /// What a node is called beside its id.
 fn names_of(circuit: &Circuit, index: NodeIndex) -> impl Iterator<Item = &str> {
     let node = circuit.node(index);
-    let own = matches!(node.id.kind(), NodeKind::Token | NodeKind::Target).then_some(node.text.as_str());
+    let own =
+        matches!(node.id.kind(), NodeKind::Token | NodeKind::Context | NodeKind::Target).then_some(node.text.as_str());
     own.into_iter().chain(node.label.as_deref()).filter(|name| !name.is_empty())
 }
 

@@ -1,5 +1,6 @@
 //! Graph files of any kind, opened: raw graphs are pruned on the way, JSON graphs are taken as they are or pruned further.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use petgraph::graph::NodeIndex;
@@ -8,8 +9,8 @@ use super::find_nodes;
 use super::group::{NamedGroup, split_name};
 use crate::error::ErrorContext;
 use crate::export::{StreamedGraph, node_id_text, raw, read_raw, stream_wire};
-use crate::graph::{AttributionGraph, Circuit, node_threshold};
-use crate::prune::{PruneSettings, Pruned, nodes_within, prune, prune_links};
+use crate::graph::{AttributionGraph, Circuit, Node, node_threshold};
+use crate::prune::{PruneSettings, Pruned, prune, prune_links, strongest_within};
 use crate::{Error, Result};
 
 /// How a graph is pruned when it is opened. The default: raw graphs with the usual thresholds, JSON graphs not at all.
@@ -31,8 +32,9 @@ impl Opening {
         let settings_or = |default: PruneSettings| PruneSettings {
             node_threshold: node_threshold.unwrap_or(default.node_threshold),
             edge_threshold: edge_threshold.unwrap_or(default.edge_threshold),
+            ..default
         };
-        let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+        let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None };
         let is_asked_for = node_threshold.is_some() || edge_threshold.is_some();
         let opening =
             Opening { raw: settings_or(PruneSettings::default()), json: is_asked_for.then(|| settings_or(everything)) };
@@ -157,7 +159,14 @@ pub fn open_json(path: &Path, settings: Option<&PruneSettings>) -> Result<Stream
     let open = || {
         let Some(settings) = settings else { return stream_wire(path, None) };
         settings.check()?;
-        let mut graph = stream_wire(path, Some(&|nodes| nodes_within(nodes, settings.node_threshold)))?;
+        let n_left_out = Cell::new(0);
+        let within = |nodes: &[Node]| {
+            let (stays, n_more) = strongest_within(nodes, settings);
+            n_left_out.set(n_more);
+            stays
+        };
+        let mut graph = stream_wire(path, Some(&within))?;
+        graph.leave_out(n_left_out.get());
         let is_kept = prune_links(&graph.nodes, &mut graph.links, settings.edge_threshold)?;
         graph.keep_nodes(&is_kept);
         Ok(graph)
@@ -170,9 +179,9 @@ pub fn open_json(path: &Path, settings: Option<&PruneSettings>) -> Result<Stream
 fn dropped_node(raw: &AttributionGraph, circuit: &Circuit, name: &str) -> Option<(String, f64)> {
     // Its nodes only: all of its edges may be more than there is memory for.
     let (_, cumulative_influence) = node_threshold(&raw.influence().nodes, 1.0);
-    let settings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+    let settings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None };
     let node_mask = vec![true; raw.layout().n_nodes()];
-    let nodes = Pruned { node_mask, edges: Vec::new(), cumulative_influence, settings };
+    let nodes = Pruned { node_mask, edges: Vec::new(), cumulative_influence, n_left_out: 0, settings };
     let whole = nodes.circuit(raw).ok()?;
     let found = find_nodes(&whole, name).ok()?;
     let dropped = found.into_iter().find(|&index| circuit.find(whole.node(index).id).is_none())?;

@@ -132,7 +132,7 @@ pub fn strongest_path_groups(circuit: &Circuit, target: NodeIndex, count: usize)
                     NodeKind::Feature if Some(pos) == here => {
                         waiting.insert(place[source.index()], source);
                     }
-                    _ => next.entry((kind == NodeKind::Token, pos)).or_default().push(source),
+                    _ => next.entry((kind.is_beginning(), pos)).or_default().push(source),
                 }
             }
         }

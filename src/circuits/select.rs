@@ -122,14 +122,14 @@ pub fn carrying_paths(circuit: &Circuit, share: f64) -> Vec<NodeIndex> {
     }
     // A token that no path within the set uses is no part of it.
     let feeds = |node: NodeIndex| graph.edges_directed(node, Direction::Outgoing).any(|edge| is_in(edge.target(), low));
-    let wanted = |node: &NodeIndex| is_in(*node, low) && (kind(*node) != NodeKind::Token || feeds(*node));
+    let wanted = |node: &NodeIndex| is_in(*node, low) && (!kind(*node).is_beginning() || feeds(*node));
     graph.node_indices().filter(wanted).collect()
 }
 
 /// What a part of a circuit carries, as parts of the weight of all targets of the whole: each 0..=1.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Carried {
-    /// On paths from the part's tokens to its targets that stay within it.
+    /// On paths from the part's tokens and contexts to its targets that stay within it.
     pub by_tokens: f64,
     /// What errors feed into those of its features and targets that are on such paths, whether the errors are part of it or
     /// not.
@@ -152,7 +152,7 @@ pub fn carried(circuit: &Circuit, is_in: impl Fn(NodeIndex) -> bool) -> Carried 
             return;
         }
         match kind(node) {
-            NodeKind::Token => carried.by_tokens += passed,
+            NodeKind::Token | NodeKind::Context => carried.by_tokens += passed,
             NodeKind::Error => carried.by_errors += passed,
             NodeKind::Feature | NodeKind::Target => {}
         }

@@ -34,6 +34,7 @@ pub fn pinned_scores(circuit: &Circuit, pinned: impl Fn(NodeIndex) -> bool) -> S
                 from_tokens += passed;
                 false
             }
+            NodeId::Context { .. } => false,
             // Summed where they are met, merged with the features that are left out.
             NodeId::Error { .. } => return,
             NodeId::Feature { .. } => pinned(node),

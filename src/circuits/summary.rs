@@ -54,6 +54,9 @@ pub struct Summary {
     pub scores: SummaryScores,
     /// What the circuit consists of.
     pub counts: Counts,
+    /// Nodes within the threshold that pruning left out, since the graph was to have no more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub n_left_out: usize,
     /// Whether it is a part of a circuit; shares are those of the whole all the same.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_part: bool,
@@ -111,6 +114,9 @@ pub struct Counts {
     pub errors: usize,
     /// Token nodes.
     pub tokens: usize,
+    /// Context nodes: closed positions.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub contexts: usize,
     /// Target nodes.
     pub targets: usize,
     /// Edges between them.
@@ -120,8 +126,13 @@ pub struct Counts {
 impl Counts {
     /// Nodes of all kinds.
     pub fn nodes(&self) -> usize {
-        self.features + self.errors + self.tokens + self.targets
+        self.features + self.errors + self.tokens + self.contexts + self.targets
     }
+}
+
+/// Graphs without closed positions do not speak of them.
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// One node in words.
@@ -308,6 +319,7 @@ fn summary(
             NodeKind::Feature => counts.features += 1,
             NodeKind::Error => counts.errors += 1,
             NodeKind::Token => counts.tokens += 1,
+            NodeKind::Context => counts.contexts += 1,
             NodeKind::Target => counts.targets += 1,
         }
     }
@@ -346,6 +358,7 @@ fn summary(
             sampling: circuit.meta.sampling,
         },
         counts,
+        n_left_out: circuit.meta.n_left_out,
         is_part: circuit.is_part(),
         effects: Effects::on(circuit, raw, &main.into_iter().chain(others).collect::<Vec<_>>()),
         strongest: circuit.strongest_nodes(settings.top).into_iter().map(|(index, _)| describer.node(index)).collect(),

@@ -13,7 +13,7 @@ use crate::job::CancelToken;
 use crate::{Error, Result};
 
 use super::counted::Counted;
-use super::graph_args::Thresholds;
+use super::graph_args::{NodeLimit, Thresholds};
 use super::row_args::RowArgs;
 use super::setup::SetupArgs;
 use super::{note, signals};
@@ -21,7 +21,8 @@ use super::{note, signals};
 #[derive(Debug, Args)]
 pub struct BatchArgs {
     /// A JSON object a line: `prompt` or `tokens`; where wanted `slug`, `targets`, `position`, `max_logits`, `logit_prob`,
-    /// `rows`, `theta`, `nodes`, `max_features`, `batch_size`, `node_threshold`, `edge_threshold`, `heads`; `-` is stdin
+    /// `rows`, `theta`, `nodes`, `max_features`, `open_positions`, `batch_size`, `node_threshold`, `edge_threshold`,
+    /// `max_nodes`, `heads`; `-` is stdin
     #[arg(value_name = "PROMPTS")]
     prompts: PathBuf,
     #[command(flatten, next_help_heading = "Model")]
@@ -39,6 +40,8 @@ pub struct BatchArgs {
     batch_size: usize,
     #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
+    #[command(flatten, next_help_heading = "Pruning")]
+    limit: NodeLimit,
     /// Where the files go, and index.jsonl
     #[arg(long, value_name = "FOLDER", default_value = "graphs", help_heading = "Output")]
     out_dir: PathBuf,
@@ -76,11 +79,12 @@ pub(super) fn run(args: &BatchArgs) -> Result<bool> {
             max_logits: args.max_logits,
             logit_prob: args.logit_prob,
             rows: args.rows.choice()?,
+            open: args.rows.open(),
             batch_size: args.batch_size,
             keep_decoders: !(args.no_decoders || args.no_raw),
             ..AttributionOptions::default()
         },
-        pruning: args.thresholds.settings()?,
+        pruning: args.limit.of(args.thresholds.settings()?),
         heads: args.heads,
     };
     settings.options.check()?;

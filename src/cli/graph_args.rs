@@ -52,6 +52,26 @@ pub(super) struct Thresholds {
     edge_threshold: Option<f64>,
 }
 
+/// How large a JSON graph may become, as an option.
+#[derive(Debug, Args)]
+pub(super) struct NodeLimit {
+    /// Keep at most so many nodes, those of most influence [default: 5000 of a raw graph, all of a JSON graph]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_nodes: Option<u64>,
+}
+
+impl NodeLimit {
+    /// The settings with this limit, where one is given.
+    pub(super) fn of(&self, settings: PruneSettings) -> PruneSettings {
+        PruneSettings { max_nodes: self.asked().or(settings.max_nodes), ..settings }
+    }
+
+    /// The limit, where one is given.
+    pub(super) fn asked(&self) -> Option<usize> {
+        self.max_nodes.map(|most| usize::try_from(most).unwrap_or(usize::MAX))
+    }
+}
+
 impl Thresholds {
     /// Whether options name any.
     pub(super) fn is_given(&self) -> bool {

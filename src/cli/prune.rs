@@ -12,7 +12,7 @@ use crate::input::is_stream;
 use crate::prune::PruneSettings;
 use crate::{Error, Result};
 
-use super::graph_args::{Thresholds, file_name, refuse_own_inputs, relabel_from, render};
+use super::graph_args::{NodeLimit, Thresholds, file_name, refuse_own_inputs, relabel_from, render};
 use super::output_file::check_json_output;
 use super::{Format, note, print_data};
 
@@ -23,6 +23,8 @@ pub struct PruneArgs {
     graph: PathBuf,
     #[command(flatten, next_help_heading = "Pruning")]
     thresholds: Thresholds,
+    #[command(flatten, next_help_heading = "Pruning")]
+    limit: NodeLimit,
     /// Where to write the pruned graph [default: beside a raw graph, as .json; needed for a .json]
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
@@ -45,10 +47,10 @@ pub struct PruneArgs {
 /// # Errors
 /// Bad thresholds, a graph that cannot be read, an output that cannot be written.
 pub(super) fn run(args: &PruneArgs) -> Result<()> {
-    let settings = args.thresholds.settings()?;
+    let settings = args.limit.of(args.thresholds.settings()?);
     let is_json = is_stream(&args.graph) || args.graph.extension().is_some_and(|e| e == "json");
     if is_json && !raw::looks_raw(&args.graph).unwrap_or(false) {
-        return prune_json(args, &settings);
+        return prune_json(args, &PruneSettings { max_nodes: args.limit.asked(), ..settings });
     }
     let output = args.output.clone().unwrap_or_else(|| args.graph.with_extension("json"));
     refuse_own_inputs(&output, [Some(&args.graph), args.labels.as_ref()])?;

@@ -1,8 +1,8 @@
-//! Which rows `trace` computes, as options.
+//! Which rows a trace computes, and of which positions, as options.
 
 use clap::Args;
 
-use crate::attribution::{Count, RowChoice, RowRequest};
+use crate::attribution::{Count, OpenChoice, RowChoice, RowRequest};
 
 #[derive(Debug, Args)]
 pub(super) struct RowArgs {
@@ -20,6 +20,11 @@ pub(super) struct RowArgs {
     /// Choose rows as circuit-tracer does: at most this many features get one, those of most influence so far; or `all`
     #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with_all = ["rows", "theta", "nodes"])]
     max_features: Option<Count>,
+    /// Only these positions have features and errors of their own: spans `A..B` (without B) and single positions, with
+    /// commas between, or `auto:N` for the N that give most to what is explained. What attention reads elsewhere is one node
+    /// a position. Positions of what is explained are always open [default: all]
+    #[arg(long, value_name = "A..B or auto:N", value_parser = OpenChoice::asked)]
+    open_positions: Option<OpenChoice>,
 }
 
 fn parse_count(text: &str) -> Result<Count, String> {
@@ -32,7 +37,12 @@ impl RowArgs {
     /// # Errors
     /// Options that exclude each other, where the parser has let them through.
     pub(super) fn choice(&self) -> crate::Result<RowChoice> {
-        let Self { rows, theta, nodes, max_features } = *self;
+        let Self { rows, theta, nodes, max_features, open_positions: _ } = *self;
         RowRequest { rows, theta, nodes, max_features }.choice()
+    }
+
+    /// Which positions are open.
+    pub(super) fn open(&self) -> OpenChoice {
+        self.open_positions.clone().unwrap_or_default()
     }
 }

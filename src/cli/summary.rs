@@ -8,10 +8,13 @@ use crate::circuits::{
     NamedNodes, Neighbors, NodeExample, NodeSummary, PathGroup, Prediction, Summary, SummaryNode, SummaryPath,
 };
 use crate::graph::{NodeKind, ShareEstimate};
-use crate::text::{quoted, shortened, terminal};
+use crate::text::{quoted, shortened, shortened_middle, terminal};
 
 /// Longer labels are cut in tables; JSON has them whole.
 const MAX_LABEL_CHARS: usize = 48;
+
+/// Longer prompts are shown without their middle; JSON has them whole.
+const MAX_PROMPT_CHARS: usize = 400;
 
 /// The column that is left out where all entries are several nodes.
 const ACTIVATION: usize = 4;
@@ -100,7 +103,7 @@ fn write_head(text: &mut String, summary: &Summary) {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12}{value}");
     };
-    line("prompt", quoted(&summary.prompt));
+    line("prompt", shortened_middle(&quoted(&summary.prompt), MAX_PROMPT_CHARS));
     let predictions: Vec<String> = summary
         .predictions
         .iter()
@@ -146,13 +149,22 @@ fn write_head(text: &mut String, summary: &Summary) {
         );
     }
     let counts = summary.counts;
-    let kinds =
-        [(counts.features, "feature"), (counts.errors, "error"), (counts.tokens, "token"), (counts.targets, "target")];
-    let kinds: Vec<String> = kinds.iter().map(|&(n, name)| plural(n, name)).collect();
+    let kinds = [
+        (counts.features, "feature"),
+        (counts.errors, "error"),
+        (counts.tokens, "token"),
+        (counts.contexts, "context"),
+        (counts.targets, "target"),
+    ];
+    let is_shown = |&(n, name): &(usize, &str)| n > 0 || name != "context";
+    let kinds: Vec<String> = kinds.into_iter().filter(is_shown).map(|(n, name)| plural(n, name)).collect();
     line(
         if summary.is_part { "part" } else { "graph" },
         format!("{}: {}; {}", plural(counts.nodes(), "node"), kinds.join(", "), plural(counts.edges, "edge")),
     );
+    if summary.n_left_out > 0 {
+        line("", format!("{} of less influence left out (--max-nodes)", plural(summary.n_left_out, "node")));
+    }
 }
 
 fn write_node(text: &mut String, summary: &NodeSummary) {
@@ -242,7 +254,7 @@ fn group_text(group: &PathGroup) -> String {
     let mut before = None;
     for step in &group.steps[..group.steps.len().saturating_sub(1)] {
         let _ = match (step.kind, before) {
-            (NodeKind::Token, _) => write!(text, "{}", token_at(&step.text, step.pos)),
+            (kind, _) if kind.is_beginning() => write!(text, "{}", token_at(&step.text, step.pos)),
             (_, Some(pos)) if pos == step.pos => write!(text, " > its features"),
             _ => write!(text, " > features at {}", token_at(&step.text, step.pos)),
         };
@@ -275,6 +287,7 @@ pub(super) fn target_name(summary: &Summary, id: &str, text: &str) -> String {
 fn path_text(summary: &Summary, path: &SummaryPath) -> String {
     let step = |node: &SummaryNode| match node.kind {
         NodeKind::Token => quoted(&node.text),
+        NodeKind::Context => format!("{} {}", node.id, quoted(&node.text)),
         NodeKind::Target => target_name(summary, &node.id, &node.text),
         _ => match &node.label {
             Some(label) => format!("{} [{}]", node.id, cut(label)),
@@ -292,6 +305,7 @@ fn label(node: &SummaryNode) -> String {
         (None, NodeKind::Feature) => String::new(),
         (None, NodeKind::Error) => "(error)".to_owned(),
         (None, NodeKind::Token) => "(token)".to_owned(),
+        (None, NodeKind::Context) => "(context)".to_owned(),
         (None, NodeKind::Target) => "(target)".to_owned(),
     }
 }

@@ -160,7 +160,7 @@ fn verification_text(found: &Verification) -> String {
     let edges = &found.edges;
     let _ = writeln!(
         text,
-        "{:<12}{}: {} edges from {} features, {} errors and {} tokens measured, {:.4} % within tolerance; largest error \
+        "{:<12}{}: {} edges from {} features, {} errors and {} tokens{} measured, {:.4} % within tolerance; largest error \
          {:.1e}, largest edge {:.3}",
         "edges",
         verdict(edges.passed),
@@ -168,6 +168,7 @@ fn verification_text(found: &Verification) -> String {
         edges.n_features,
         edges.n_errors,
         edges.n_tokens,
+        if edges.n_contexts > 0 { format!(", {} contexts", edges.n_contexts) } else { String::new() },
         edges.share_within * 100.0,
         edges.largest_error,
         edges.largest_edge

@@ -29,6 +29,14 @@ const DIRECTIONS: &str = "decoder_directions";
 
 const UNSELECTED_AT: &str = "unselected_at";
 
+/// Of graphs some of whose errors are no nodes.
+const ERROR_NODES: &str = "error_nodes";
+const UNSELECTED_ERROR_EFFECT: &str = "unselected_error_effect";
+const UNSELECTED_ERRORS_AT: &str = "unselected_errors_at";
+
+/// Of graphs with closed positions.
+const CONTEXT_AT: &str = "context_at";
+
 /// The largest header that safetensors allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The tensors of [`WholeInfluence`], which a file has all or none of.
@@ -64,6 +72,10 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         ("selected_features", Dtype::I64, vec![selected.len()], i64s(&selected)),
         ("target_ids", Dtype::I64, vec![n_targets], i64s(&graph.target_ids)),
     ];
+    if let Some(errors) = &graph.error_nodes {
+        let places: Vec<i64> = errors.iter().flat_map(|&(layer, pos)| [layer as i64, pos as i64]).collect();
+        small.push((ERROR_NODES, Dtype::I64, vec![errors.len(), 2], i64s(&places)));
+    }
     // What has eight bytes a value comes before what has four.
     if let Some(whole) = graph.whole_influence() {
         let bytes = whole.nodes.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -99,11 +111,22 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
     if !graph.unselected_effect.is_empty() {
         floats.insert(2, ("unselected_effect", vec![n_rows], &graph.unselected_effect));
     }
-    if let Some(values) = graph.unselected_at_all() {
-        let layout = graph.layout();
+    if !graph.unselected_error_effect.is_empty() {
+        floats.insert(2, (UNSELECTED_ERROR_EFFECT, vec![n_rows], &graph.unselected_error_effect));
+    }
+    let of_targets = [
+        (UNSELECTED_AT, graph.unselected_at_all()),
+        (UNSELECTED_ERRORS_AT, graph.unselected_errors_at_all()),
+        (CONTEXT_AT, graph.context_at_all()),
+    ];
+    for (name, values) in of_targets {
+        let shape = vec![n_targets, graph.layout().n_layers(), graph.layout().n_pos()];
         // Before the edge rows, which are mapped.
-        let shape = vec![n_targets, layout.n_layers(), layout.n_pos()];
-        floats.insert(floats.len() - 1, (UNSELECTED_AT, shape, values));
+        floats.extend(values.map(|values| (name, shape, values)));
+        let last = floats.len() - 1;
+        if values.is_some() {
+            floats.swap(last - 1, last);
+        }
     }
 
     let mut offset = 0;
@@ -226,10 +249,15 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         Some(_) => reader.f32s("unselected_effect")?,
         None => Vec::new(),
     };
-    let unselected_at = match metadata.info(UNSELECTED_AT) {
-        Some(_) => Some(reader.f32s_of(UNSELECTED_AT, 3)?),
-        None => None,
+    let unselected_error_effect = match metadata.info(UNSELECTED_ERROR_EFFECT) {
+        Some(_) => reader.f32s(UNSELECTED_ERROR_EFFECT)?,
+        None => Vec::new(),
     };
+    let error_nodes = metadata.info(ERROR_NODES).map(|_| reader.error_nodes()).transpose()?;
+    let of_targets = |name: &'static str| metadata.info(name).map(|_| reader.f32s_of(name, 3)).transpose();
+    let unselected_at = of_targets(UNSELECTED_AT)?;
+    let unselected_errors_at = of_targets(UNSELECTED_ERRORS_AT)?;
+    let context_at = of_targets(CONTEXT_AT)?;
     // One of them without the others is damage, which `tensor` names.
     let has_influence = WHOLE_INFLUENCE.iter().any(|name| metadata.info(name).is_some());
     let whole_influence = match has_influence || meta.sampling.is_some() {
@@ -261,6 +289,8 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         edge_rows: EdgeRows::from_map(map, edge_bytes, edge_shape[0], edge_shape[1])?,
         bias_effect,
         unselected_effect,
+        error_nodes,
+        unselected_error_effect,
         row_values,
         target_ids,
         target_probabilities,
@@ -272,6 +302,12 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     }
     if let Some(values) = unselected_at {
         graph.set_unselected_at(values)?;
+    }
+    if let Some(values) = unselected_errors_at {
+        graph.set_unselected_errors_at(values)?;
+    }
+    if let Some(values) = context_at {
+        graph.set_context_at(values)?;
     }
     if let Some(stored) = heads {
         let heads = stored.flows(&graph, path)?;
@@ -420,6 +456,20 @@ impl Reader<'_> {
         self.map[bytes].chunks_exact(8).map(eight).collect()
     }
 
+    /// Layer and position of each error that is a node.
+    fn error_nodes(&self) -> Result<Vec<(usize, usize)>> {
+        let (shape, bytes) = self.tensor(ERROR_NODES, Dtype::I64, 2)?;
+        if shape[1] != 2 {
+            let file = self.path.display().to_string();
+            let expected = vec![shape[0], 2];
+            return Err(Error::Shape { tensor: ERROR_NODES.to_owned(), file, actual: shape, expected });
+        }
+        let part = |value: i64| {
+            usize::try_from(value).map_err(|_| damaged(self.path, format!("`{ERROR_NODES}` holds {value}")))
+        };
+        self.i64s_at(bytes).chunks_exact(2).map(|place| Ok((part(place[0])?, part(place[1])?))).collect()
+    }
+
     fn heads(&self) -> Result<StoredHeads> {
         let floats = |name, n_dims| -> Result<(Vec<usize>, Vec<f32>)> {
             let (shape, bytes) = self.tensor(name, Dtype::F32, n_dims)?;
@@ -495,7 +545,7 @@ impl StoredHeads {
             let row = match target {
                 NodeId::Feature { .. } => Some(ends[0] as usize),
                 NodeId::Target { index } => Some(layout.n_features() + index as usize),
-                NodeId::Error { .. } | NodeId::Token { .. } => None,
+                NodeId::Error { .. } | NodeId::Token { .. } | NodeId::Context { .. } => None,
             };
             let row = row.ok_or_else(|| damaged(path, format!("`head_edges` holds {}, which has no row", ends[0])))?;
             let mut strongest = Vec::new();

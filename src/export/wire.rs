@@ -17,6 +17,7 @@ use crate::{Error, Result};
 pub(super) const FEATURE_TYPE: &str = "cross layer transcoder";
 pub(super) const ERROR_TYPE: &str = "mlp reconstruction error";
 pub(super) const TOKEN_TYPE: &str = "embedding";
+pub(super) const CONTEXT_TYPE: &str = "context";
 pub(super) const LOGIT_TYPE: &str = "logit";
 
 /// The key of a node's [`ShareEstimate`](crate::graph::ShareEstimate).
@@ -70,13 +71,13 @@ pub struct WireMetadata {
 pub struct WireNode {
     /// Its id ([`node_id_text`]), by which links name it.
     pub node_id: String,
-    /// Cantor pairing of (layer, feature) for features, -1 for errors, position for tokens, vocabulary id for logits.
+    /// Cantor pairing of (layer, feature) for features, -1 for errors, position for tokens and contexts, vocabulary id for logits.
     pub feature: Option<i64>,
     /// A string here; some programs write a number.
     pub layer: Value,
     /// Position in the prompt.
     pub ctx_idx: u32,
-    /// What it stands for: `cross layer transcoder`, `mlp reconstruction error`, `embedding` or `logit`.
+    /// What it stands for: `cross layer transcoder`, `mlp reconstruction error`, `embedding`, `context` or `logit`.
     pub feature_type: String,
     /// Probability of a target's token; 0 for other nodes.
     #[serde(default)]
@@ -136,6 +137,7 @@ pub fn node_id_text(n_layers: usize, node: &Node) -> String {
         NodeId::Feature { layer, pos, feature } => format!("{layer}_{feature}_{pos}"),
         NodeId::Error { layer, pos } => format!("{layer}_-1_{pos}"),
         NodeId::Token { pos } => format!("E_{}_{pos}", node.token_id.unwrap_or(-1)),
+        NodeId::Context { pos } => format!("C_{pos}"),
         NodeId::Target { index } => format!("{}_{}_{}", n_layers + 1, target_number(node, index), node.pos),
     }
 }
@@ -179,6 +181,11 @@ impl WireNode {
                 wire.feature = Some(i64::from(pos));
                 wire.js_node_id = format!("E_{}-{pos}", node.token_id.unwrap_or(-1));
                 ("E".to_owned(), TOKEN_TYPE)
+            }
+            NodeId::Context { pos } => {
+                wire.feature = Some(i64::from(pos));
+                wire.js_node_id = format!("C-{pos}");
+                ("E".to_owned(), CONTEXT_TYPE)
             }
             NodeId::Target { index } => {
                 let number = target_number(node, index);
@@ -235,6 +242,14 @@ impl WireGraph {
         }
     }
 
+    /// Notes how many nodes were left out for their number.
+    pub(crate) fn set_left_out(&mut self, n_nodes: usize) {
+        let pruning = self.metadata.extra.entry("pruning_settings".to_owned()).or_insert_with(|| json!({}));
+        if let Value::Object(pruning) = pruning {
+            pruning.insert("n_nodes_left_out".to_owned(), json!(n_nodes));
+        }
+    }
+
     /// Notes how much the pinned nodes explain, beside the scores of the whole graph.
     pub(crate) fn set_subgraph_scores(&mut self, scores: Value) {
         let all = self.metadata.extra.entry("scores".to_owned()).or_insert_with(|| json!({}));
@@ -264,6 +279,9 @@ fn metadata(circuit: &Circuit, slug: &str) -> WireMetadata {
     let mut pruning = Map::new();
     let thresholds = [("node_threshold", meta.node_threshold), ("edge_threshold", meta.edge_threshold)];
     pruning.extend(thresholds.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))));
+    if meta.n_left_out > 0 {
+        pruning.insert("n_nodes_left_out".to_owned(), json!(meta.n_left_out));
+    }
     if !pruning.is_empty() {
         extra.insert("pruning_settings".to_owned(), Value::Object(pruning));
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::wire::{ERROR_TYPE, ESTIMATE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireNode};
+use super::wire::{CONTEXT_TYPE, ERROR_TYPE, ESTIMATE, LOGIT_TYPE, TOKEN_TYPE, WireGraph, WireNode};
 use crate::graph::{Circuit, CircuitMeta, GraphSettings, Link, Node, NodeId, Sampling, ShareEstimate};
 use crate::{Error, Result};
 
@@ -73,6 +73,7 @@ impl WireGraph {
             replacement_score: number("scores", "replacement_score"),
             completeness_score: number("scores", "completeness_score"),
             row_identity_error: number("scores", "row_identity_error"),
+            n_left_out: number("pruning_settings", "n_nodes_left_out").unwrap_or_default() as usize,
             trace_id: extra.get("trace_id").and_then(Value::as_str).map(str::to_owned),
             // What another program writes there is its own affair.
             sampling: extra.get("sampling").and_then(|value| Sampling::deserialize(value).ok()),
@@ -128,6 +129,10 @@ impl<'a> NodeReader<'a> {
                 token_id = number();
                 text = self.prompt_tokens.get(pos as usize).cloned().unwrap_or_default();
                 NodeId::Token { pos }
+            }
+            CONTEXT_TYPE => {
+                text = self.prompt_tokens.get(pos as usize).cloned().unwrap_or_default();
+                NodeId::Context { pos }
             }
             LOGIT_TYPE => {
                 token_id = number().or(wire.feature).map(|id| id.max(-1));

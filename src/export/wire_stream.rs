@@ -17,7 +17,7 @@ use super::link_heads::heads_of_link;
 use super::link_seed::{Ids, LinkSeed, WireEnds};
 use super::wire::{WireGraph, WireLink, WireMetadata, WireNode};
 use super::wire_read::{NodeReader, resolve};
-use crate::graph::{Circuit, CircuitMeta, CompactLink, HeadFlows, Link, Node, NodeId};
+use crate::graph::{Circuit, CircuitMeta, CompactLink, HeadFlows, Link, Node};
 use crate::input::{is_stream, read_json};
 use crate::{Error, Result};
 
@@ -58,6 +58,14 @@ impl StreamedGraph {
     /// Where the graph comes from.
     pub fn meta(&self) -> CircuitMeta {
         self.header.circuit_meta(&self.nodes)
+    }
+
+    /// Notes that this many nodes more were left out for their number.
+    pub(crate) fn leave_out(&mut self, n_nodes: usize) {
+        if n_nodes > 0 {
+            let before = self.meta().n_left_out;
+            self.header.set_left_out(before + n_nodes);
+        }
     }
 
     /// Drops the other nodes and all links to them.
@@ -158,7 +166,7 @@ pub fn stream_wire(path: &Path, keep: Option<KeepNodes<'_>>) -> Result<StreamedG
     }
     // Only now is it known what the prompt's tokens are.
     let mut nodes = known.nodes;
-    for node in nodes.iter_mut().filter(|node| matches!(node.id, NodeId::Token { .. })) {
+    for node in nodes.iter_mut().filter(|node| node.id.kind().is_beginning()) {
         node.text = metadata.prompt_tokens.get(node.pos as usize).cloned().unwrap_or_default();
     }
     let header =

@@ -38,6 +38,11 @@ pub struct GraphData {
     /// The part of each row's value that comes from active features that are no nodes; empty where all are nodes.
     /// `[n_selected + n_targets]`, or `[0]`
     pub unselected_effect: Vec<f32>,
+    /// Layer and position of the errors that are nodes, strictly ascending; `None`: those of every layer and position.
+    pub error_nodes: Option<Vec<(usize, usize)>>,
+    /// The part of each row's value that comes from errors that are no nodes; empty where all are nodes.
+    /// `[n_selected + n_targets]`, or `[0]`
+    pub unselected_error_effect: Vec<f32>,
     /// The pre-activation or target value that a row and its bias effect must add up to. `[n_selected + n_targets]`
     pub row_values: Vec<f32>,
     /// Vocabulary ids, -1 for a direction that is no token. `[n_targets]`
@@ -76,6 +81,9 @@ pub struct GraphMeta {
     pub feature_output_hook: String,
     /// Layers of the base model.
     pub n_layers: usize,
+    /// Closed positions as spans, `[first, end)`, ascending: each has a context node in the place of its token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed_positions: Vec<[usize; 2]>,
     /// The settings that the graph was computed with.
     pub settings: GraphSettings,
     /// The largest relative error of the row identity.
@@ -117,6 +125,9 @@ pub struct GraphSettings {
     /// Position of logit targets; `None`: the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,
+    /// Which positions were to be open, as a text; empty: all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub open: String,
 }
 
 impl GraphMeta {
@@ -144,6 +155,8 @@ pub struct AttributionGraph {
     decoder_directions: Option<DecoderDirections>,
     whole_influence: Option<WholeInfluence>,
     unselected_at: Option<Vec<f32>>,
+    unselected_errors_at: Option<Vec<f32>>,
+    context_at: Option<Vec<f32>>,
     heads: Option<Arc<HeadFlows>>,
 }
 
@@ -180,6 +193,9 @@ impl AttributionGraph {
         if !data.unselected_effect.is_empty() {
             check("unselected_effect", n_rows, data.unselected_effect.len())?;
         }
+        if !data.unselected_error_effect.is_empty() {
+            check("unselected_error_effect", n_rows, data.unselected_error_effect.len())?;
+        }
         check("row_values", n_rows, data.row_values.len())?;
         check("target_probabilities", n_targets, data.target_probabilities.len())?;
         check("prompt_tokens", n_pos, data.meta.prompt_tokens.len())?;
@@ -188,6 +204,7 @@ impl AttributionGraph {
         check_finite("activation_values", &data.activation_values)?;
         check_finite("bias_effect", &data.bias_effect)?;
         check_finite("unselected_effect", &data.unselected_effect)?;
+        check_finite("unselected_error_effect", &data.unselected_error_effect)?;
         check_finite("row_values", &data.row_values)?;
         check_finite("target_probabilities", &data.target_probabilities)?;
         check_finite("logits", &data.logits)?;
@@ -200,7 +217,11 @@ impl AttributionGraph {
         }
 
         // Before anything is made of that size: the number of layers is what a file says.
-        let n_nodes = data.meta.n_layers.saturating_mul(n_pos).saturating_add(n_rows + n_pos);
+        let n_errors = match &data.error_nodes {
+            Some(errors) => errors.len(),
+            None => data.meta.n_layers.saturating_mul(n_pos),
+        };
+        let n_nodes = n_errors.saturating_add(n_rows + n_pos);
         let shape = [data.edge_rows.n_rows(), data.edge_rows.n_nodes()];
         if shape != [n_rows, n_nodes] {
             return Err(Error::GraphShape {
@@ -210,8 +231,18 @@ impl AttributionGraph {
             });
         }
 
+        let mut closed: Vec<usize> = Vec::new();
+        for (index, &[first, end]) in data.meta.closed_positions.iter().enumerate() {
+            if end > n_pos {
+                return Err(Error::GraphIndex { name: "end of a closed span", index, value: end, limit: n_pos + 1 });
+            }
+            if first >= end || closed.last().is_some_and(|&last| last + 1 >= first) {
+                return Err(Error::GraphOrder { name: "closed_positions", index });
+            }
+            closed.extend(first..end);
+        }
         // The active features get the same checks as the nodes: a layout of them is made and let go.
-        NodeLayout::new(data.active_features.clone(), data.meta.n_layers, n_pos, 0)?;
+        NodeLayout::new(data.active_features.clone(), data.meta.n_layers, n_pos, 0)?.with_closed(&closed)?;
         let mut features = Vec::with_capacity(n_selected);
         for (index, &active) in data.selected_features.iter().enumerate() {
             let Some(&feature) = data.active_features.get(active) else {
@@ -219,13 +250,18 @@ impl AttributionGraph {
             };
             features.push(feature);
         }
-        let layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?;
+        let mut layout = NodeLayout::new(features, data.meta.n_layers, n_pos, n_targets)?.with_closed(&closed)?;
+        if let Some(errors) = &data.error_nodes {
+            layout = layout.with_errors(errors)?;
+        }
         Ok(AttributionGraph {
             data,
             layout,
             decoder_directions: None,
             whole_influence: None,
             unselected_at: None,
+            unselected_errors_at: None,
+            context_at: None,
             heads: None,
         })
     }
@@ -274,14 +310,63 @@ impl AttributionGraph {
     /// # Errors
     /// Another number of values; values that are not finite.
     pub(crate) fn set_unselected_at(&mut self, values: Vec<f32>) -> Result<()> {
+        self.check_places("unselected_at", &values)?;
+        self.unselected_at = Some(values);
+        Ok(())
+    }
+
+    /// What errors that are no nodes give to a target, by layer and position: the parts of its `unselected_error_effect`.
+    /// `[n_layers, n_pos]`
+    pub fn unselected_errors_at(&self, target: usize) -> Option<&[f32]> {
+        let n_places = self.layout.n_layers() * self.layout.n_pos();
+        self.unselected_errors_at.as_deref()?.get(target * n_places..(target + 1) * n_places)
+    }
+
+    /// The same of all targets. `[n_targets, n_layers, n_pos]`
+    pub fn unselected_errors_at_all(&self) -> Option<&[f32]> {
+        self.unselected_errors_at.as_deref()
+    }
+
+    /// Keeps what errors that are no nodes give to the targets. `[n_targets, n_layers, n_pos]`
+    ///
+    /// # Errors
+    /// Another number of values; values that are not finite.
+    pub(crate) fn set_unselected_errors_at(&mut self, values: Vec<f32>) -> Result<()> {
+        self.check_places("unselected_errors_at", &values)?;
+        self.unselected_errors_at = Some(values);
+        Ok(())
+    }
+
+    /// The edges from contexts to a target, layer by layer: what its attention reads at each closed position.
+    /// `[n_layers, n_pos]`
+    pub fn context_at(&self, target: usize) -> Option<&[f32]> {
+        let n_places = self.layout.n_layers() * self.layout.n_pos();
+        self.context_at.as_deref()?.get(target * n_places..(target + 1) * n_places)
+    }
+
+    /// The same of all targets. `[n_targets, n_layers, n_pos]`
+    pub fn context_at_all(&self) -> Option<&[f32]> {
+        self.context_at.as_deref()
+    }
+
+    /// Keeps the edges from contexts to the targets, layer by layer. `[n_targets, n_layers, n_pos]`
+    ///
+    /// # Errors
+    /// Another number of values; values that are not finite.
+    pub(crate) fn set_context_at(&mut self, values: Vec<f32>) -> Result<()> {
+        self.check_places("context_at", &values)?;
+        self.context_at = Some(values);
+        Ok(())
+    }
+
+    /// Checks values of every target, layer and position.
+    fn check_places(&self, name: &'static str, values: &[f32]) -> Result<()> {
         let (n_targets, n_layers, n_pos) = (self.layout.n_targets(), self.layout.n_layers(), self.layout.n_pos());
         if values.len() != n_targets * n_layers * n_pos {
             let expected = vec![n_targets, n_layers, n_pos];
-            return Err(Error::GraphShape { name: "unselected_at", expected, actual: vec![values.len()] });
+            return Err(Error::GraphShape { name, expected, actual: vec![values.len()] });
         }
-        check_finite("unselected_at", &values)?;
-        self.unselected_at = Some(values);
-        Ok(())
+        check_finite(name, values)
     }
 
     /// Through which heads some edges go, where that was found out.
@@ -338,11 +423,13 @@ impl AttributionGraph {
         }
     }
 
-    /// Where feature, error or token `node` of this graph is in a [`WholeInfluence`].
+    /// Where feature, error, token or context `node` of this graph is in a [`WholeInfluence`].
     pub(crate) fn place_in_whole(&self, node: usize) -> usize {
+        let (layout, n_active) = (&self.layout, self.active_features.len());
         match self.selected_features.get(node) {
             Some(&active) => active,
-            None => node - self.selected_features.len() + self.active_features.len(),
+            None if layout.errors().contains(&node) => n_active + layout.cell_of_error(node - layout.errors().start),
+            None => n_active + layout.n_layers() * layout.n_pos() + node - layout.tokens().start,
         }
     }
 
@@ -383,7 +470,8 @@ impl AttributionGraph {
                 }
             }
             let (bias, value) = (f64::from(self.bias_effect[row]), f64::from(self.row_values[row]));
-            let unselected = self.unselected_effect.get(row).map_or(0.0, |&effect| f64::from(effect));
+            let of = |effects: &[f32]| effects.get(row).map_or(0.0, |&effect| f64::from(effect));
+            let unselected = of(&self.unselected_effect) + of(&self.unselected_error_effect);
             // What was summed, kept or not.
             let whole = self.whole_influence.as_ref().map_or(0.0, |whole| f64::from(whole.row_abs_sums[row]));
             let scale =

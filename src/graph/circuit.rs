@@ -97,6 +97,8 @@ pub struct CircuitMeta {
     pub trace_id: Option<String>,
     /// How the influence was sampled, where it was.
     pub sampling: Option<Sampling>,
+    /// Nodes within the threshold that pruning left out for their number.
+    pub n_left_out: usize,
 }
 
 /// What one node gives another, seen from one of them.
@@ -286,11 +288,11 @@ impl Circuit {
         targets
     }
 
-    /// The tokens, by position.
+    /// The tokens, and contexts in the place of tokens, by position.
     pub fn tokens(&self) -> Vec<NodeIndex> {
-        let is_token = |index: &NodeIndex| self.graph[*index].id.kind() == NodeKind::Token;
+        let is_token = |index: &NodeIndex| self.graph[*index].id.kind().is_beginning();
         let mut tokens: Vec<NodeIndex> = self.graph.node_indices().filter(is_token).collect();
-        tokens.sort_by_key(|&index| self.graph[index].id);
+        tokens.sort_by_key(|&index| (self.graph[index].pos, self.graph[index].id));
         tokens
     }
 

@@ -49,6 +49,12 @@ pub enum NodeId {
         /// Position in the prompt.
         pos: u32,
     },
+    /// The residual stream at a closed position, as attention above reads it (definitions 3): it stands in the place of the
+    /// token there.
+    Context {
+        /// Position in the prompt.
+        pos: u32,
+    },
     /// A target of the attribution, by its place in the list of targets.
     Target {
         /// Place in the list of targets.
@@ -64,6 +70,7 @@ impl fmt::Display for NodeId {
             NodeId::Feature { layer, pos, feature } => write!(f, "{layer}_{feature}_{pos}"),
             NodeId::Error { layer, pos } => write!(f, "{layer}_-1_{pos}"),
             NodeId::Token { pos } => write!(f, "token@{pos}"),
+            NodeId::Context { pos } => write!(f, "C_{pos}"),
             NodeId::Target { index } => write!(f, "target#{index}"),
         }
     }
@@ -79,6 +86,8 @@ pub enum NodeKind {
     Error,
     /// The embedding of a prompt's token.
     Token,
+    /// The residual stream at a closed position.
+    Context,
     /// What the graph explains.
     Target,
 }
@@ -90,8 +99,16 @@ impl NodeKind {
             NodeKind::Feature => "feature",
             NodeKind::Error => "error",
             NodeKind::Token => "token",
+            NodeKind::Context => "context",
             NodeKind::Target => "target",
         }
+    }
+}
+
+impl NodeKind {
+    /// Whether nothing is left to explain where it is: paths begin at tokens and at contexts.
+    pub fn is_beginning(self) -> bool {
+        matches!(self, NodeKind::Token | NodeKind::Context)
     }
 }
 
@@ -108,6 +125,7 @@ impl NodeId {
             NodeId::Feature { .. } => NodeKind::Feature,
             NodeId::Error { .. } => NodeKind::Error,
             NodeId::Token { .. } => NodeKind::Token,
+            NodeId::Context { .. } => NodeKind::Context,
             NodeId::Target { .. } => NodeKind::Target,
         }
     }
@@ -120,18 +138,18 @@ impl NodeId {
         }
     }
 
-    /// The layer of a feature or an error; tokens and targets have none.
+    /// The layer of a feature or an error; tokens, contexts and targets have none.
     pub fn layer(self) -> Option<u32> {
         match self {
             NodeId::Feature { layer, .. } | NodeId::Error { layer, .. } => Some(layer),
-            NodeId::Token { .. } | NodeId::Target { .. } => None,
+            NodeId::Token { .. } | NodeId::Context { .. } | NodeId::Target { .. } => None,
         }
     }
 
-    /// How high a node is: edges lead from lower to higher ones. Tokens are below everything, targets above.
+    /// How high a node is: edges lead from lower to higher ones. Tokens and contexts are below everything, targets above.
     pub fn height(self) -> u32 {
         match self {
-            NodeId::Token { .. } => 0,
+            NodeId::Token { .. } | NodeId::Context { .. } => 0,
             NodeId::Feature { layer, .. } | NodeId::Error { layer, .. } => layer.saturating_add(1).min(u32::MAX - 1),
             NodeId::Target { .. } => u32::MAX,
         }
@@ -140,7 +158,10 @@ impl NodeId {
     /// The position of the node in the prompt; where a target sits is known to the graph, not to the id.
     pub fn pos(self) -> Option<u32> {
         match self {
-            NodeId::Feature { pos, .. } | NodeId::Error { pos, .. } | NodeId::Token { pos } => Some(pos),
+            NodeId::Feature { pos, .. }
+            | NodeId::Error { pos, .. }
+            | NodeId::Token { pos }
+            | NodeId::Context { pos } => Some(pos),
             NodeId::Target { .. } => None,
         }
     }
@@ -156,6 +177,10 @@ pub struct NodeLayout {
     /// Index of the first feature at or after (layer, position), layer-major, closed by `n_features`.
     /// `[n_layers * n_pos + 1]`
     cell_starts: Vec<usize>,
+    /// Whether each position is closed; empty where none is. `[n_pos]` or `[0]`
+    is_closed: Vec<bool>,
+    /// Places of the error nodes among all layers and positions, ascending; `None`: all of them.
+    error_cells: Option<Vec<u32>>,
 }
 
 impl NodeLayout {
@@ -181,7 +206,83 @@ impl NodeLayout {
             }
         }
         cell_starts.resize(n_layers * n_pos + 1, features.len());
-        Ok(NodeLayout { features, n_layers, n_pos, n_targets, cell_starts })
+        let (is_closed, error_cells) = (Vec::new(), None);
+        Ok(NodeLayout { features, n_layers, n_pos, n_targets, cell_starts, is_closed, error_cells })
+    }
+
+    /// The same with a context in the place of the token at each of `closed`.
+    ///
+    /// # Errors
+    /// Positions outside the prompt or not strictly ascending; a feature at one of them.
+    pub fn with_closed(mut self, closed: &[usize]) -> Result<NodeLayout> {
+        self.is_closed = if closed.is_empty() { Vec::new() } else { vec![false; self.n_pos] };
+        for (index, &pos) in closed.iter().enumerate() {
+            if pos >= self.n_pos {
+                return Err(Error::GraphIndex { name: "closed position", index, value: pos, limit: self.n_pos });
+            }
+            if index > 0 && closed[index - 1] >= pos {
+                return Err(Error::GraphOrder { name: "closed positions", index });
+            }
+            self.is_closed[pos] = true;
+        }
+        match self.features.iter().position(|feature| self.is_closed(feature.pos as usize)) {
+            Some(index) => {
+                let value = self.features[index].pos as usize;
+                Err(Error::GraphIndex { name: "position of a feature, which is closed,", index, value, limit: 0 })
+            }
+            None => Ok(self),
+        }
+    }
+
+    /// The same with these error nodes only, as (layer, position).
+    ///
+    /// # Errors
+    /// Places outside the graph or not strictly ascending.
+    pub fn with_errors(mut self, errors: &[(usize, usize)]) -> Result<NodeLayout> {
+        let mut cells: Vec<u32> = Vec::with_capacity(errors.len());
+        for (index, &(layer, pos)) in errors.iter().enumerate() {
+            if layer >= self.n_layers {
+                let limit = self.n_layers;
+                return Err(Error::GraphIndex { name: "layer of an error", index, value: layer, limit });
+            }
+            if pos >= self.n_pos {
+                return Err(Error::GraphIndex { name: "position of an error", index, value: pos, limit: self.n_pos });
+            }
+            let cell = (layer * self.n_pos + pos) as u32;
+            if cells.last().is_some_and(|&last| last >= cell) {
+                return Err(Error::GraphOrder { name: "errors", index });
+            }
+            cells.push(cell);
+        }
+        self.error_cells = Some(cells);
+        Ok(self)
+    }
+
+    /// The same with an error node at every layer and position.
+    pub(crate) fn with_all_errors(mut self) -> NodeLayout {
+        self.error_cells = None;
+        self
+    }
+
+    /// Sum over the token nodes of values that all nodes have. `values` `[n_nodes]`, targets left out or not
+    pub(crate) fn sum_of_tokens(&self, values: &[f64]) -> f64 {
+        let of_positions = values[self.tokens()].iter().enumerate();
+        of_positions.filter(|&(pos, _)| !self.is_closed(pos)).map(|(_, value)| value).sum()
+    }
+
+    /// Whether a position is closed: it has a context, and no features, errors or token.
+    pub fn is_closed(&self, pos: usize) -> bool {
+        self.is_closed.get(pos).copied().unwrap_or(false)
+    }
+
+    /// The closed positions, ascending.
+    pub fn closed(&self) -> Vec<usize> {
+        (0..self.is_closed.len()).filter(|&pos| self.is_closed[pos]).collect()
+    }
+
+    /// Whether every layer and position has an error node.
+    pub fn has_all_errors(&self) -> bool {
+        self.error_cells.is_none()
     }
 
     /// Selected features, F.
@@ -227,10 +328,10 @@ impl NodeLayout {
     /// Indices of the error nodes.
     pub fn errors(&self) -> Range<usize> {
         let start = self.n_features();
-        start..start + self.n_layers * self.n_pos
+        start..start + self.error_cells.as_ref().map_or(self.n_layers * self.n_pos, Vec::len)
     }
 
-    /// Indices of the token nodes.
+    /// Indices of the token nodes, and of the contexts in their places: one for each position.
     pub fn tokens(&self) -> Range<usize> {
         let start = self.errors().end;
         start..start + self.n_pos
@@ -247,10 +348,14 @@ impl NodeLayout {
         if index < self.n_features() {
             Some(self.features[index].into())
         } else if self.errors().contains(&index) {
-            let cell = index - self.errors().start;
+            let cell = self.cell_of_error(index - self.errors().start);
             Some(NodeId::Error { layer: (cell / self.n_pos) as u32, pos: (cell % self.n_pos) as u32 })
         } else if self.tokens().contains(&index) {
-            Some(NodeId::Token { pos: (index - self.tokens().start) as u32 })
+            let pos = index - self.tokens().start;
+            Some(match self.is_closed(pos) {
+                true => NodeId::Context { pos: pos as u32 },
+                false => NodeId::Token { pos: pos as u32 },
+            })
         } else if self.targets().contains(&index) {
             Some(NodeId::Target { index: (index - self.targets().start) as u32 })
         } else {
@@ -271,18 +376,42 @@ impl NodeLayout {
             }
             NodeId::Error { layer, pos } => {
                 let (layer, pos) = (layer as usize, pos as usize);
-                (layer < self.n_layers && pos < self.n_pos).then(|| self.errors().start + self.error_cell(layer, pos))
+                let cell = (layer < self.n_layers && pos < self.n_pos).then(|| self.error_cell(layer, pos))?;
+                let place = match &self.error_cells {
+                    Some(cells) => cells.binary_search(&(cell as u32)).ok()?,
+                    None => cell,
+                };
+                Some(self.errors().start + place)
             }
-            NodeId::Token { pos } => ((pos as usize) < self.n_pos).then(|| self.tokens().start + pos as usize),
+            NodeId::Token { pos } | NodeId::Context { pos } => {
+                let is_context = matches!(node, NodeId::Context { .. });
+                let pos = pos as usize;
+                (pos < self.n_pos && self.is_closed(pos) == is_context).then(|| self.tokens().start + pos)
+            }
             NodeId::Target { index } => {
                 ((index as usize) < self.n_targets).then(|| self.targets().start + index as usize)
             }
         }
     }
 
-    /// The place of an error node among the error nodes: layer-major.
+    /// The place of a layer and position among all: layer-major.
     pub(crate) fn error_cell(&self, layer: usize, pos: usize) -> usize {
         layer * self.n_pos + pos
+    }
+
+    /// The place among all layers and positions of the error node that is number `at` of the error nodes.
+    pub(crate) fn cell_of_error(&self, at: usize) -> usize {
+        self.error_cells.as_ref().map_or(at, |cells| cells[at] as usize)
+    }
+
+    /// Indices of the error nodes whose places are in `cells`.
+    fn errors_in(&self, cells: Range<usize>) -> Range<usize> {
+        let start = self.errors().start;
+        let before = |end: usize| match &self.error_cells {
+            Some(all) => all.partition_point(|&cell| (cell as usize) < end),
+            None => end,
+        };
+        start + before(cells.start)..start + before(cells.end)
     }
 
     /// The kind of the node at `index`.
@@ -294,12 +423,15 @@ impl NodeLayout {
         match index {
             index if index < self.errors().start => NodeKind::Feature,
             index if index < self.tokens().start => NodeKind::Error,
-            index if index < self.targets().start => NodeKind::Token,
+            index if index < self.targets().start => match self.is_closed(index - self.tokens().start) {
+                true => NodeKind::Context,
+                false => NodeKind::Token,
+            },
             _ => NodeKind::Target,
         }
     }
 
-    /// The layer of the node at `index`; `None` for tokens, targets and indices past the end.
+    /// The layer of the node at `index`; `None` for tokens, contexts, targets and indices past the end.
     pub(crate) fn layer_of(&self, index: usize) -> Option<u32> {
         self.node(index)?.layer()
     }
@@ -388,8 +520,8 @@ impl Iterator for SourceRanges<'_> {
             let end = if sees_all { layers_per_block * layout.n_pos } else { first + self.n_pos };
             Some(layout.cell_starts[first]..layout.cell_starts[end])
         } else if step < 2 * n_blocks {
-            let first = layout.errors().start + (step - n_blocks) * layout.n_pos;
-            Some(first..first + if sees_all { layers_per_block * layout.n_pos } else { self.n_pos })
+            let first = (step - n_blocks) * layout.n_pos;
+            Some(layout.errors_in(first..first + if sees_all { layers_per_block * layout.n_pos } else { self.n_pos }))
         } else if step == 2 * n_blocks {
             let first = layout.tokens().start;
             Some(first..first + self.n_pos)
@@ -425,8 +557,32 @@ mod tests {
     }
 
     #[test]
+    fn closed_positions_have_contexts_and_errors_may_be_few() {
+        let f = |layer, pos, feature| FeatureId { layer, pos, feature };
+        let open = || NodeLayout::new(vec![f(0, 1, 1), f(1, 3, 0)], 2, 4, 1).unwrap();
+        let layout = open().with_closed(&[0, 2]).unwrap().with_errors(&[(0, 1), (1, 1), (1, 3)]).unwrap();
+        assert_eq!(layout.n_nodes(), 2 + 3 + 4 + 1);
+        for index in 0..layout.n_nodes() {
+            assert_eq!(layout.index(layout.node(index).unwrap()), Some(index));
+            assert_eq!(layout.node(index).unwrap().kind(), layout.kind_of(index));
+        }
+        assert_eq!(layout.node(5), Some(NodeId::Context { pos: 0 }));
+        assert_eq!(layout.index(NodeId::Token { pos: 0 }), None);
+        assert_eq!(layout.index(NodeId::Context { pos: 1 }), None);
+        assert_eq!(layout.index(NodeId::Error { layer: 0, pos: 3 }), None);
+        assert_eq!(layout.closed(), [0, 2]);
+        assert!(open().with_closed(&[1]).is_err() && open().with_closed(&[2, 0]).is_err());
+        assert!(open().with_closed(&[4]).is_err() && open().with_errors(&[(2, 0)]).is_err());
+        assert!(open().with_errors(&[(1, 0), (0, 1)]).is_err());
+        source_ranges_hold(&layout);
+    }
+
+    #[test]
     fn source_ranges_hold_lower_layers_and_earlier_positions_only() {
-        let layout = layout();
+        source_ranges_hold(&layout());
+    }
+
+    fn source_ranges_hold(layout: &NodeLayout) {
         for row in 0..layout.n_rows() {
             let seen: Vec<usize> = layout.source_ranges(row).flatten().collect();
             let target = layout.node(layout.node_of_row(row).unwrap()).unwrap();

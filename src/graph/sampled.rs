@@ -191,7 +191,7 @@ fn finished(swept: SweptVectors, layout: &NodeLayout, weights: &[f32], visited: 
     let SweptVectors { nodes, noise, to_errors } = swept;
     let weight: f64 = weights.iter().map(|&w| f64::from(w)).sum();
     let sums = |nodes: &[f64]| ScoreSums {
-        tokens: nodes[layout.tokens()].iter().sum(),
+        tokens: layout.sum_of_tokens(nodes),
         errors: nodes[layout.errors()].iter().sum(),
         total: nodes.iter().sum(),
     };

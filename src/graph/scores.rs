@@ -20,9 +20,11 @@ pub struct Scores {
 /// # Cost
 /// Linear in the number of nodes: the sweep has kept what is needed of the rows.
 pub fn scores(layout: &NodeLayout, influence: &Influence, weights: &[f32]) -> Scores {
-    let from_tokens: f64 = influence.nodes[layout.tokens()].iter().sum();
+    // What contexts give is neither explained nor unexplained: those who closed the positions did not ask.
+    let from_tokens: f64 = layout.sum_of_tokens(&influence.nodes);
     let from_errors: f64 = influence.nodes[layout.errors()].iter().sum();
-    let (mut explained, mut total) = (from_tokens + from_errors, from_tokens + from_errors);
+    let without_rows: f64 = influence.nodes[layout.errors().start..layout.targets().start].iter().sum();
+    let (mut explained, mut total) = (without_rows, without_rows);
     for row in 0..layout.n_rows() {
         let weight = match layout.target_of_row(row) {
             Some(target) => f64::from(weights[target]),
@@ -45,19 +47,22 @@ pub fn scores(layout: &NodeLayout, influence: &Influence, weights: &[f32]) -> Sc
 /// # Cost
 /// One pass over the rows of targets and pinned features; memory for one row in f64.
 pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32], pinned: &[bool]) -> Scores {
+    // With an error node at every layer and position, whichever of them the graph has: features merge into them.
+    let whole = layout.clone().with_all_errors();
     let errors = layout.errors();
-    let mut nodes = vec![0.0; layout.n_nodes()];
+    let mut nodes = vec![0.0; whole.n_nodes()];
     let mut row_abs_sums = vec![0.0; layout.n_rows()];
     let mut error_abs_sums = vec![0.0; layout.n_rows()];
-    nodes[layout.targets()].iter_mut().zip(weights).for_each(|(node, &weight)| *node = f64::from(weight));
-    let mut merged_errors = vec![0.0f64; errors.len()];
+    nodes[whole.targets()].iter_mut().zip(weights).for_each(|(node, &weight)| *node = f64::from(weight));
+    let mut merged_errors = vec![0.0f64; whole.errors().len()];
     // Targets first, then features downwards.
     let rows = layout.target_rows().chain(layout.features().rev().filter(|&row| pinned[row]));
-    let rows = rows.map(|row| (layout.node_at_row(row), row));
+    let rows = rows.map(|row| (whole.node_at_row(row), row));
     propagate(&mut nodes, rows, |row, passed, nodes| {
         let effects = edge_rows.row(row);
-        for (merged, &effect) in merged_errors.iter_mut().zip(&effects[errors.clone()]) {
-            *merged = f64::from(effect);
+        merged_errors.fill(0.0);
+        for (at, &effect) in effects[errors.clone()].iter().enumerate() {
+            merged_errors[layout.cell_of_error(at)] = f64::from(effect);
         }
         let mut pinned_abs_sum = 0.0;
         for (source, feature) in layout.feature_ids().iter().enumerate() {
@@ -73,16 +78,19 @@ pub fn subgraph_scores(edge_rows: &EdgeRows, layout: &NodeLayout, weights: &[f32
         row_abs_sums[row] = abs_sum;
         error_abs_sums[row] = error_abs_sum;
         let share = passed / abs_sum.max(ROW_SUM_CLAMP);
-        for source in layout.features().filter(|&source| pinned[source]).chain(layout.tokens()) {
+        for source in layout.features().filter(|&source| pinned[source]) {
             nodes[source] += share * f64::from(effects[source].abs());
         }
-        for (node, merged) in errors.clone().zip(&merged_errors) {
+        for (node, effect) in whole.tokens().zip(&effects[layout.tokens()]) {
+            nodes[node] += share * f64::from(effect.abs());
+        }
+        for (node, merged) in whole.errors().zip(&merged_errors) {
             nodes[node] += share * merged.abs();
         }
     });
-    nodes[layout.targets()].fill(0.0);
+    nodes[whole.targets()].fill(0.0);
     let swept = Influence { nodes, row_abs_sums, error_abs_sums };
-    scores(layout, &swept, weights)
+    scores(&whole, &swept, weights)
 }
 
 fn ratio_or(part: f64, whole: f64, otherwise: f64) -> f64 {

@@ -9,9 +9,10 @@ use crate::{Error, Result};
 /// Influence in the graph of all active features, of which the graph that this belongs to holds a part.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WholeInfluence {
-    /// Estimated influence. [n_active + n_errors + n_pos]: active features, errors, tokens.
+    /// Estimated influence. [n_active + n_layers · n_pos + n_pos]: active features, errors of every layer and position,
+    /// tokens and contexts.
     pub nodes: Vec<f64>,
-    /// Standard error of each estimate; 0 where it is exact. [n_active + n_errors + n_pos].
+    /// Standard error of each estimate; 0 where it is exact. As `nodes`.
     pub uncertainty: Vec<f32>,
     /// `Σ_s |A[t,s]|` of each row of the graph, over all active features, errors and tokens. `[n_rows]`.
     pub row_abs_sums: Vec<f32>,
@@ -53,7 +54,7 @@ impl WholeInfluence {
     /// Lengths that disagree, values that are negative or not finite.
     pub(super) fn check(&self, graph: &AttributionGraph) -> Result<()> {
         let layout = graph.layout();
-        let n_nodes = graph.active_features.len() + layout.errors().len() + layout.tokens().len();
+        let n_nodes = graph.active_features.len() + layout.n_layers() * layout.n_pos() + layout.n_pos();
         let lengths = [
             ("influence", n_nodes, self.nodes.len()),
             ("influence_uncertainty", n_nodes, self.uncertainty.len()),

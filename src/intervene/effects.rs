@@ -8,7 +8,7 @@ use super::original::{Original, repeat};
 use crate::error::Result;
 use crate::graph::NodeId;
 use crate::job::Job;
-use crate::model::{Activations, ForwardOptions, HookPoint, check_values};
+use crate::model::{Activations, ForwardOptions, HookPoint, Hooks, check_values};
 use crate::replacement::{LinearModel, Origin, Sources};
 
 /// Sources that go through the model as one batch, at most.
@@ -93,7 +93,8 @@ impl Original<'_> {
                         embedded[(i * n_pos + pos) * d_model..][..d_model].copy_from_slice(&vec);
                     }
                 }
-                NodeId::Feature { .. } | NodeId::Target { .. } => {}
+                // Features and contexts are doubled by hooks.
+                NodeId::Feature { .. } | NodeId::Context { .. } | NodeId::Target { .. } => {}
             }
         }
         let embedded = Tensor::from_vec(embedded, (sources.len(), n_pos, d_model), self.run.pass.resid_final.device())?;
@@ -101,7 +102,8 @@ impl Original<'_> {
         let n_layers = self.replacement.model.config.n_layers;
         let points = (0..n_layers).map(|layer| self.replacement.input_point(layer));
         let mut activations = Activations::at(points.chain(readouts.iter().filter_map(Readout::point)));
-        let hooks = &mut (&mut edit, (self.hold(&Mode::Direct), &mut activations));
+        let mut closed = HoldClosed::new(&linear.positions.closed(), sources, self)?;
+        let hooks = &mut (&mut edit, (self.hold(&Mode::Direct), (&mut closed, &mut activations)));
         let options = ForwardOptions::of(job);
         let pass = self.replacement.model.forward_from(0, resid_pre, hooks, options)?;
         let features = self.pre_activations(&activations, 0, sources.len())?;
@@ -114,6 +116,49 @@ impl Original<'_> {
             readouts: changes(readouts, &mut before.iter().copied()),
         };
         Ok(features.into_iter().zip(readouts).map(effects).collect())
+    }
+}
+
+/// Holds the residual stream at closed positions to the original run, so that nothing passes through it; with a context
+/// among the sources, to twice that for it.
+struct HoldClosed<'a> {
+    original: &'a Activations,
+    /// 1 at open positions. `[1, n_pos, 1]`; `None` where all are
+    open: Option<Tensor>,
+    /// How many times the original stands at closed positions. `[n_sources, n_pos, 1]`
+    times: Tensor,
+}
+
+impl<'a> HoldClosed<'a> {
+    fn new(closed: &[usize], sources: &[NodeId], original: &'a Original) -> Result<Self> {
+        let (n_pos, n_sources) = (original.n_pos(), sources.len());
+        let mut open = vec![1f32; n_pos];
+        closed.iter().for_each(|&pos| open[pos] = 0.0);
+        let mut times = vec![0f32; n_sources * n_pos];
+        for (source, times) in sources.iter().zip(times.chunks_exact_mut(n_pos)) {
+            closed.iter().for_each(|&pos| times[pos] = 1.0);
+            if let NodeId::Context { pos } = *source {
+                times[pos as usize] = 2.0;
+            }
+        }
+        let device = original.run.pass.resid_final.device();
+        Ok(Self {
+            original: &original.run.activations,
+            open: (!closed.is_empty()).then(|| Tensor::from_vec(open, (1, n_pos, 1), device)).transpose()?,
+            times: Tensor::from_vec(times, (n_sources, n_pos, 1), device)?,
+        })
+    }
+}
+
+impl Hooks for HoldClosed<'_> {
+    fn wants(&self, point: HookPoint) -> bool {
+        self.open.is_some() && matches!(point, HookPoint::ResidPre(_))
+    }
+
+    fn see(&mut self, point: HookPoint, tensor: &Tensor) -> Result<Option<Tensor>> {
+        let Some(open) = &self.open else { return Ok(None) };
+        let held = self.times.broadcast_mul(self.original.need(point)?)?;
+        Ok(Some((tensor.broadcast_mul(open)? + held)?))
     }
 }
 

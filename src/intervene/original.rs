@@ -10,7 +10,7 @@ use super::read_out::{FeatureGroup, GroupChange};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::model::{Activations, ForwardOptions, Hold, HookPoint, Pass};
-use crate::replacement::{ActiveFeatures, LinearModel, Replacement, Run};
+use crate::replacement::{ActiveFeatures, LinearModel, OpenPositions, Replacement, Run};
 use crate::transcoder::ActivationFunction;
 
 /// The original run of a prompt: what changed runs start from, are held to and are compared with.
@@ -104,8 +104,21 @@ impl<'a> Original<'a> {
     /// # Errors
     /// As [`Original::run`].
     pub fn linearized(replacement: &'a Replacement, tokens: &[u32], job: &Job) -> Result<(Self, LinearModel)> {
+        Self::linearized_open(replacement, tokens, &OpenPositions::all(tokens.len()), job)
+    }
+
+    /// As [`Original::linearized`], with some positions closed: without their features.
+    ///
+    /// # Errors
+    /// As [`Original::run`]; [`Error::NeedsAllOpen`] on a GPU.
+    pub fn linearized_open(
+        replacement: &'a Replacement,
+        tokens: &[u32],
+        positions: &OpenPositions,
+        job: &Job,
+    ) -> Result<(Self, LinearModel)> {
         let (run, weights) = replacement.run_with_weights(tokens, job)?;
-        let linear = replacement.linearize_run(tokens, run.clone(), weights, job)?;
+        let linear = replacement.linearize_run(tokens, run.clone(), weights, positions, job)?;
         let original = Self::from_run(replacement, tokens, run, linear.features.clone())?;
         Ok((original, linear))
     }

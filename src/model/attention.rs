@@ -106,12 +106,41 @@ impl QueryKey {
         layer: LayerConfig,
         places: &Places,
     ) -> Result<Tensor> {
-        let k = repeat_kv(k, q.dim(1)?)?;
-        let mut scores = (q.matmul(&k.transpose(2, 3)?)? * config.attn_scale)?;
-        if let Some(cap) = config.attn_softcap {
-            scores = ((scores / cap)?.tanh()? * cap)?;
-        }
-        Ok(scores.broadcast_add(&mask(k.dim(2)?, layer.window, places, q)?)?)
+        masked_scores(q, k, config, &mask(k.dim(2)?, layer.window, places, q)?)
+    }
+
+    /// The attention pattern of some queries of one sequence that begins at position 0: what [`QueryKey::scores`] and
+    /// [`QueryKey::pattern`] give for them, without those of the others.
+    ///
+    /// # Shapes
+    /// `q` `[1, n_heads, n_pos, d_head]`, `k` `[1, n_kv_heads, n_pos, d_head]`; `queries` below n_pos; returns
+    /// `[1, n_heads, queries.len(), n_pos]`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub(super) fn pattern_of(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        config: &ModelConfig,
+        layer: LayerConfig,
+        queries: &[usize],
+    ) -> Result<Tensor> {
+        let is_run = queries.windows(2).all(|two| two[0] + 1 == two[1]);
+        let q = match queries {
+            [first, ..] if is_run => q.narrow(2, *first, queries.len())?.contiguous()?,
+            _ => {
+                let index: Vec<u32> = queries.iter().map(|&query| query as u32).collect();
+                q.index_select(&Tensor::from_vec(index, queries.len(), q.device())?, 2)?
+            }
+        };
+        let n_k = k.dim(2)?;
+        let window = layer.window.unwrap_or(usize::MAX);
+        let sees = |query: usize, key: usize| key <= query && query - key < window;
+        let values = queries.iter().flat_map(|&query| (0..n_k).map(move |key| (query, key)));
+        let values = values.map(|(query, key)| if sees(query, key) { 0.0 } else { f32::NEG_INFINITY });
+        let mask = Tensor::from_vec(values.collect::<Vec<f32>>(), (queries.len(), n_k), q.device())?;
+        self.pattern(&masked_scores(&q, k, config, &mask)?)
     }
 
     /// The attention pattern of scores. Rows sum to 1, or to less where there are sinks.
@@ -158,6 +187,16 @@ impl ValueOutput {
     pub fn write(&self, z: &Tensor) -> Result<Tensor> {
         self.o.forward(&join_heads(z)?)
     }
+}
+
+/// Scores before softmax, softcapped, with a mask added.
+fn masked_scores(q: &Tensor, k: &Tensor, config: &ModelConfig, mask: &Tensor) -> Result<Tensor> {
+    let k = repeat_kv(k, q.dim(1)?)?;
+    let mut scores = (q.matmul(&k.transpose(2, 3)?)? * config.attn_scale)?;
+    if let Some(cap) = config.attn_softcap {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
+    Ok(scores.broadcast_add(mask)?)
 }
 
 /// 0 where a query may look, −∞ elsewhere: causal, and within the window. `[n_q, n_k]`, or with unequal sequences

@@ -12,6 +12,10 @@ use super::{Layer, Model, Norm, split_heads};
 use crate::error::{Error, Result};
 use crate::job::Job;
 
+/// Positions whose queries a pass takes at once where nobody wants to see the pattern: one of all positions would be the
+/// largest thing of a long prompt.
+pub(crate) const QUERY_BLOCK: usize = 256;
+
 /// What goes with a forward pass.
 #[derive(Debug, Default)]
 pub struct ForwardOptions<'a> {
@@ -255,6 +259,25 @@ impl Model {
         Ok(resid_pre)
     }
 
+    /// The attention patterns of some queries of a layer, of one sequence that begins at position 0, from the residual
+    /// stream before the layer: what a pass would show at [`HookPoint::AttnPattern`].
+    ///
+    /// # Shapes
+    /// `resid_pre` `[1, n_pos, d_model]`; `queries` below n_pos; returns `[1, n_heads, queries.len(), n_pos]`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayer`]; those of reading weights and of the tensor operations.
+    pub fn patterns_of(&self, layer: usize, resid_pre: &Tensor, queries: &[usize]) -> Result<Tensor> {
+        let n_layers = self.config.n_layers;
+        let layer_config = *self.config.layers.get(layer).ok_or(Error::NoSuchLayer { layer, n_layers })?;
+        let weights = self.layer(layer)?;
+        let n_pos = resid_pre.dim(1)?;
+        let places = Places { starts: vec![0], lengths: vec![n_pos], n_pos };
+        let attn_in = weights.attn_norm.apply(resid_pre, &weights.attn_norm.scale(resid_pre)?)?;
+        let (q, k) = weights.qk.project(&attn_in, &self.config, layer_config, &places)?;
+        weights.qk.pattern_of(&q, &k, &self.config, layer_config, queries)
+    }
+
     /// What attention writes, before any post-norm.
     fn attention(
         &self,
@@ -277,6 +300,20 @@ impl Model {
             }
             None => None,
         };
+        let sees_pattern = hooks.wants(AttnPattern(l)) || hooks.wants(AttnScores(l));
+        if held.is_none() && cache.is_none() && !sees_pattern && places.starts == [0] && places.n_pos > QUERY_BLOCK {
+            let (q, k) = layer.qk.project(attn_in, config, layer_config, places)?;
+            let read = |first: usize| {
+                // Later keys are seen by none of these queries.
+                let end = places.n_pos.min(first + QUERY_BLOCK);
+                let queries: Vec<usize> = (first..end).collect();
+                let (k, v) = (k.narrow(2, 0, end)?.contiguous()?, v.narrow(2, 0, end)?.contiguous()?);
+                layer.vo.read(&layer.qk.pattern_of(&q, &k, config, layer_config, &queries)?, &v)
+            };
+            let z = (0..places.n_pos).step_by(QUERY_BLOCK).map(read).collect::<Result<Vec<Tensor>>>()?;
+            let z = seen_by_position(hooks, AttnZ(l), Tensor::cat(&z, 2)?)?;
+            return layer.vo.write(&z);
+        }
         let pattern = match (held, cache) {
             (Some(pattern), None) => pattern,
             (held, cache) => {

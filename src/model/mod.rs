@@ -29,6 +29,7 @@ pub(crate) use attention::{join_heads, split_heads};
 pub use config::{Activation, LayerConfig, MlpKind, ModelConfig, Naming, NormKind};
 pub use families::FAMILIES;
 pub(crate) use finite::check_values;
+pub(crate) use forward::QUERY_BLOCK;
 pub use forward::{ForwardOptions, Pass};
 pub use hook_point::HookPoint;
 pub use hooks::{Activations, Hold, Hooks};

@@ -146,6 +146,24 @@ impl BatchRows<'_> {
         }
     }
 
+    /// Adds effects that are there already: column by column, the same for all targets. On the CPU.
+    ///
+    /// # Shapes
+    /// `effects` `[n_targets, columns.len()]`, row-major.
+    ///
+    /// # Errors
+    /// Lengths that do not fit; rows on another device.
+    pub fn add_effects(&mut self, effects: &[f32], columns: &[usize]) -> Result<()> {
+        let fits = effects.len() == columns.len() * self.host.len();
+        if !fits || self.on_device.is_some() || columns.iter().any(|&column| column >= self.n_nodes) {
+            bail!("{} effects for {} columns and {} rows on the CPU", effects.len(), columns.len(), self.host.len());
+        }
+        for (row, effects) in self.host.iter_mut().zip(effects.chunks_exact(columns.len().max(1))) {
+            columns.iter().zip(effects).for_each(|(&column, effect)| row.effects[column] += effect);
+        }
+        Ok(())
+    }
+
     fn add_on_cpu(&mut self, effects: &Tensor, columns: &[Option<usize>]) -> Result<()> {
         // The transposed view of the product: sources by targets.
         let by_source = effects.t()?;

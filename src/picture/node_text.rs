@@ -164,7 +164,7 @@ pub(super) fn label(circuit: &Circuit, node: &CollapsedNode) -> String {
         (NodeId::Feature { .. }, Some(label)) => label.clone(),
         (NodeId::Feature { layer, feature, .. }, None) => format!("{layer}/{feature}"),
         (NodeId::Error { .. }, _) => "error".to_owned(),
-        (NodeId::Token { .. }, _) => token(&inner.text),
+        (NodeId::Token { .. } | NodeId::Context { .. }, _) => token(&inner.text),
         (NodeId::Target { .. }, _) => match inner.probability {
             Some(p) => format!("{} {p:.2}", token(&inner.text)),
             None => token(&inner.text),
@@ -181,6 +181,7 @@ pub(super) fn kind(circuit: &Circuit, node: &CollapsedNode) -> &'static str {
         NodeId::Feature { .. } => "feature",
         NodeId::Error { .. } => "error",
         NodeId::Token { .. } => "token",
+        NodeId::Context { .. } => "context",
         NodeId::Target { .. } => "target",
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::graph::NodeKind;
 
-/// Which nodes lie on a path to a target that begins at a token or error. `[n_nodes]`
+/// Which nodes lie on a path to a target that begins at a token, context or error. `[n_nodes]`
 ///
 /// Repeating the rule of the definitions until nothing changes keeps exactly these, so two sweeps do. `upwards` are the
 /// edges as (source, target) in an order in which whatever feeds a node comes before what it feeds.

@@ -1,5 +1,6 @@
 //! Pruning of a graph that is there as links, not as edge rows: one that was pruned before.
 
+use super::PruneSettings;
 use super::dead_ends::on_paths;
 use super::threshold::{largest_kept_share, smallest_kept};
 use crate::graph::influence::ROW_SUM_CLAMP;
@@ -48,7 +49,7 @@ pub fn prune_links(nodes: &[Node], links: &mut Vec<CompactLink>, threshold: f64)
     let upwards = links.iter().rev().map(|link| (link.source as usize, link.target as usize));
     let mut stays = on_paths(nodes.len(), |node| nodes[node].id.kind(), upwards);
     for (stays, node) in stays.iter_mut().zip(nodes) {
-        *stays |= matches!(node.id.kind(), NodeKind::Token | NodeKind::Target);
+        *stays |= is_fixed(node);
     }
     links.retain(|link| stays[link.source as usize] && stays[link.target as usize]);
     Ok(stays)
@@ -67,9 +68,30 @@ pub fn nodes_within(nodes: &[Node], threshold: f64) -> Vec<bool> {
     let mut shares: Vec<f64> = nodes.iter().filter_map(|node| node.influence).collect();
     shares.sort_unstable_by(f64::total_cmp);
     let largest = largest_kept_share(&shares, threshold);
-    let stays = |node: &Node| {
-        matches!(node.id.kind(), NodeKind::Token | NodeKind::Target)
-            || node.influence.is_none_or(|share| share <= largest)
-    };
+    let stays = |node: &Node| is_fixed(node) || node.influence.is_none_or(|share| share <= largest);
     nodes.iter().map(stays).collect()
+}
+
+/// As [`nodes_within`], and no more than `settings.max_nodes`: those of most influence, of equal ones the first; tokens,
+/// targets and nodes without a share always stay. Also returns how many were left out for their number.
+///
+/// # Cost
+/// Two sorts of the nodes.
+pub fn strongest_within(nodes: &[Node], settings: &PruneSettings) -> (Vec<bool>, usize) {
+    let mut stays = nodes_within(nodes, settings.node_threshold);
+    let Some(most) = settings.max_nodes else { return (stays, 0) };
+    let share = |node: usize| nodes[node].influence.filter(|_| !is_fixed(&nodes[node]));
+    let kept = (0..nodes.len()).filter(|&node| stays[node]);
+    let (mut ranked, fixed): (Vec<usize>, Vec<usize>) = kept.partition(|&node| share(node).is_some());
+    // The share adds up along the ranks: least is first.
+    ranked.sort_by(|&a, &b| share(a).unwrap_or(1.0).total_cmp(&share(b).unwrap_or(1.0)).then(a.cmp(&b)));
+    let left_out = ranked.get(most.saturating_sub(fixed.len())..).unwrap_or_default();
+    left_out.iter().for_each(|&node| stays[node] = false);
+    let n_left_out = left_out.len();
+    (stays, n_left_out)
+}
+
+/// Tokens and targets stay whatever they carry.
+fn is_fixed(node: &Node) -> bool {
+    matches!(node.id.kind(), NodeKind::Token | NodeKind::Target)
 }

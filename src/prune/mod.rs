@@ -10,10 +10,12 @@ mod threshold;
 use rayon::prelude::*;
 
 use crate::graph::influence::{ROW_SUM_CLAMP, masked_influence};
-use crate::graph::{AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeLayout, node_threshold};
+use crate::graph::{
+    AttributionGraph, Circuit, CircuitMeta, Influence, Link, Node, NodeId, NodeKind, NodeLayout, node_threshold,
+};
 use crate::{Error, Result};
 use dead_ends::on_paths;
-pub use links::{nodes_within, prune_links};
+pub use links::{nodes_within, prune_links, strongest_within};
 use threshold::ScoreHistogram;
 
 /// The share of influence that nodes and edges have to add up to.
@@ -23,11 +25,16 @@ pub struct PruneSettings {
     pub node_threshold: f64,
     /// Share of all edge scores that kept edges add up to, in 0..=1 (definitions 7.3).
     pub edge_threshold: f64,
+    /// At most so many nodes stay, tokens and targets among them: those of most influence. `None`: all within the threshold.
+    pub max_nodes: Option<usize>,
 }
+
+/// Nodes that are kept where nobody asks for another number: more than anybody looks at, and a file that viewers open.
+const MAX_NODES: usize = 5000;
 
 impl Default for PruneSettings {
     fn default() -> PruneSettings {
-        PruneSettings { node_threshold: 0.8, edge_threshold: 0.98 }
+        PruneSettings { node_threshold: 0.8, edge_threshold: 0.98, max_nodes: Some(MAX_NODES) }
     }
 }
 
@@ -40,7 +47,10 @@ impl PruneSettings {
                 return Err(Error::Threshold { name, value });
             }
         }
-        Ok(())
+        match self.max_nodes {
+            Some(0) => Err(Error::Setting { name: "max_nodes", value: 0.0, range: "1.." }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -53,6 +63,8 @@ pub struct Pruned {
     pub edges: Vec<Link>,
     /// Cumulative share of influence at the node's rank. `[n_nodes]`
     pub cumulative_influence: Vec<f64>,
+    /// Nodes within the threshold that were left out for their number.
+    pub n_left_out: usize,
     /// What it was pruned with.
     pub settings: PruneSettings,
 }
@@ -88,11 +100,31 @@ pub fn prune(graph: &AttributionGraph, influence: &Influence, settings: &PruneSe
         None => node_threshold(&influence.nodes, settings.node_threshold),
     };
     let mut node_mask: Vec<bool> = influence.nodes.iter().map(|&score| score >= smallest).collect();
-    node_mask[layout.tokens().start..].fill(true);
+    for (kept, node) in node_mask[layout.tokens().start..].iter_mut().zip(layout.tokens().start..) {
+        *kept |= layout.kind_of(node) != NodeKind::Context;
+    }
+    let n_left_out = keep_strongest(layout, &influence.nodes, &mut node_mask, settings.max_nodes);
 
     let edges = strongest_edges(graph, &node_mask, settings.edge_threshold);
     let edges = drop_dead_ends(layout, &mut node_mask, edges);
-    Ok(Pruned { node_mask, edges, cumulative_influence, settings: *settings })
+    Ok(Pruned { node_mask, edges, cumulative_influence, n_left_out, settings: *settings })
+}
+
+/// Keeps no more than `max_nodes` of the kept nodes: tokens, targets, and of the others those of most influence, of equal
+/// ones the first. Returns how many were left out.
+fn keep_strongest(layout: &NodeLayout, influence: &[f64], node_mask: &mut [bool], max_nodes: Option<usize>) -> usize {
+    let Some(most) = max_nodes else { return 0 };
+    let stays = |node: usize| matches!(layout.kind_of(node), NodeKind::Token | NodeKind::Target);
+    let kept = (0..node_mask.len()).filter(|&node| node_mask[node]);
+    let (fixed, mut others): (Vec<usize>, Vec<usize>) = kept.partition(|&node| stays(node));
+    let n_others = most.saturating_sub(fixed.len());
+    if others.len() <= n_others {
+        return 0;
+    }
+    others.sort_by(|&a, &b| influence[b].total_cmp(&influence[a]).then(a.cmp(&b)));
+    let left_out = &others[n_others..];
+    left_out.iter().for_each(|&node| node_mask[node] = false);
+    left_out.len()
 }
 
 /// The edges between kept nodes whose scores make up the share `threshold` (definitions 7.2 and 7.3).
@@ -169,13 +201,15 @@ fn strongest_edges(graph: &AttributionGraph, node_mask: &[bool], threshold: f64)
     edges.concat()
 }
 
-/// Drops features and errors that lead nowhere and features that nothing leads to, with their edges (definitions 7.4).
+/// Drops features, errors and contexts that lead nowhere and features that nothing leads to, with their edges (definitions 7.4).
 /// `edges` are sorted by target.
 fn drop_dead_ends(layout: &NodeLayout, node_mask: &mut [bool], mut edges: Vec<Link>) -> Vec<Link> {
     // Targets come after all features and features are sorted by layer, so ascending targets are upwards.
     let upwards = edges.iter().map(|edge| (edge.source, edge.target));
     let stays = on_paths(layout.n_nodes(), |node| layout.kind_of(node), upwards);
-    node_mask[..layout.tokens().start].iter_mut().zip(stays).for_each(|(kept, stays)| *kept &= stays);
+    for (node, (kept, stays)) in node_mask.iter_mut().zip(stays).enumerate() {
+        *kept &= stays || matches!(layout.kind_of(node), NodeKind::Token | NodeKind::Target);
+    }
     edges.retain(|edge| node_mask[edge.source] && node_mask[edge.target]);
     edges
 }
@@ -218,6 +252,7 @@ impl Pruned {
             row_identity_error: Some(meta.row_identity_error),
             trace_id: (!meta.trace_id.is_empty()).then(|| meta.trace_id.clone()),
             sampling: meta.sampling,
+            n_left_out: self.n_left_out,
         };
         let mut circuit = Circuit::new(meta, nodes, links)?;
         circuit.set_heads(graph.heads().cloned());
@@ -258,6 +293,7 @@ impl Pruned {
                 node.probability = Some(graph.target_probabilities[index]);
                 node.influence = None;
             }
+            NodeId::Context { pos } => node.text = graph.meta.prompt_tokens[pos as usize].clone(),
             NodeId::Feature { .. } | NodeId::Error { .. } => {}
         }
         node

@@ -3,13 +3,13 @@
 
 use candle_core::{Device, Tensor};
 
-use super::Replacement;
 use super::run::{LinearWeights, Run};
 use super::sources::{Origin, Sources, SourcesBuilder};
+use super::{OpenPositions, Replacement};
 use crate::error::{Error, ErrorContext, Result};
 use crate::job::Job;
 use crate::model::{Activations, HookPoint, NormKind, split_heads};
-use crate::ops::NormFactors;
+use crate::ops::{ClosedKeys, NormFactors};
 use crate::transcoder::{EncodedLayer, InputHook, OutputHook};
 
 /// One active feature.
@@ -59,9 +59,11 @@ impl ActiveFeatures {
 /// What the pull-back through one layer multiplies by.
 #[derive(Clone, Debug)]
 pub(super) struct FrozenLayer {
-    /// The pattern, with the scale of the norm before attention at its keys and of the norm after it at its queries.
-    /// `[n_heads, n_pos, n_pos]`
+    /// The pattern of open positions, with the scale of the norm before attention at its keys and of the norm after it at
+    /// its queries. `[n_heads, n_open, n_open]`
     pub pattern: Tensor,
+    /// What open positions read at closed ones, where there are any.
+    pub closed: Option<ClosedKeys>,
     /// `W_V`, with the gain and the centring of the norm before it. `[n_kv_heads · d_head, d_model]`
     pub w_v: Tensor,
     /// `W_O`, with the gain and the centring of the norm after it, where there is one. `[d_model, n_heads · d_head]`
@@ -77,11 +79,16 @@ pub(super) struct FrozenLayer {
 }
 
 /// The frozen, linear model of one prompt. A clone shares its tensors.
+///
+/// Where positions are closed, all but tokens, features and `final_normed` goes by the places of open positions
+/// ([`OpenPositions::place`]): sources, norms, patterns, and the gradients of a pull-back.
 #[derive(Clone, Debug)]
 pub struct LinearModel {
     /// The prompt's token ids. `[n_pos]`
     pub tokens: Vec<u32>,
-    /// The active features of the prompt.
+    /// Which positions carry gradient.
+    pub positions: OpenPositions,
+    /// The active features of the open positions.
     pub features: ActiveFeatures,
     /// Features, errors and constants at each layer's output hook. `[n_layers]`
     pub mlp_sources: Vec<Sources>,
@@ -89,7 +96,7 @@ pub struct LinearModel {
     pub attn_constants: Vec<Option<Sources>>,
     /// Tokens and position embeddings.
     pub embed_sources: Sources,
-    /// The tensors at the input hooks. `[n_layers]` of `[n_pos, d_model]`
+    /// The tensors at the input hooks. `[n_layers]` of `[n_open, d_model]`
     pub hook_in: Vec<Tensor>,
     /// The output of the final norm. `[n_pos, d_model]`
     pub final_normed: Tensor,
@@ -101,7 +108,7 @@ pub struct LinearModel {
 }
 
 impl LinearModel {
-    /// The frozen pattern of a layer, as the pull-back multiplies by it. `[n_heads, n_pos, n_pos]`
+    /// The frozen pattern of a layer, as the pull-back multiplies by it. `[n_heads, n_open, n_open]`
     pub(crate) fn pattern(&self, layer: usize) -> &Tensor {
         &self.layers[layer].pattern
     }
@@ -119,6 +126,7 @@ impl LinearModel {
             let (point, expected) = (HookPoint::AttnPattern(layer).to_string(), vec![n_heads]);
             return Err(Error::HookShape { point, expected, actual: vec![factors.len()] });
         }
+        self.positions.check_all("taking out heads")?;
         let factors = Tensor::from_slice(factors, (n_heads, 1, 1), frozen.pattern.device())?;
         frozen.pattern = frozen.pattern.broadcast_mul(&factors)?;
         Ok(())
@@ -142,53 +150,98 @@ impl Replacement {
     /// [`crate::Error::Cancelled`].
     pub fn linearize(&self, tokens: &[u32], job: &Job) -> Result<LinearModel> {
         let (run, weights) = self.run_with_weights(tokens, job)?;
-        self.linearize_run(tokens, run, weights, job)
+        self.linearize_run(tokens, run, weights, &OpenPositions::all(tokens.len()), job)
     }
 
-    /// As [`Replacement::linearize`], from a run of the same tokens.
+    /// As [`Replacement::linearize`], with some positions closed.
     ///
     /// # Errors
-    /// Those of reading and of the tensor operations; [`crate::Error::Cancelled`].
+    /// As [`Replacement::linearize`]; [`crate::Error::NeedsAllOpen`] on a GPU.
+    pub fn linearize_open(&self, tokens: &[u32], positions: &OpenPositions, job: &Job) -> Result<LinearModel> {
+        if positions.is_all() {
+            return self.linearize(tokens, job);
+        }
+        let (run, weights) = self.run_without_patterns(tokens, job)?;
+        self.linearize_run(tokens, run, weights, positions, job)
+    }
+
+    /// As [`Replacement::linearize_open`], from a run of the same tokens. With closed positions it may lack the patterns.
+    ///
+    /// # Errors
+    /// Those of reading and of the tensor operations; [`crate::Error::Cancelled`]; [`crate::Error::NeedsAllOpen`].
     pub(crate) fn linearize_run(
         &self,
         tokens: &[u32],
         run: Run,
         weights: Vec<LinearWeights>,
+        positions: &OpenPositions,
         job: &Job,
     ) -> Result<LinearModel> {
+        if !self.model.device().is_cpu() {
+            positions.check_all("a GPU")?;
+        }
         let Run { pass, mut activations } = run;
         let n_excluded = self.n_excluded(tokens);
-        let features = self.active_features(&activations, n_excluded, job)?;
-        self.check_sources(features.len(), tokens.len())?;
-        let mlp_sources = self.mlp_sources(&features, &activations, &weights, n_excluded, job)?;
-        let attn_constants = weights.iter().enumerate().map(|(l, w)| self.attn_constant(l, w, &activations));
-        let attn_constants = attn_constants.collect::<Result<_>>()?;
+        let features = self.active_features_at(&activations, n_excluded, positions, job)?;
+        self.check_sources(features.len(), positions.open().len())?;
+        let mlp_sources = self.mlp_sources(&features, &activations, &weights, n_excluded, positions, job)?;
         let n_layers = weights.len();
-        let hook_in = (0..n_layers).map(|l| Ok(activations.need(self.input_point(l))?.squeeze(0)?));
+        let hook_in = (0..n_layers).map(|l| positions.rows_of(activations.need(self.input_point(l))?));
         let hook_in = hook_in.collect::<Result<_>>()?;
         // Layer by layer, each let go before the next: weights and patterns exist once, not twice.
-        let layers: Vec<FrozenLayer> = weights
-            .into_iter()
-            .enumerate()
-            .map(|(layer, weights)| {
-                let pattern = activations.take(HookPoint::AttnPattern(layer))?;
-                self.freeze(layer, weights, pattern, &activations)
-            })
-            .collect::<Result<_>>()?;
+        let (mut attn_constants, mut layers) = (Vec::with_capacity(n_layers), Vec::with_capacity(n_layers));
+        for (layer, weights) in weights.into_iter().enumerate() {
+            job.check()?;
+            let pattern = self.open_pattern(layer, positions, &mut activations)?;
+            attn_constants.push(self.attn_constant(layer, &weights, &pattern, positions, &activations)?);
+            layers.push(self.freeze(layer, weights, pattern, positions, &activations)?);
+        }
         let final_norm = self.model.final_norm()?;
+        let final_scale = positions.select(activations.need(HookPoint::LnFinalScale)?, 1)?;
         Ok(LinearModel {
             tokens: tokens.to_vec(),
+            positions: positions.clone(),
             features,
             mlp_sources,
             attn_constants,
-            embed_sources: self.embed_sources(tokens)?,
+            embed_sources: self.embed_sources(tokens, positions)?,
             hook_in,
             final_normed: pass.final_normed.squeeze(0)?,
-            final_norm: self.factors(&final_norm.gain, activations.need(HookPoint::LnFinalScale)?)?,
+            final_norm: self.factors(&final_norm.gain, &final_scale)?,
             final_bias: final_norm.bias,
             layers,
             n_kv_heads: self.model.config.n_kv_heads,
         })
+    }
+
+    /// The linear model of a run without features, sources and layers.
+    pub(super) fn shell(&self, tokens: &[u32], run: &Run) -> Result<LinearModel> {
+        let activations = &run.activations;
+        let final_norm = self.model.final_norm()?;
+        let hook_in = (0..self.model.config.n_layers).map(|l| Ok(activations.need(self.input_point(l))?.squeeze(0)?));
+        let nothing = || SourcesBuilder::new(self.model.config.d_model).build(&Device::Cpu);
+        Ok(LinearModel {
+            tokens: tokens.to_vec(),
+            positions: OpenPositions::all(tokens.len()),
+            features: ActiveFeatures::default(),
+            mlp_sources: Vec::new(),
+            attn_constants: Vec::new(),
+            embed_sources: nothing()?,
+            hook_in: hook_in.collect::<Result<_>>()?,
+            final_normed: run.pass.final_normed.squeeze(0)?,
+            final_norm: self.factors(&final_norm.gain, activations.need(HookPoint::LnFinalScale)?)?,
+            final_bias: final_norm.bias,
+            layers: Vec::new(),
+            n_kv_heads: self.model.config.n_kv_heads,
+        })
+    }
+
+    /// The patterns of the open queries of a layer, which the run lets go of. `[1, n_heads, n_open, n_pos]`
+    fn open_pattern(&self, layer: usize, positions: &OpenPositions, kept: &mut Activations) -> Result<Tensor> {
+        match kept.take(HookPoint::AttnPattern(layer)) {
+            Ok(pattern) => positions.select(&pattern, 2),
+            Err(_) => self.model.patterns_of(layer, kept.need(HookPoint::ResidPre(layer))?, positions.open()),
+        }
     }
 
     /// Encodes what a run of one prompt kept at the input hooks.
@@ -196,18 +249,29 @@ impl Replacement {
     /// # Errors
     /// Those of reading and of the tensor operations; [`crate::Error::Cancelled`].
     pub fn active_features(&self, kept: &Activations, n_excluded: usize, job: &Job) -> Result<ActiveFeatures> {
+        let n_pos = kept.need(self.input_point(0))?.dim(1)?;
+        self.active_features_at(kept, n_excluded, &OpenPositions::all(n_pos), job)
+    }
+
+    fn active_features_at(
+        &self,
+        kept: &Activations,
+        n_excluded: usize,
+        positions: &OpenPositions,
+        job: &Job,
+    ) -> Result<ActiveFeatures> {
         let n_layers = self.model.config.n_layers;
         let mut features = ActiveFeatures { layer_starts: vec![0], ..Default::default() };
+        let n_excluded = positions.open().partition_point(|&pos| pos < n_excluded);
         for layer in 0..n_layers {
             job.check()?;
-            let n_pos = kept.need(self.input_point(layer))?.dim(1)?;
             let n_active = features.layer_starts.windows(2).map(|two| two[1] - two[0]).max();
-            self.check_encoder(n_active.unwrap_or(0), layer, n_pos)?;
+            self.check_encoder(n_active.unwrap_or(0), layer, positions.open().len())?;
             let transcoder = &self.transcoders.layers[layer];
-            let input = kept.need(self.input_point(layer))?.squeeze(0)?;
+            let input = positions.rows_of(kept.need(self.input_point(layer))?)?;
             let encoded = transcoder.encode(&input, n_excluded);
             let EncodedLayer { active, encoder_vecs } = encoded.context(|| format!("cannot encode layer {layer}"))?;
-            for (pos, candidates) in active.iter().enumerate() {
+            for (&pos, candidates) in positions.open().iter().zip(&active) {
                 features.all.extend(candidates.iter().map(|c| ActiveFeature {
                     layer,
                     pos,
@@ -228,16 +292,25 @@ impl Replacement {
         Ok(NormFactors::new(gain, &scale.recip()?, self.model.config.norm == NormKind::Layer)?)
     }
 
-    fn freeze(&self, layer: usize, weights: LinearWeights, pattern: Tensor, kept: &Activations) -> Result<FrozenLayer> {
-        let (mlp_norm, mlp_scale) = (&weights.mlp_norm, kept.need(HookPoint::Ln2Scale(layer))?);
+    /// `pattern` `[1, n_heads, n_open, n_pos]`
+    pub(super) fn freeze(
+        &self,
+        layer: usize,
+        weights: LinearWeights,
+        pattern: Tensor,
+        positions: &OpenPositions,
+        kept: &Activations,
+    ) -> Result<FrozenLayer> {
+        let at_open = |point: HookPoint| positions.select(kept.need(point)?, 1);
+        let (mlp_norm, mlp_scale) = (&weights.mlp_norm, at_open(HookPoint::Ln2Scale(layer))?);
         let (input_norm, input_bias) = match self.transcoders.input_hook {
             InputHook::ResidMid => (None, None),
-            InputHook::Normalized => (Some(self.factors(&mlp_norm.gain.ones_like()?, mlp_scale)?), None),
-            InputHook::MlpIn => (Some(self.factors(&mlp_norm.gain, mlp_scale)?), mlp_norm.bias.clone()),
+            InputHook::Normalized => (Some(self.factors(&mlp_norm.gain.ones_like()?, &mlp_scale)?), None),
+            InputHook::MlpIn => (Some(self.factors(&mlp_norm.gain, &mlp_scale)?), mlp_norm.bias.clone()),
         };
         let output_norm = match (&weights.post_mlp_norm, self.transcoders.output_hook) {
             (Some(norm), OutputHook::MlpOut) => {
-                Some(self.factors(&norm.gain, kept.need(HookPoint::Ln2PostScale(layer))?)?)
+                Some(self.factors(&norm.gain, &at_open(HookPoint::Ln2PostScale(layer))?)?)
             }
             (None, _) | (_, OutputHook::HookMlpOut) => None,
         };
@@ -247,14 +320,27 @@ impl Replacement {
         let mut pattern = pattern.squeeze(0)?.broadcast_mul(&at_keys)?;
         let mut w_o = weights.vo.o.weight.clone();
         if let Some(norm) = &weights.post_attn_norm {
-            let scale = kept.need(HookPoint::Ln1PostScale(layer))?;
+            let scale = at_open(HookPoint::Ln1PostScale(layer))?;
             pattern = pattern.broadcast_mul(&scale.recip()?.squeeze(0)?)?;
             // Post-norms are RMSNorms in every family that has them, so gain and centring need no order here.
             w_o = norm.fold(&w_o.t()?)?.t()?.contiguous()?;
         }
+        let w_v = weights.attn_norm.fold(&weights.vo.v.weight)?;
+        let closed = match positions.is_all() {
+            true => None,
+            false => {
+                let index = positions.closed_index(pattern.device())?;
+                let resid = kept.need(HookPoint::ResidPre(layer))?.squeeze(0)?.index_select(&index, 0)?;
+                let values = resid.matmul(&w_v.t()?)?;
+                let of_closed = pattern.index_select(&index, 2)?;
+                pattern = positions.select(&pattern, 2)?;
+                Some(ClosedKeys::new(positions.open_before_closed(), &of_closed, values)?)
+            }
+        };
         Ok(FrozenLayer {
             pattern,
-            w_v: weights.attn_norm.fold(&weights.vo.v.weight)?,
+            closed,
+            w_v,
             w_o,
             input_norm,
             input_bias,
@@ -270,6 +356,7 @@ impl Replacement {
         kept: &Activations,
         weights: &[LinearWeights],
         n_excluded: usize,
+        positions: &OpenPositions,
         job: &Job,
     ) -> Result<Vec<Sources>> {
         let cpu = Device::Cpu;
@@ -283,7 +370,7 @@ impl Replacement {
             let rows = self.transcoders.layers[layer].decoder_vecs(&wanted, &cpu);
             decoders.push(to_vec(&rows.context(|| format!("cannot read the decoder of layer {layer}"))?)?);
             let mlp_bias = weights[layer].mlp_norm.bias.as_ref();
-            all.push(self.sources_of_layer(layer, features, &decoders, kept, mlp_bias, n_excluded)?);
+            all.push(self.sources_of_layer(layer, features, &decoders, kept, mlp_bias, n_excluded, positions)?);
             if self.transcoders.n_written(layer) == 1 {
                 decoders[layer] = Vec::new();
             }
@@ -291,6 +378,7 @@ impl Replacement {
         Ok(all)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn sources_of_layer(
         &self,
         layer: usize,
@@ -299,12 +387,12 @@ impl Replacement {
         kept: &Activations,
         mlp_norm_bias: Option<&Tensor>,
         n_excluded: usize,
+        positions: &OpenPositions,
     ) -> Result<Sources> {
         let d = self.model.config.d_model;
         let transcoder = &self.transcoders.layers[layer];
-        let input = kept.need(self.input_point(layer))?.squeeze(0)?;
-        let n_pos = input.dim(0)?;
-        let output = to_vec(kept.need(self.output_point(layer))?)?;
+        let input = positions.rows_of(kept.need(self.input_point(layer))?)?;
+        let output = to_vec(&positions.rows_of(kept.need(self.output_point(layer))?)?)?;
         let skip = transcoder.skip(&input)?.map(|skip| to_vec(&skip)).transpose()?;
         // The skip connection's share of the norm's bias is constant; the rest of it carries gradient.
         let input_bias = match self.transcoders.input_hook {
@@ -316,21 +404,22 @@ impl Replacement {
             None => None,
         };
         let b_dec = to_vec(transcoder.b_dec())?;
-        // Features that write here: of this layer, or for a cross-layer transcoder of all layers up to it.
-        let mut at_pos: Vec<Vec<(usize, usize, usize)>> = vec![Vec::new(); n_pos];
+        // Features that write here, by the place of their position: of this layer, or for a cross-layer transcoder of all
+        // layers up to it.
+        let mut at_place: Vec<Vec<(usize, usize, usize)>> = vec![Vec::new(); positions.open().len()];
         for from in 0..=layer {
             let n_written = self.transcoders.n_written(from);
             if layer - from >= n_written {
                 continue;
             }
             for (i, (index, feature)) in features.of_layer(from).enumerate() {
-                at_pos[feature.pos].push((index, from, (i * n_written + layer - from) * d));
+                at_place[positions.need(feature.pos)?].push((index, from, (i * n_written + layer - from) * d));
             }
         }
-        let n_sources = at_pos.iter().map(|at| at.len() + 2).sum();
+        let n_sources = at_place.iter().map(|at| at.len() + 2).sum();
         let mut builder = SourcesBuilder::with_capacity(d, n_sources);
-        for (pos, at) in at_pos.iter().enumerate() {
-            let here = |values: &'_ [f32]| values[pos * d..(pos + 1) * d].to_vec();
+        for (place, (&pos, at)) in positions.open().iter().zip(&at_place).enumerate() {
+            let here = |values: &'_ [f32]| values[place * d..(place + 1) * d].to_vec();
             let add = |sum: &mut [f32], other: &[f32], sign: f32| {
                 sum.iter_mut().zip(other).for_each(|(s, o)| *s += sign * o);
             };
@@ -368,13 +457,20 @@ impl Replacement {
 
     /// What biases alone make attention add: `W_O · (pattern · (W_V · b_norm + b_V)) + b_O` at every position, after
     /// the post-norm where there is one.
-    fn attn_constant(&self, layer: usize, weights: &LinearWeights, kept: &Activations) -> Result<Option<Sources>> {
-        let pattern = kept.need(HookPoint::AttnPattern(layer))?;
+    /// `pattern` `[1, n_heads, n_open, n_pos]`
+    fn attn_constant(
+        &self,
+        layer: usize,
+        weights: &LinearWeights,
+        pattern: &Tensor,
+        positions: &OpenPositions,
+        kept: &Activations,
+    ) -> Result<Option<Sources>> {
         let (v, o) = (&weights.vo.v, &weights.vo.o);
         if weights.attn_norm.bias.is_none() && v.bias.is_none() && o.bias.is_none() {
             return Ok(None);
         }
-        let (_, _, n_pos, _) = pattern.dims4()?;
+        let (_, _, _, n_pos) = pattern.dims4()?;
         let (d, d_head) = (self.model.config.d_model, self.model.config.d_head);
         let norm_bias = match &weights.attn_norm.bias {
             Some(bias) => bias.clone(),
@@ -384,7 +480,7 @@ impl Replacement {
         let v_constant = v_constant.broadcast_as((1, n_pos, v_constant.dim(2)?))?.contiguous()?;
         let mut out = weights.vo.write(&weights.vo.read(pattern, &split_heads(&v_constant, d_head)?)?)?;
         if let Some(norm) = &weights.post_attn_norm {
-            out = norm.apply(&out, kept.need(HookPoint::Ln1PostScale(layer))?)?;
+            out = norm.apply(&out, &positions.select(kept.need(HookPoint::Ln1PostScale(layer))?, 1)?)?;
         }
         let mut builder = SourcesBuilder::new(d);
         for vec in to_vec(&out)?.chunks_exact(d) {
@@ -394,15 +490,15 @@ impl Replacement {
         builder.build(self.model.device()).map(Some)
     }
 
-    fn embed_sources(&self, tokens: &[u32]) -> Result<Sources> {
+    pub(super) fn embed_sources(&self, tokens: &[u32], positions: &OpenPositions) -> Result<Sources> {
         let d = self.model.config.d_model;
         let embedded = to_vec(&self.model.embed(tokens)?)?;
-        let positions = self.model.position_embeddings(0, tokens.len())?.map(|p| to_vec(&p)).transpose()?;
+        let learned = self.model.position_embeddings(0, tokens.len())?.map(|p| to_vec(&p)).transpose()?;
         let mut builder = SourcesBuilder::new(d);
-        for (pos, vec) in embedded.chunks_exact(d).enumerate() {
-            builder.push(Origin::Token { pos }, vec);
-            if let Some(positions) = &positions {
-                builder.push(Origin::Constant, &positions[pos * d..(pos + 1) * d]);
+        for &pos in positions.open() {
+            builder.push(Origin::Token { pos }, &embedded[pos * d..(pos + 1) * d]);
+            if let Some(learned) = &learned {
+                builder.push(Origin::Constant, &learned[pos * d..(pos + 1) * d]);
             }
             builder.end_position();
         }

@@ -3,7 +3,7 @@
 use super::Replacement;
 use crate::error::Result;
 use crate::memory::MemoryPlan;
-use crate::model::MlpKind;
+use crate::model::{MlpKind, QUERY_BLOCK};
 use crate::ops::chunk_values;
 
 /// Bytes of a value.
@@ -37,11 +37,16 @@ impl Replacement {
 
     /// What a forward pass of `batch` sequences of `n_pos` tokens takes beyond the weights, and what is kept of it for
     /// `kept` sequences.
-    fn pass_plan(&self, batch: usize, n_pos: usize, kept: usize) -> MemoryPlan {
+    fn pass_plan(&self, batch: usize, n_pos: usize, kept: usize, keeps_patterns: bool) -> MemoryPlan {
         let c = &self.model.config;
         let [batch, n_pos, kept, n_layers, n_heads, n_kv, d_head, d_model, d_mlp] =
             [batch, n_pos, kept, c.n_layers, c.n_heads, c.n_kv_heads, c.d_head, c.d_model, c.d_mlp].map(|n| n as u64);
         let pattern = n_heads * n_pos * n_pos * F32;
+        // Where nobody sees the whole pattern, it is computed some queries at a time.
+        let (n_patterns, at_work) = match keeps_patterns {
+            true => (kept * n_layers, pattern),
+            false => (0, n_heads * n_pos * n_pos.min(QUERY_BLOCK as u64) * F32),
+        };
         let at_once = match c.mlp {
             MlpKind::Gated | MlpKind::Plain => 1,
             MlpKind::Experts { top_k, .. } => top_k as u64,
@@ -49,22 +54,22 @@ impl Replacement {
         let layer_weights = (2 * n_heads + 2 * n_kv) * d_head * d_model + 3 * d_mlp * at_once * d_model;
         let work = n_pos * (HIDDEN_AT_WORK * d_mlp * at_once + RESIDUALS_AT_WORK * d_model);
         MemoryPlan::new()
-            .with("attention patterns that are kept", kept * n_layers * pattern)
+            .with("attention patterns that are kept", n_patterns * pattern)
             .with("activations that are kept", kept * n_layers * 3 * n_pos * d_model * F32)
-            .with("attention patterns of a layer", batch * PATTERNS_AT_WORK * pattern)
+            .with("attention patterns of a layer", batch * PATTERNS_AT_WORK * at_work)
             .with("activations of a layer", batch * work * F32)
             .with("weights of a layer", layer_weights * F32)
     }
 
     /// What [`Replacement::run`] of `n_pos` tokens takes, and the encoders that are streamed over it.
-    pub(super) fn run_plan(&self, n_pos: usize, keeps_weights: bool) -> MemoryPlan {
+    pub(super) fn run_plan(&self, n_pos: usize, keeps_weights: bool, keeps_patterns: bool) -> MemoryPlan {
         let c = &self.model.config;
         let d_model = c.d_model;
         let n_features = self.transcoders.layers.iter().map(|layer| layer.n_features()).max().unwrap_or(0);
         let step = (chunk_values(self.model.device()) / d_model.max(1)).clamp(1, n_features.max(1));
         let vo = (c.n_heads + c.n_kv_heads) * c.d_head * d_model * c.n_layers;
         let weights = if keeps_weights { vo as u64 } else { 0 };
-        self.pass_plan(1, n_pos, 1)
+        self.pass_plan(1, n_pos, 1, keeps_patterns)
             .with("weights that are kept", weights * F32)
             .with("a part of an encoder", (step * (d_model + n_pos)) as u64 * F32)
     }
@@ -74,7 +79,15 @@ impl Replacement {
     /// # Errors
     /// [`crate::Error::OutOfMemory`], with the number of tokens that would fit.
     pub(super) fn check_run(&self, n_pos: usize, keeps_weights: bool) -> Result<()> {
-        self.check_tokens_fit(n_pos, "running the model on", |n_pos| self.run_plan(n_pos, keeps_weights))
+        self.check_tokens_fit(n_pos, "running the model on", |n_pos| self.run_plan(n_pos, keeps_weights, true))
+    }
+
+    /// Checks that a run of a prompt fits into memory whose patterns are computed some queries at a time.
+    ///
+    /// # Errors
+    /// As [`Replacement::check_run`].
+    pub(super) fn check_run_without_patterns(&self, n_pos: usize) -> Result<()> {
+        self.check_tokens_fit(n_pos, "running the model on", |n_pos| self.run_plan(n_pos, true, false))
     }
 
     /// Checks that a changed pass of `batch` alternatives of a prompt fits into memory.
@@ -82,7 +95,7 @@ impl Replacement {
     /// # Errors
     /// As [`Replacement::check_run`].
     pub(crate) fn check_changed_run(&self, batch: usize, n_pos: usize) -> Result<()> {
-        self.check_tokens_fit(n_pos, "a changed run of", |n_pos| self.pass_plan(batch, n_pos, 0))
+        self.check_tokens_fit(n_pos, "a changed run of", |n_pos| self.pass_plan(batch, n_pos, 0, true))
     }
 
     fn check_tokens_fit(&self, n_pos: usize, doing: &str, plan: impl Fn(usize) -> MemoryPlan) -> Result<()> {

@@ -5,6 +5,8 @@
 mod hops;
 mod linear_model;
 mod memory;
+mod open_positions;
+mod place_effects;
 mod pull_back;
 mod push_forward;
 mod push_up;
@@ -13,6 +15,8 @@ mod sources;
 
 pub use hops::Place;
 pub use linear_model::{ActiveFeature, ActiveFeatures, LinearModel};
+pub use open_positions::{OpenPositions, spans};
+pub use place_effects::{PlaceEffects, Prepared};
 pub use pull_back::{AtHeads, TargetBatch, TargetSite};
 pub use push_forward::{ChangeSite, PushedForward};
 pub use push_up::PushUp;

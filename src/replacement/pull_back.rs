@@ -12,7 +12,8 @@ use super::sources::Sources;
 use crate::error::Result;
 use crate::ops::frozen_attention::Queries;
 use crate::ops::{
-    NormFactors, RaggedBatch, add_product, frozen_attention, frozen_attention_own, matmul, norm_pullback,
+    NormFactors, RaggedBatch, add_product, closed_effects, frozen_attention, frozen_attention_own, matmul,
+    norm_pullback,
 };
 
 /// Where the gradients of a batch are put.
@@ -37,7 +38,7 @@ pub enum TargetSite {
 pub struct TargetBatch {
     /// Where all of them are put.
     pub site: TargetSite,
-    /// Descending. `[n_targets]`
+    /// Places of their positions among the open ones, descending. `[n_targets]`
     pub positions: Vec<usize>,
     /// `[n_targets, d_model]`, f32: each at its target's own position. At [`TargetSite::AttentionInput`], where a
     /// target may read several positions: `[n_rows, d_model]` in the layout of the batch.
@@ -69,7 +70,8 @@ impl LinearModel {
     /// place's sources with the gradient there; layers from the top down, then the embedding. [`Sources::effects`] are
     /// their products.
     ///
-    /// Layers at or above the targets and positions after them are never touched.
+    /// Layers at or above the targets and positions after them are never touched. Closed positions get no gradient: what
+    /// it would have been is what [`LinearModel::closed_effects`] multiplies.
     ///
     /// # Cost
     /// For a target at position c, per layer below it: `2 (c + 1)` times the sizes of `W_O` and `W_V`.
@@ -141,6 +143,17 @@ impl LinearModel {
             (grad, at_output) = add_product(grad, &v, &frozen.w_v, self.output_norm_below(layer), &ragged)?;
         }
         read_sources(&self.embed_sources, &grad, &ragged, read)
+    }
+
+    /// What a layer's heads give to the targets from closed positions: the gradient that they would send there, times the
+    /// residual stream there. `None` where all positions are open. `[n_targets, n_closed]`, row-major
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn closed_effects(&self, at: &AtHeads) -> Result<Option<Vec<f32>>> {
+        let closed = self.layers[at.layer].closed.as_ref();
+        let effects = closed.map(|keys| closed_effects(at.grad_z, keys, self.n_kv_heads, at.ragged, at.queries));
+        Ok(effects.transpose()?)
     }
 
     /// The norm that the MLP below `layer` writes through, where there is one.

@@ -96,8 +96,30 @@ impl Replacement {
         Ok((run, weights.0))
     }
 
+    /// As [`Replacement::run_with_weights`], without the patterns, which grow with the square of the prompt.
+    ///
+    /// # Errors
+    /// As [`Replacement::run`].
+    pub(crate) fn run_without_patterns(&self, tokens: &[u32], job: &Job) -> Result<(Run, Vec<LinearWeights>)> {
+        self.check_run_without_patterns(tokens.len())?;
+        let mut weights = KeepWeights::default();
+        let points = self.points().filter(|point| !matches!(point, HookPoint::AttnPattern(_)));
+        let run = self.run_at(points, tokens, &mut weights, job)?;
+        Ok((run, weights.0))
+    }
+
     fn run_with(&self, tokens: &[u32], hooks: &mut dyn Hooks, job: &Job) -> Result<Run> {
-        let mut activations = Activations::at(self.points());
+        self.run_at(self.points(), tokens, hooks, job)
+    }
+
+    fn run_at(
+        &self,
+        points: impl Iterator<Item = HookPoint>,
+        tokens: &[u32],
+        hooks: &mut dyn Hooks,
+        job: &Job,
+    ) -> Result<Run> {
+        let mut activations = Activations::at(points);
         let options = ForwardOptions::of(job);
         let pass = self.model.forward(&[tokens.to_vec()], &mut (&mut activations, hooks), options)?;
         Ok(Run { pass, activations })

@@ -50,6 +50,9 @@ pub(super) struct Counts {
     pub features: usize,
     pub errors: usize,
     pub tokens: usize,
+    /// Only where positions are closed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub contexts: usize,
     pub targets: usize,
     pub edges: usize,
 }
@@ -186,6 +189,10 @@ impl Cut {
                     explained += passed;
                     total += passed;
                 }
+                NodeKind::Context => {
+                    explained += passed;
+                    total += passed;
+                }
                 NodeKind::Error => (),
                 NodeKind::Feature | NodeKind::Target => {
                     let errors = if self.abs_sums[at] > 0.0 { error_sum / self.abs_sums[at] } else { 0.0 };
@@ -264,6 +271,7 @@ impl Cut {
                 NodeKind::Feature => counts.features += 1,
                 NodeKind::Error => counts.errors += 1,
                 NodeKind::Token => counts.tokens += 1,
+                NodeKind::Context => counts.contexts += 1,
                 NodeKind::Target => counts.targets += 1,
             }
         }
@@ -330,4 +338,8 @@ impl Cut {
         };
         Ok(self.summary.get_or_init(|| Arc::new(summary)).clone())
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }

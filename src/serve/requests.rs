@@ -116,6 +116,7 @@ impl TraceRequest {
         PruneSettings {
             node_threshold: self.node_threshold.unwrap_or(usual.node_threshold),
             edge_threshold: self.edge_threshold.unwrap_or(usual.edge_threshold),
+            ..usual
         }
     }
 

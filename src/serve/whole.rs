@@ -73,9 +73,10 @@ impl Whole {
             }
             None => node_threshold(&traced.influence().nodes, 1.0),
         };
-        let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+        let everything = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None };
         let node_mask = vec![true; graph.layout().n_nodes()];
-        let all = Pruned { node_mask, edges: Vec::new(), cumulative_influence, settings: everything }.circuit(graph)?;
+        let all = Pruned { node_mask, edges: Vec::new(), cumulative_influence, n_left_out: 0, settings: everything }
+            .circuit(graph)?;
         let meta = CircuitMeta { node_threshold: None, edge_threshold: None, ..all.meta.clone() };
         let nodes: Vec<Node> = all.graph().node_weights().cloned().collect();
         let hash = graph
@@ -161,11 +162,13 @@ impl Whole {
         let usual = match self.edges {
             Edges::Raw(_) => PruneSettings::default(),
             Edges::Json(_) if node_threshold.is_none() && edge_threshold.is_none() => return Ok(None),
-            Edges::Json(_) => PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 },
+            Edges::Json(_) => PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None },
         };
         let settings = PruneSettings {
             node_threshold: node_threshold.unwrap_or(usual.node_threshold),
             edge_threshold: edge_threshold.unwrap_or(usual.edge_threshold),
+            // The page asks for cuts of any size.
+            max_nodes: None,
         };
         settings.check()?;
         Ok(Some(settings))

@@ -44,6 +44,7 @@ impl Tracer {
         job: &Job,
     ) -> Result<HeadFlows> {
         let (_, linear) = linearized_as_traced(&self.replacement, graph, job)?;
+        linear.positions.check_all("finding heads")?;
         let targets = self.known_targets(&linear, graph)?;
         flows_of(&linear, &targets, edges, options, job)
     }
@@ -71,6 +72,7 @@ impl Tracer {
         job: &Job,
     ) -> Result<EdgeInFull> {
         let (_, linear) = linearized_as_traced(&self.replacement, graph, job)?;
+        linear.positions.check_all("finding heads")?;
         let targets = self.known_targets(&linear, graph)?;
         edge_in_full(&linear, &targets, edge, max_hops, job)
     }
@@ -88,6 +90,7 @@ impl Tracer {
     ) -> Result<Vec<TargetHeads>> {
         let other = other.map(|other| self.tokenize(other)).transpose()?;
         let (_, linear) = linearized_as_traced(&self.replacement, graph, job)?;
+        linear.positions.check_all("finding heads")?;
         let targets = self.known_targets(&linear, graph)?;
         let tokens = other.as_ref().map(|prompt| prompt.tokens.as_slice());
         let found = head_rows(&self.replacement, &linear, &targets, tokens, job)?;

@@ -21,7 +21,9 @@ pub use reading::{PromptReading, ReadOptions, Values};
 pub use setup::{BaseModel, DeviceChoice, Setup};
 pub use traced_graph::{TraceWork, TracedGraph};
 
-use crate::attribution::{Attribution, AttributionOptions, Target, TargetKind, attribute, retrace, targets_of};
+use crate::attribution::{
+    Attribution, AttributionOptions, Target, TargetKind, attribute, linearized, retrace, targets_of,
+};
 use crate::error::Result;
 use crate::features::check_labels_beside;
 use crate::graph::{AttributionGraph, FeatureId};
@@ -137,7 +139,7 @@ impl Tracer {
     ) -> Result<TracedGraph> {
         options.check()?;
         let prompt = self.tokenize(prompt)?;
-        let linear = self.replacement.linearize(&prompt.tokens, job)?;
+        let linear = linearized(&self.replacement, &prompt.tokens, options, job)?;
         let found: Attribution = attribute(&self.replacement, &linear, &prompt.text, options, job)?;
         Ok(TracedGraph::from(found))
     }

@@ -188,7 +188,7 @@ fn collapsed_scores_slowly(circuit: &Circuit, groups: &[Supernode]) -> Option<(f
     Some((ratio(from_tokens, from_tokens + from_errors, 0.0), ratio(explained, influence.iter().sum(), 1.0)))
 }
 
-pub const EVERYTHING: PruneSettings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 };
+pub const EVERYTHING: PruneSettings = PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None };
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]

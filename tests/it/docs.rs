@@ -10,7 +10,7 @@ use crate::support::{PROMPT, program};
 
 /// The pages whose commands run, in the order in which a reader meets them, all in one folder: with how many commands
 /// each runs and how many lines of output it compares at least.
-const PAGES: [(&str, usize, usize); 9] = [
+const PAGES: [(&str, usize, usize); 10] = [
     ("README.md", 9, 13),
     ("docs/guide.md", 28, 84),
     ("docs/interventions.md", 10, 51),
@@ -20,6 +20,7 @@ const PAGES: [(&str, usize, usize); 9] = [
     ("docs/batch.md", 3, 6),
     ("docs/setups.md", 3, 8),
     ("docs/training.md", 1, 30),
+    ("docs/long-prompts.md", 4, 6),
 ];
 
 /// Programs that a newcomer's machine may not have, or that use the network. Commands that start with them are left out,
@@ -465,11 +466,12 @@ fn definitions_that_sources_cite_exist() {
 fn formats_name_every_tensor_and_key_of_a_raw_graph() {
     let folder = tempfile::tempdir().unwrap();
     let (mut written, mut keys) = (BTreeSet::new(), BTreeSet::new());
-    // A capped graph and a sampled one with heads have all that a graph can have.
-    for rows in [["--max-features", "50"], ["--rows", "50"]] {
-        let args = [["trace", PROMPT], rows, ["--slug", "raw"]].concat();
-        let args: Vec<String> =
-            args.into_iter().chain(["--no-json", "--force", "--heads"]).map(str::to_owned).collect();
+    // A capped graph and a sampled one with heads have all that a graph can have, but for contexts, which closed positions
+    // have, and whose heads are not told.
+    let closed = ["--max-features", "50", "--open-positions", "4..9"];
+    for rows in [&["--max-features", "50", "--heads"][..], &["--rows", "50", "--heads"], &closed] {
+        let args = [&["trace", PROMPT], rows, &["--slug", "raw", "--no-json", "--force"]].concat();
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         let (is_success, output) = run(folder.path(), &args);
         assert!(is_success, "{output}");
         let bytes = std::fs::read(folder.path().join("graphs/raw.safetensors")).unwrap();

@@ -253,7 +253,8 @@ fn label_files_name_features_and_are_checked() {
 #[test]
 fn a_summary_names_every_part_and_reads_back() {
     for case in cases().iter().take(4) {
-        let circuit = circuit_of(&case.graph(), &PruneSettings { node_threshold: 0.99, edge_threshold: 0.99 });
+        let circuit =
+            circuit_of(&case.graph(), &PruneSettings { node_threshold: 0.99, edge_threshold: 0.99, max_nodes: None });
         let prediction = summarize(&circuit, &SummarySettings::default()).unwrap().predictions[0].id.clone();
         let settings = SummarySettings { node: Some(prediction), ..SummarySettings::default() };
         let summary = summarize(&circuit, &settings).unwrap();
@@ -303,7 +304,7 @@ proptest! {
 
     #[test]
     fn json_graphs_come_back_as_they_were(graph in any_graph(), threshold in 0.3f64..1.0) {
-        let circuit = circuit_of(&graph, &PruneSettings { node_threshold: threshold, edge_threshold: threshold });
+        let circuit = circuit_of(&graph, &PruneSettings { node_threshold: threshold, edge_threshold: threshold, max_nodes: None });
         let wire = WireGraph::new(&circuit, "slug").unwrap();
         let bytes = serde_json::to_vec(&wire).unwrap();
         let back = wire::parse_wire(&bytes, "test").unwrap();

@@ -60,6 +60,8 @@ pub fn random_graph(
         edge_rows: EdgeRows::from_vec(values, n_rows, n_nodes).unwrap(),
         bias_effect: vec![0.0; n_rows],
         unselected_effect: Vec::new(),
+        error_nodes: None,
+        unselected_error_effect: Vec::new(),
         row_values,
         target_ids: (0..n_targets as i64).map(|k| 100 + k).collect(),
         target_probabilities: (0..n_targets).map(|_| random() / n_targets as f32 + 0.01).collect(),

@@ -32,6 +32,7 @@ mod kernels;
 mod layouts;
 mod model;
 mod named_graphs;
+mod open_positions;
 mod ops;
 mod oracle;
 mod package;

@@ -2,7 +2,7 @@
 
 use circuitscope::Error;
 use circuitscope::graph::{AttributionGraph, CompactLink, EdgeRows, GraphData, Node, NodeId, NodeLayout, influence};
-use circuitscope::prune::{PruneSettings, Pruned, nodes_within, prune, prune_links};
+use circuitscope::prune::{PruneSettings, Pruned, nodes_within, prune, prune_links, strongest_within};
 use proptest::prelude::*;
 
 use crate::graph::any_graph;
@@ -14,7 +14,7 @@ const TAIL: f64 = 1e-6;
 
 fn pruned(graph: &AttributionGraph, node_threshold: f64, edge_threshold: f64) -> Pruned {
     let influence = influence(&graph.edge_rows, graph.layout(), &graph.target_probabilities);
-    prune(graph, &influence, &PruneSettings { node_threshold, edge_threshold }).unwrap()
+    prune(graph, &influence, &PruneSettings { node_threshold, edge_threshold, max_nodes: None }).unwrap()
 }
 
 /// [n_nodes * n_nodes], target-major.
@@ -87,7 +87,7 @@ fn thresholds_of_one_differ_from_the_reference_in_the_last_millionth_only() {
 #[test]
 fn thresholds_outside_of_the_unit_interval_are_refused() {
     for (node_threshold, edge_threshold) in [(-0.1, 0.9), (1.1, 0.9), (0.8, f64::NAN), (0.8, 2.0)] {
-        let error = PruneSettings { node_threshold, edge_threshold }.check().unwrap_err();
+        let error = PruneSettings { node_threshold, edge_threshold, max_nodes: None }.check().unwrap_err();
         assert!(matches!(error, Error::Threshold { .. }), "{error}");
     }
 }
@@ -188,6 +188,36 @@ proptest! {
         prop_assert_eq!(circuit.graph().node_count(), pruned.n_nodes());
     }
 
+    /// No more nodes than are wanted, and none of less influence than one that is left out.
+    #[test]
+    fn at_most_so_many_nodes_stay_and_those_are_the_strongest(
+        graph in any_graph(),
+        node_threshold in 0.3f64..=1.0,
+        most in 1usize..20,
+    ) {
+        let layout = graph.layout();
+        let whole = influence(&graph.edge_rows, layout, &graph.target_probabilities);
+        let all = PruneSettings { node_threshold, edge_threshold: 1.0, max_nodes: None };
+        let limited = PruneSettings { max_nodes: Some(most), ..all };
+        let [all, limited] = [all, limited].map(|settings| prune(&graph, &whole, &settings).unwrap());
+        let is_fixed = |node: usize| node >= layout.tokens().start;
+        let n_fixed = layout.n_nodes() - layout.tokens().start;
+        let mut scores = whole.nodes[..layout.tokens().start].to_vec();
+        scores.sort_by(|a, b| b.total_cmp(a));
+        let n_others = most.saturating_sub(n_fixed);
+        let kept_of = |pruned: &Pruned| -> Vec<usize> {
+            (0..layout.n_nodes()).filter(|&node| pruned.node_mask[node] && !is_fixed(node)).collect()
+        };
+        let kept = kept_of(&limited);
+        prop_assert!(kept.len() <= n_others && all.n_left_out == 0);
+        prop_assert!(limited.n_left_out >= kept_of(&all).len().saturating_sub(n_others));
+        prop_assert!(limited.n_left_out > 0 || limited.node_mask == all.node_mask);
+        let last = n_others.checked_sub(1).map_or(f64::INFINITY, |at| scores.get(at).copied().unwrap_or_default());
+        for node in kept {
+            prop_assert!(whole.nodes[node] >= last, "{} is among the strongest", whole.nodes[node]);
+        }
+    }
+
     /// The same rules for a graph that is there as links with cumulative shares, many of them equal.
     #[test]
     fn pruning_links_equals_the_rules_taken_literally(
@@ -239,6 +269,8 @@ fn coarsened(graph: &AttributionGraph) -> AttributionGraph {
         edge_rows,
         bias_effect: graph.bias_effect.clone(),
         unselected_effect: graph.unselected_effect.clone(),
+        error_nodes: None,
+        unselected_error_effect: Vec::new(),
         row_values: graph.row_values.clone(),
         target_ids: graph.target_ids.clone(),
         target_probabilities: graph.target_probabilities.clone(),
@@ -287,4 +319,7 @@ fn nodes_that_equal_the_one_at_the_threshold_stay() {
     assert_eq!(nodes_within(&nodes, 0.5), [true, true, true, true, false, false]);
     assert_eq!(nodes_within(&nodes, 0.9), [true, true, true, true, true, false]);
     assert_eq!(nodes_within(&nodes, 1.0), [true; 6]);
+    let most = |max_nodes| PruneSettings { node_threshold: 0.9, edge_threshold: 1.0, max_nodes };
+    assert_eq!(strongest_within(&nodes, &most(None)), (vec![true, true, true, true, true, false], 0));
+    assert_eq!(strongest_within(&nodes, &most(Some(2))), (vec![true, true, false, false, false, false], 3));
 }

@@ -196,6 +196,8 @@ impl Case {
             edge_rows: EdgeRows::from_vec(rows, n_rows, n_nodes).unwrap(),
             bias_effect: vec![0.0; n_rows],
             unselected_effect: Vec::new(),
+            error_nodes: None,
+            unselected_error_effect: Vec::new(),
             row_values: vec![0.0; n_rows],
             target_ids: targets.iter().map(|t| t["id"].as_i64().unwrap()).collect(),
             logits: self.f32s("logits"),

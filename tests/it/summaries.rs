@@ -191,7 +191,8 @@ fn effects_of_a_circuit_are_those_of_its_edges() {
     close(shares, 1.0, 1e-9, 0.0, "all influence begins at tokens and errors");
     // Of everything that pruning may keep, the circuit is the graph but for biases.
     let raw = TracedGraph::read(folder.path().join("graphs/dallas.safetensors")).unwrap();
-    let whole = raw.prune(&circuitscope::PruneSettings { node_threshold: 1.0, edge_threshold: 1.0 }).unwrap();
+    let whole =
+        raw.prune(&circuitscope::PruneSettings { node_threshold: 1.0, edge_threshold: 1.0, max_nodes: None }).unwrap();
     let target = whole.targets()[0];
     let (of_circuit, of_raw) =
         (&Effects::on(&whole, None, &[target])[0], &Effects::on(&whole, Some(raw.graph()), &[target])[0]);

@@ -12,6 +12,7 @@ enum Kind {
     Feature,
     Error,
     Token,
+    Context,
     Target,
 }
 
@@ -47,6 +48,7 @@ impl ChooseArgs {
             Kind::Feature => NodeKind::Feature,
             Kind::Error => NodeKind::Error,
             Kind::Token => NodeKind::Token,
+            Kind::Context => NodeKind::Context,
             Kind::Target => NodeKind::Target,
         };
         Part {

@@ -7,12 +7,13 @@ use clap::{ArgGroup, Args};
 use crate::attribution::{AttributionOptions, TargetRequest, Versus};
 use crate::circuits::SummarySettings;
 use crate::error::ErrorContext;
+use crate::memory::parse_size;
 use crate::tracer::{Tracer, directions};
 use crate::{Error, Result};
 
 use super::super::Format;
 use super::super::collected::CollectedArgs;
-use super::super::graph_args::{Thresholds, file_name};
+use super::super::graph_args::{NodeLimit, Thresholds, file_name};
 #[cfg(feature = "serve")]
 use super::super::open_page::OpenArgs;
 use super::super::prompt::PromptArgs;
@@ -70,8 +71,13 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, requires = "max_features",
         conflicts_with_all = ["rows", "theta", "nodes"], help_heading = "Features")]
     batch_size: usize,
+    /// Use at most this much memory, 4GB say: what does not fit is said before it is begun [default: what there is]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, help_heading = "Features")]
+    pub(super) memory: Option<u64>,
     #[command(flatten, next_help_heading = "Pruning")]
     pub(super) thresholds: Thresholds,
+    #[command(flatten, next_help_heading = "Pruning")]
+    pub(super) limit: NodeLimit,
     /// Where the files go
     #[arg(long, value_name = "FOLDER", default_value = "graphs", help_heading = "Output")]
     pub(super) out_dir: PathBuf,
@@ -203,11 +209,16 @@ impl TraceArgs {
             logit_prob: self.logit_prob,
             rows: self.rows.choice()?,
             batch_size: self.batch_size,
+            open: self.rows.open(),
             keep_decoders: !(self.no_decoders || self.no_raw),
         };
         options.check()?;
         Ok(options)
     }
+}
+
+fn parse_memory(text: &str) -> std::result::Result<u64, String> {
+    parse_size(text).ok_or_else(|| "expected a size such as 4GB or 800MB".into())
 }
 
 fn parse_position(text: &str) -> std::result::Result<usize, String> {

@@ -14,6 +14,7 @@ use crate::attribution::requested;
 use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
 use crate::job::Job;
+use crate::memory::set_limit;
 use crate::text::terminal;
 use crate::tracer::Tracer;
 
@@ -56,7 +57,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         phases.lock().unwrap_or_else(PoisonError::into_inner).end(name, note);
     };
     args.check_use()?;
-    let settings = args.thresholds.settings()?;
+    if let Some(bytes) = args.memory {
+        set_limit(bytes);
+    }
+    let settings = args.limit.of(args.thresholds.settings()?);
     check_writable(&args.out_dir)?;
 
     let tracer = args.setup.open(args.labels.as_deref())?;

@@ -180,6 +180,8 @@ pub fn check(
         edge_rows: _,
         bias_effect,
         unselected_effect,
+        error_nodes,
+        unselected_error_effect,
         row_values,
         target_ids,
         target_probabilities,
@@ -203,6 +205,24 @@ pub fn check(
             tensors.push(check);
         }
     }
+    if let Some(errors) = error_nodes {
+        let places = |errors: &[(usize, usize)]| errors.iter().flat_map(|&(l, p)| [l as i64, p as i64]).collect();
+        let (in_graph, here): (Vec<i64>, Vec<i64>) =
+            (places(errors), again.error_nodes.as_deref().map(places).unwrap_or_default());
+        // Where other features are active, other errors are among the strongest.
+        tensors.push(match others.is_empty() {
+            true => Tally::exact("error_nodes", &in_graph, &here),
+            false => PartCheck { name: "error_nodes".into(), ..PartCheck::default() },
+        });
+    }
+    if !unselected_error_effect.is_empty() {
+        let here = &again.unselected_error_effect;
+        tensors.push(match others.is_empty() && here.len() >= again.layout().n_rows() {
+            true => rows.column("unselected_error_effect", unselected_error_effect, here),
+            false if others.is_empty() => Tally::exact("unselected_error_effect", unselected_error_effect, here),
+            false => PartCheck { name: "unselected_error_effect".into(), ..PartCheck::default() },
+        });
+    }
     tensors.push(rows.column("row_values", row_values, &again.row_values));
     let mut probabilities = Tally::new("target_probabilities");
     for (i, (&a, &b)) in target_probabilities.iter().zip(&again.target_probabilities).enumerate() {
@@ -217,16 +237,20 @@ pub fn check(
     }
     tensors.push(logits_tally.check);
     tensors.push(rows.edges());
-    if let Some(in_graph) = graph.unselected_at_all() {
-        let mut tally = Tally::new("unselected_at");
+    type OfTarget = fn(&AttributionGraph, usize) -> Option<&[f32]>;
+    let of_targets: [(&str, OfTarget); 3] = [
+        ("unselected_at", AttributionGraph::unselected_at),
+        ("unselected_errors_at", AttributionGraph::unselected_errors_at),
+        ("context_at", AttributionGraph::context_at),
+    ];
+    for (name, of_target) in of_targets.into_iter().filter(|(_, of_target)| of_target(graph, 0).is_some()) {
+        let mut tally = Tally::new(name);
         // Where other features are active, others are without a row.
         if others.is_empty() {
-            match again.unselected_at_all() {
-                Some(here) if here.len() == in_graph.len() => rows.unselected_at(&mut tally),
-                here => {
-                    let len = here.map_or(0, <[f32]>::len);
-                    tally.differs("their number".into(), in_graph.len().to_string(), len.to_string());
-                }
+            let len = |graph| of_target(graph, 0).map_or(0, <[f32]>::len);
+            match len(graph) == len(again) {
+                true => rows.places(&mut tally, of_target),
+                false => tally.differs("their number".into(), len(graph).to_string(), len(again).to_string()),
             }
         }
         tensors.push(tally.check);
@@ -290,6 +314,7 @@ fn describe(graph: &AttributionGraph, index: usize) -> String {
         Some(NodeId::Feature { layer, pos, feature }) => format!("(feature {layer}_{feature}_{pos})"),
         Some(NodeId::Error { layer, pos }) => format!("(error {layer}_-1_{pos})"),
         Some(NodeId::Token { pos }) => format!("(token at {pos})"),
+        Some(NodeId::Context { pos }) => format!("(context at {pos})"),
         Some(NodeId::Target { index }) => format!("(target {:?})", graph.meta.target_labels[index as usize]),
         None => String::new(),
     }
@@ -321,7 +346,7 @@ fn features(
             ids.differs(at(), name(feature), "no such feature".into());
             continue;
         }
-        let input = linear.hook_in[layer].get(feature.pos as usize)?;
+        let input = linear.hook_in[layer].get(linear.positions.need(feature.pos as usize)?)?;
         let transcoder = &transcoders.layers[layer];
         let row = transcoder.encoder_row(number, input.device())?;
         let pre_activation = (row * input)?.sum_all()?.to_scalar::<f32>()? + transcoder.b_enc(number);
@@ -418,21 +443,22 @@ impl<'a> Rows<'a> {
         let scale = |&(_, row): &(usize, usize)| {
             let effects: f64 = again.row(row).iter().map(|effect| f64::from(effect.abs())).sum();
             let unselected = again.unselected_effect.get(row).copied().unwrap_or_default();
-            effects + f64::from(again.bias_effect[row].abs()) + f64::from(unselected.abs())
+            let errors = again.unselected_error_effect.get(row).copied().unwrap_or_default();
+            effects + f64::from(again.bias_effect[row].abs()) + f64::from(unselected.abs()) + f64::from(errors.abs())
         };
         let scales = pairs.iter().map(scale).collect();
         Rows { graph, again, pairs, columns, scales }
     }
 
-    /// What features without a row give to each target, place by place.
-    fn unselected_at(&self, tally: &mut Tally) {
+    /// What has a value for each target, layer and position.
+    fn places(&self, tally: &mut Tally, of_target: fn(&AttributionGraph, usize) -> Option<&[f32]>) {
         let n_features = [self.graph, self.again].map(|graph| graph.layout().n_features());
         let n_pos = self.graph.layout().n_pos();
         for (&(row, row_again), scale) in self.pairs.iter().zip(&self.scales) {
             let target = row.checked_sub(n_features[0]).zip(row_again.checked_sub(n_features[1]));
             let Some((target, target_again)) = target else { continue };
-            let in_graph = self.graph.unselected_at(target).unwrap_or_default();
-            let here = self.again.unselected_at(target_again).unwrap_or_default();
+            let in_graph = of_target(self.graph, target).unwrap_or_default();
+            let here = of_target(self.again, target_again).unwrap_or_default();
             for (place, (&a, &b)) in in_graph.iter().zip(here).enumerate() {
                 let tolerance = RTOL * f64::from(b.abs()) + SCALE_TOL * scale;
                 tally.add(a, b, tolerance, || format!("[{target}, {}, {}]", place / n_pos, place % n_pos));
@@ -492,6 +518,7 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
         feature_input_hook,
         feature_output_hook,
         n_layers,
+        closed_positions,
         settings,
         row_identity_error,
         replacement_score,
@@ -562,6 +589,12 @@ fn metadata(replacement: &Replacement, graph: &AttributionGraph, again: &Attribu
         number("completeness_score", *completeness_score, own_scores.completeness, score_tolerance),
         version(program_version, &here.program_version),
     ];
+    if !closed_positions.is_empty() {
+        let text = |spans: &[[usize; 2]]| format!("{spans:?}");
+        let holds = *closed_positions == here.closed_positions;
+        let (in_graph, here) = (text(closed_positions), text(&here.closed_positions));
+        checks.push(PartCheck::key("closed_positions", holds, String::new(), in_graph, here));
+    }
     if let Some(sampling) = sampling {
         checks.push(same_sampling(sampling, here.sampling.as_ref()));
     }

@@ -29,6 +29,9 @@ pub struct EdgeCheck {
     pub n_errors: usize,
     /// Token nodes doubled.
     pub n_tokens: usize,
+    /// Contexts doubled: closed positions.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub n_contexts: usize,
     /// Edges compared.
     pub n_edges: usize,
     /// The largest `|measured effect − edge|`.
@@ -64,8 +67,10 @@ pub fn check(
     let mut features = by_influence;
     features.extend(spread(&rest, n_samples - features.len().min(n_samples)));
     let errors = spread(&layout.errors().collect::<Vec<_>>(), n_samples);
-    let tokens = spread(&layout.tokens().collect::<Vec<_>>(), n_samples);
-    let columns: Vec<usize> = features.iter().chain(&errors).chain(&tokens).copied().collect();
+    let is_context = |&node: &usize| layout.is_closed(node - layout.tokens().start);
+    let (contexts, tokens): (Vec<usize>, Vec<usize>) = layout.tokens().partition(is_context);
+    let (contexts, tokens) = (spread(&contexts, n_samples), spread(&tokens, n_samples));
+    let columns: Vec<usize> = features.iter().chain(&errors).chain(&tokens).chain(&contexts).copied().collect();
     let sources: Vec<NodeId> = columns.iter().filter_map(|&column| layout.node(column)).collect();
     // A feature is a target like any other where it is active here; else nothing keeps its pre-activation.
     let (mut readouts, mut of_features) = (Vec::new(), Vec::new());
@@ -89,6 +94,7 @@ pub fn check(
         n_features: features.len(),
         n_errors: errors.len(),
         n_tokens: tokens.len(),
+        n_contexts: contexts.len(),
         ..EdgeCheck::default()
     };
     let mut n_within = 0;
@@ -119,6 +125,11 @@ pub fn check(
     found.share_within = if found.n_edges == 0 { 1.0 } else { n_within as f64 / found.n_edges as f64 };
     found.passed = found.share_within >= MIN_SHARE_WITHIN;
     Ok(found)
+}
+
+/// Graphs without closed positions do not speak of them.
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// At most `n` of `all`, evenly spread.

@@ -288,6 +288,8 @@ mod tests {
             edge_rows: EdgeRows::from_vec(rows, 3, 9).unwrap(),
             bias_effect: vec![0.0; 3],
             unselected_effect: Vec::new(),
+            error_nodes: None,
+            unselected_error_effect: Vec::new(),
             row_values: vec![0.0; 3],
             target_ids: vec![0],
             target_probabilities: vec![1.0],

@@ -23,7 +23,7 @@ use super::original::Original;
 use crate::error::{Error, Result};
 use crate::graph::{AttributionGraph, FeatureId};
 use crate::job::Job;
-use crate::replacement::{LinearModel, Replacement};
+use crate::replacement::{LinearModel, OpenPositions, Replacement};
 
 /// Largest relative error of the row identity that passes: f32 sums over some ten thousand sources.
 const IDENTITY_TOLERANCE: f64 = 1e-4;
@@ -145,7 +145,8 @@ pub(crate) fn linearized_as_traced<'a>(
     let tokens = check_shape(replacement, graph)?;
     check_tokens(replacement, graph, &tokens)?;
     replacement.model.keep_layers()?;
-    let (original, linear) = Original::linearized(replacement, &tokens, job)?;
+    let positions = OpenPositions::without(&graph.layout().closed(), tokens.len())?;
+    let (original, linear) = Original::linearized_open(replacement, &tokens, &positions, job)?;
     check_same(&original, graph)?;
     Ok((original, linear))
 }

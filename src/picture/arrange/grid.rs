@@ -183,7 +183,7 @@ enum Level {
 /// Height and position of a node. A supernode goes to the median layer of its members and to their commonest position.
 fn place_of(circuit: &Circuit, node: &CollapsedNode) -> (Level, u32) {
     let level_of = |id: NodeId| match id {
-        NodeId::Token { .. } => Level::Tokens,
+        NodeId::Token { .. } | NodeId::Context { .. } => Level::Tokens,
         NodeId::Target { .. } => Level::Targets,
         NodeId::Feature { layer, .. } | NodeId::Error { layer, .. } => Level::Layer(layer),
     };

@@ -99,7 +99,7 @@ fn key_of<'a>(circuit: &'a Circuit, node: &CollapsedNode, at: usize) -> Key<'a> 
     }
     let inner = circuit.node(node.members[0]);
     match inner.id {
-        NodeId::Token { .. } => Key::Tokens,
+        NodeId::Token { .. } | NodeId::Context { .. } => Key::Tokens,
         NodeId::Error { .. } => Key::Errors,
         NodeId::Target { .. } => Key::Own(at),
         NodeId::Feature { .. } => inner.label.as_deref().map_or(Key::Unlabelled, Key::Labelled),
@@ -111,7 +111,7 @@ fn kind_of(circuit: &Circuit, node: &CollapsedNode) -> BoxKind {
         return BoxKind::Supernode;
     }
     match circuit.node(node.members[0]).id {
-        NodeId::Token { .. } => BoxKind::Token,
+        NodeId::Token { .. } | NodeId::Context { .. } => BoxKind::Token,
         NodeId::Error { .. } => BoxKind::Error,
         NodeId::Target { .. } => BoxKind::Target,
         NodeId::Feature { .. } => BoxKind::Feature,

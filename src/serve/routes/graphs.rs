@@ -149,7 +149,7 @@ fn node_columns(id: &str, whole: &Whole) -> Response {
     };
     let layer: Vec<i32> = nodes()
         .map(|node| match node.id.kind() {
-            NodeKind::Token => -1,
+            NodeKind::Token | NodeKind::Context => -1,
             NodeKind::Target => whole.meta.n_layers as i32,
             _ => node.id.layer().map_or(-1, |layer| layer as i32),
         })
@@ -194,5 +194,6 @@ fn kind_number(kind: NodeKind) -> u8 {
         NodeKind::Error => 1,
         NodeKind::Token => 2,
         NodeKind::Target => 3,
+        NodeKind::Context => 4,
     }
 }

@@ -304,6 +304,9 @@ struct Proof {
     from_features: f64,
     from_errors: f64,
     from_tokens: f64,
+    /// Only where positions are closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_contexts: Option<f64>,
     bias: f64,
     unselected: Option<f64>,
     sum: f64,
@@ -313,18 +316,23 @@ struct Proof {
 
 fn proof(graph: &AttributionGraph, n: usize) -> Option<Proof> {
     let (row, layout) = (row_of(graph, n)?, graph.layout());
-    let (effects, mut sums, mut abs_sum) = (graph.row(row), [0f64; 3], 0f64);
+    let (effects, mut sums, mut abs_sum) = (graph.row(row), [0f64; 4], 0f64);
     for source in layout.source_ranges(row).flatten() {
         let kind = match layout.kind_of(source) {
             NodeKind::Feature => 0,
             NodeKind::Error => 1,
-            _ => 2,
+            NodeKind::Context => 3,
+            NodeKind::Token | NodeKind::Target => 2,
         };
         sums[kind] += f64::from(effects[source]);
         abs_sum += f64::from(effects[source].abs());
     }
     let (bias, value) = (f64::from(graph.bias_effect[row]), f64::from(graph.row_values[row]));
-    let unselected = graph.unselected_effect.get(row).map(|&effect| f64::from(effect));
+    let of = |effects: &[f32]| effects.get(row).map(|&effect| f64::from(effect));
+    let unselected = match (of(&graph.unselected_effect), of(&graph.unselected_error_effect)) {
+        (Some(features), Some(errors)) => Some(features + errors),
+        (features, errors) => features.or(errors),
+    };
     let sum = sums.iter().sum::<f64>() + bias + unselected.unwrap_or(0.0);
     // What was summed is the scale: the value may be the difference of large effects.
     let whole = graph.whole_influence().map_or(0.0, |whole| f64::from(whole.row_abs_sums[row]));
@@ -335,6 +343,7 @@ fn proof(graph: &AttributionGraph, n: usize) -> Option<Proof> {
         from_features: sums[0],
         from_errors: sums[1],
         from_tokens: sums[2],
+        from_contexts: (!layout.closed().is_empty()).then_some(sums[3]),
         bias,
         unselected,
         sum,

@@ -254,7 +254,11 @@ async fn generate_graph(State(app): State<Arc<App>>, request: Request) -> Told {
     if body.signed_url.is_some() {
         return Err(broken("signed_url is not supported: this server sends graphs to nobody but its caller"));
     }
-    let settings = PruneSettings { node_threshold: body.node_threshold, edge_threshold: body.edge_threshold };
+    let settings = PruneSettings {
+        node_threshold: body.node_threshold,
+        edge_threshold: body.edge_threshold,
+        ..Default::default()
+    };
     settings.check().map_err(|error| broken(error.to_string()))?;
     let options = AttributionOptions {
         max_logits: body.max_n_logits,
