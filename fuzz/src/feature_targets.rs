@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use circuitscope::features::{
-    Bundle, CollectOptions, ExportFormat, FeatureSet, INDEX_FILE, ImportOptions, Input, Pieces, SearchBy, Settings,
-    Split, TextFormat, check_state, collect, export, import, merge, read_names, search,
+    CollectOptions, FeatureSet, Input, Pieces, SearchBy, Settings, Split, TextFormat, collect, merge, search,
 };
 use circuitscope::job::Job;
 use circuitscope::replacement::Replacement;
@@ -78,44 +77,20 @@ fn reader() -> impl Fn(&[u8]) -> (Option<String>, Option<String>) {
     }
 }
 
-/// Features of a layer: what is read whole each time is to be small.
-const N_FEATURES: usize = 8;
-
-/// A small model with [`N_FEATURES`] features a layer.
-fn small_model() -> Replacement {
-    let open = |folder: &Path| Folder::open(&folder.to_string_lossy()).expect("a folder");
-    let (from, transcoders) = (fixture("llama_relu/transcoders"), folder_in_memory());
-    for entry in from.read_dir().expect("the repository's own files can be read") {
-        let path = entry.expect("an entry").path();
-        let to = transcoders.join(path.file_name().expect("a name"));
-        if path.extension().is_none_or(|ending| ending != "safetensors") {
-            std::fs::copy(&path, to).expect("the folder can be written");
-            continue;
-        }
-        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).expect("tensors");
-        for name in ["W_enc", "W_dec", "b_enc"] {
-            let whole = tensors.remove(name).expect("a transcoder has it");
-            tensors
-                .insert(name.to_owned(), whole.narrow(0, 0, N_FEATURES).expect("a part").contiguous().expect("a copy"));
-        }
-        candle_core::safetensors::save(&tensors, to).expect("the folder can be written");
-    }
-    let host = ModelFiles::from_folder(&open(&fixture("llama_relu/model"))).expect("a model");
-    Replacement::open(host, &open(&transcoders), &Device::Cpu).expect("a model")
-}
-
-/// A folder of its features, with what merging needs.
-pub fn collected() -> PathBuf {
-    collected_with(&small_model())
-}
-
-fn collected_with(replacement: &Replacement) -> PathBuf {
+/// A folder of features of a small model, with what merging needs.
+fn collected() -> PathBuf {
+    let device = Device::Cpu;
+    let folder =
+        |part: &str| Folder::open(&fixture(&format!("llama_relu/{part}")).to_string_lossy()).expect("a folder");
+    let host = ModelFiles::from_folder(&folder("model")).expect("a model");
+    let transcoders = folder("transcoders");
+    let replacement = Replacement::open(host, &transcoders, &device).expect("a model");
     let (text, write) = in_folder("a.txt");
     write(TEXT.as_bytes());
     let settings = Settings { context: 8, n_top: 2, n_per_interval: 1, n_sampled: 4, seed: 5 };
     let options = CollectOptions { settings, mergeable: true, ..CollectOptions::default() };
     let out = folder_in_memory().join("features");
-    collect(replacement, &[Input::File(text)], &out, &options, &Job::default()).expect("features");
+    collect(&replacement, &[Input::File(text)], &out, &options, &Job::default()).expect("features");
     out
 }
 
@@ -166,15 +141,8 @@ pub fn tokens() -> Target {
     of_file("tokens.safetensors", Form::Safetensors, look_at)
 }
 
-/// What only merging reads, of one layer.
+/// What only merging reads: a folder is merged with itself.
 pub fn state() -> Target {
-    of_file("state_0.safetensors", Form::Safetensors, |folder| {
-        FeatureSet::open(folder).and_then(|set| check_state(&set, 0)).is_ok()
-    })
-}
-
-/// The same, and the folder is merged with itself: what is written takes its time.
-pub fn merged_state() -> Target {
     of_file("state_0.safetensors", Form::Safetensors, merged)
 }
 
@@ -190,138 +158,4 @@ fn merged(folder: &Path) -> bool {
     assert!(!is_read || FeatureSet::open(&out).is_ok(), "what was merged is read");
     let _ = std::fs::remove_dir_all(&out);
     is_read
-}
-
-/// Names of features from elsewhere: the same bytes as a table, as lines of JSON, and as one object.
-pub fn names() -> Target {
-    let table = "layer,feature,label\n0,3,\"a, b\"\n1,7,c\n";
-    let lines = concat!(
-        r#"{"modelId": "m", "layer": "0-set", "index": "3", "description": "a fox", "explanationModelName": "x", "typeName": "oai_token-act-pair"}"#,
-        "\n",
-        r#"{"modelId": "m", "layer": "1-set", "index": 7, "explanations": [{"description": "b", "typeName": "np_max-act"}]}"#,
-        "\n",
-    );
-    let object = r#"{"0_3": "a", "1_7": "b"}"#;
-    let files = ["a.csv", "a.jsonl", "a.json"].map(in_folder);
-    let seeds = [table, lines, object].map(|seed| seed.as_bytes().to_vec());
-    Target::new(Form::Text, seeds.into(), move |input| {
-        let read = |(path, write): &(PathBuf, _)| {
-            let write: &dyn Fn(&[u8]) = write;
-            write(input);
-            let n_features = [N_FEATURES; 4];
-            read_names(path, &n_features).is_ok_and(|names| {
-                assert!(
-                    names.keys().all(|id| id.layer < 4 && id.feature < N_FEATURES),
-                    "names are of features that there are"
-                );
-                true
-            })
-        };
-        files.iter().filter(|file| read(file)).count() > 0
-    })
-}
-
-/// What [`export`] writes of the small model's features, for a program; and the model.
-fn exported(format: ExportFormat) -> (PathBuf, Replacement) {
-    let (replacement, out) = (small_model(), folder_in_memory().join("exported"));
-    let set = FeatureSet::open(&collected_with(&replacement)).expect("features");
-    export(&set, Some(&replacement), &out, format, &Job::default()).expect("the folder can be written");
-    (out, replacement)
-}
-
-/// Imports features; what was imported is read.
-fn imports(replacement: &Replacement, from: &Path, out: &Path) -> bool {
-    let options = ImportOptions { n_checked: 0, ..ImportOptions::default() };
-    let imported = import(replacement, &[from.to_path_buf()], out, &options, &Job::default());
-    assert!(imported.is_err() || look_at(out), "what was imported is read");
-    let _ = std::fs::remove_dir_all(out);
-    imported.is_ok()
-}
-
-/// The first file of a folder whose name ends so, below it too.
-fn found(folder: &Path, ending: &str) -> PathBuf {
-    let mut paths: Vec<PathBuf> = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in folder.read_dir().expect("it was written") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() { folders.push(path) } else { paths.push(path) }
-        }
-    }
-    paths.sort();
-    paths.into_iter().find(|path| path.to_string_lossy().ends_with(ending)).expect("it was written")
-}
-
-fn inflated(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).expect("it was written");
-    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(file), &mut bytes).expect("gzip");
-    bytes
-}
-
-fn deflated(bytes: &[u8]) -> Vec<u8> {
-    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
-    std::io::Write::write_all(&mut writer, bytes).and_then(|()| writer.finish()).expect("in memory")
-}
-
-/// Neuronpedia's lines.
-pub fn neuronpedia() -> Target {
-    let (folder, replacement) = exported(ExportFormat::Neuronpedia);
-    let mut seed = inflated(&found(&folder, "batch-0.jsonl.gz"));
-    // Two features say all that more do.
-    let end = seed.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).map_or(seed.len(), |(at, _)| at + 1);
-    seed.truncate(end);
-    let (path, write) = in_folder("batch-0.jsonl");
-    let out = folder_in_memory().join("imported");
-    Target::new(Form::Text, vec![seed], move |input| {
-        write(input);
-        imports(&replacement, &path, &out)
-    })
-}
-
-/// circuit-tracer's file of one feature.
-pub fn circuit_tracer() -> Target {
-    let (folder, replacement) = exported(ExportFormat::CircuitTracerFiles);
-    let from = found(&folder, ".json");
-    let seed = std::fs::read(&from).expect("it was written");
-    let path = folder_in_memory().join(from.file_name().expect("a name"));
-    let out = folder_in_memory().join("imported");
-    Target::new(Form::Json, vec![seed], move |input| {
-        std::fs::write(&path, input).expect("the folder can be written");
-        imports(&replacement, path.parent().expect("it is in a folder"), &out)
-    })
-}
-
-/// Reads every feature of a bundle.
-fn bundle_is_read(folder: &Path) -> bool {
-    let Ok(bundle) = Bundle::open(folder) else { return false };
-    let mut is_read = true;
-    for layer in bundle.layers() {
-        for feature in 0..bundle.n_features(layer).min(2 * N_FEATURES) {
-            is_read &= bundle.json(layer, feature).is_ok();
-        }
-    }
-    is_read
-}
-
-/// The index of circuit-tracer's bundle, which is compressed for the reader.
-pub fn bundle() -> Target {
-    let (folder, _) = exported(ExportFormat::CircuitTracer);
-    let path = folder.join(INDEX_FILE);
-    let seed = inflated(&path);
-    Target::new(Form::Json, vec![seed], move |input| {
-        std::fs::write(&path, deflated(input)).expect("the folder can be written");
-        bundle_is_read(&folder)
-    })
-}
-
-/// A layer's file of such a bundle.
-pub fn bundle_layer() -> Target {
-    let (folder, _) = exported(ExportFormat::CircuitTracer);
-    let path = found(&folder, "layer_0.bin");
-    let seed = std::fs::read(&path).expect("it was written");
-    Target::new(Form::Binary, vec![seed], move |input| {
-        std::fs::write(&path, input).expect("the folder can be written");
-        bundle_is_read(&folder)
-    })
 }

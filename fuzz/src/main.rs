@@ -7,7 +7,6 @@
 
 mod coverage;
 mod feature_targets;
-mod http;
 mod hub;
 mod memory;
 mod mutate;

@@ -20,7 +20,6 @@ use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_mod
 use serde_json::{Value, json};
 
 use crate::feature_targets;
-use crate::http;
 use crate::hub::HubOnThisMachine;
 use crate::mutate::Form;
 use crate::seeds::{self, bytes, fixture};
@@ -104,7 +103,7 @@ fn copied(relative: &str, folder: &Path) {
 /// A target's name, and what makes it.
 type Named = (&'static str, fn() -> Target);
 
-const TARGETS: [Named; 34] = [
+const TARGETS: [Named; 27] = [
     ("safetensors", safetensors),
     ("npz", npz),
     ("gguf", gguf),
@@ -131,14 +130,7 @@ const TARGETS: [Named; 34] = [
     ("features_layer", feature_targets::layer),
     ("features_tokens", feature_targets::tokens),
     ("features_state", feature_targets::state),
-    ("features_merge", feature_targets::merged_state),
     ("features_merged", feature_targets::merged_manifest),
-    ("names", feature_targets::names),
-    ("neuronpedia", feature_targets::neuronpedia),
-    ("circuit_tracer", feature_targets::circuit_tracer),
-    ("bundle", feature_targets::bundle),
-    ("bundle_layer", feature_targets::bundle_layer),
-    ("http", http::requests),
 ];
 
 /// The names of all targets.
@@ -403,6 +395,7 @@ fn direction() -> Target {
     })
 }
 
+/// A sum of tokens. What could be a file is not tried: it may be one.
 /// A file of prompts, each line up to the request that would be traced. What names files is not tried: `direction` and
 /// `safetensors` are targets of their own.
 fn prompts() -> Target {
@@ -436,7 +429,6 @@ fn prompts() -> Target {
     Target { read, ..target }
 }
 
-/// A sum of tokens. What could be a file is not tried: it may be one.
 fn token_sum() -> Target {
     let tracer = Tracer::open(Setup::atlas()).expect("atlas");
     let seeds =

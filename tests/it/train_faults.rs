@@ -52,7 +52,10 @@ fn name_of(path: &Path) -> String {
 /// Checkpoints that say that they are complete.
 fn checkpoints(out: &Path) -> Vec<PathBuf> {
     let Ok(entries) = out.join("training").read_dir() else { return Vec::new() };
-    entries.map(|entry| entry.unwrap().path()).filter(|path| path.join("state.json").is_file()).collect()
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut complete: Vec<PathBuf> = paths.filter(|path| path.join("state.json").is_file()).collect();
+    complete.sort();
+    complete
 }
 
 /// Goes on where there is something to go on from, else begins.
@@ -83,18 +86,29 @@ fn training_that_is_killed_again_and_again_writes_what_training_in_one_go_writes
         }
         let more = go_on(&out);
         n_resumed += more.len();
-        let child = training(at, "killed", more).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(random.below(longest) as u64));
+        let before = checkpoints(&out);
+        let mut child = training(at, "killed", more).spawn().unwrap();
+        // At a random moment, or soon after a checkpoint that it has made.
+        if round % 2 == 0 {
+            std::thread::sleep(Duration::from_micros(random.below(longest) as u64));
+        } else {
+            while checkpoints(&out) == before && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            std::thread::sleep(Duration::from_micros(random.below(3000) as u64));
+        }
         let signal = if round % 3 == 2 { libc::SIGTERM } else { libc::SIGKILL };
-        // SAFETY: the process is a child that has not been waited for, so that the number is its own.
-        unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+        if child.try_wait().unwrap().is_none() {
+            // SAFETY: the process is a child that has not been waited for, so that the number is its own.
+            unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+        }
         let output = child.wait_with_output().unwrap();
         ended_well(&output);
         n_killed += usize::from(!output.status.success());
         let (code, by) = (output.status.code(), output.status.signal());
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(
-            code == Some(0) || by == Some(signal) || (signal == libc::SIGTERM && code == Some(130)),
+            code == Some(0) || by == Some(signal) || (signal == libc::SIGTERM && matches!(code, Some(130 | 143))),
             "{code:?}, {by:?} after {signal}: {message}"
         );
         for checkpoint in checkpoints(&out) {
