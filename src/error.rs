@@ -293,6 +293,10 @@ pub enum Error {
     #[error("score {score}: the key has no rivals, it gets all of the attention")]
     NoRivals { score: String },
 
+    /// A score that is compared with itself.
+    #[error("score {score}: versus key {key} it is compared with itself, and nothing is left to explain")]
+    SameKey { score: String, key: usize },
+
     /// A feature that the transcoders do not have.
     #[error("feature {layer}_{feature} does not exist: layer {layer} has {n_features} features, 0..={}", n_features.saturating_sub(1))]
     NoSuchFeature { layer: usize, feature: usize, n_layers: usize, n_features: usize },
@@ -572,6 +576,7 @@ impl Error {
             | Error::NeedsAllOpen { .. }
             | Error::NeedsCpu { .. }
             | Error::NoRivals { .. }
+            | Error::SameKey { .. }
             | Error::Train { .. }
             | Error::Setting { .. } => ErrorKind::Request,
             Error::GraphShape { .. }

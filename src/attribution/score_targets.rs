@@ -154,7 +154,7 @@ impl FrozenScore {
     ///
     /// # Errors
     /// Those of [`score_sides`]; [`Error::NoSuchPosition`], [`Error::KeyNotSeen`] for a key that the query may not see,
-    /// [`Error::NoRivals`].
+    /// [`Error::NoRivals`], [`Error::SameKey`].
     pub fn new(replacement: &Replacement, tokens: &[u32], score: Score, versus: Versus, job: &Job) -> Result<Self> {
         let n_pos = tokens.len();
         let Score { layer, head, query, key } = score;
@@ -174,10 +174,13 @@ impl FrozenScore {
         let (mut weights, mut constant) = (vec![0f64; n_pos], 0f64);
         match versus {
             Versus::Nothing => weights[key] = 1.0,
+            Versus::Key(other) if other == key => {
+                return Err(Error::SameKey { score: score.to_string(), key });
+            }
             Versus::Key(other) => {
                 seen(other)?;
-                weights[key] += 1.0;
-                weights[other] -= 1.0;
+                weights[key] = 1.0;
+                weights[other] = -1.0;
             }
             Versus::Rivals => {
                 let pattern = sides.pattern(&scores);

@@ -163,11 +163,13 @@ pub struct Chosen {
 
 /// Finds the targets that `options` ask for.
 ///
-/// A token's direction is `W_U[v] − mean(W_U)`, its weight its raw probability. Other targets have weight 1.
+/// A token's direction is `W_U[v] − mean(W_U)`, its weight its raw probability. Other targets have weight 1. What is
+/// requested twice is one target.
 ///
 /// # Errors
 /// [`Error::NoSuchPosition`], [`Error::NoSuchFeature`], [`Error::TokenOutOfRange`], a direction of a wrong length; of a
-/// score also [`Error::NoSuchLayer`], [`Error::NoSuchHead`], [`Error::KeyNotSeen`], [`Error::NoRivals`].
+/// score also [`Error::NoSuchLayer`], [`Error::NoSuchHead`], [`Error::KeyNotSeen`], [`Error::NoRivals`],
+/// [`Error::SameKey`].
 pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: &AttributionOptions) -> Result<Chosen> {
     let (n_pos, d_model) = linear.final_normed.dims2()?;
     let check_pos = |pos: usize| if pos < n_pos { Ok(pos) } else { Err(Error::NoSuchPosition { pos, n_pos }) };
@@ -182,7 +184,11 @@ pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: 
     let salient = [TargetRequest::SalientLogits];
     let requests = if options.targets.is_empty() { &salient[..] } else { &options.targets[..] };
     let mut targets: Vec<Target> = Vec::new();
-    for request in requests {
+    for (at, request) in requests.iter().enumerate() {
+        // What is asked for twice is explained once.
+        if requests[..at].contains(request) {
+            continue;
+        }
         match request {
             TargetRequest::SalientLogits => {
                 let tokens = salient_tokens(&probabilities, options.max_logits, options.logit_prob);
@@ -239,7 +245,7 @@ pub fn choose_targets(replacement: &Replacement, linear: &LinearModel, options: 
             }
         }
     }
-    // A token that was asked for twice, or is among the likeliest anyway, is one node.
+    // A token that is among the likeliest anyway is one node.
     let mut seen = HashSet::new();
     targets.retain(|target| target.token_id.is_none_or(|token| seen.insert((token, target.pos))));
     Ok(Chosen { targets, logits })

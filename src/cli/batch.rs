@@ -61,7 +61,7 @@ pub struct BatchArgs {
     #[arg(long, help_heading = "Output")]
     heads: bool,
     /// Leave the features' decoder directions out of the raw graphs; `inspect --auto-group` uses them
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, conflicts_with = "no_raw", help_heading = "Output")]
     no_decoders: bool,
     /// A feature_labels.json to name features from [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE", help_heading = "Output")]

@@ -101,6 +101,11 @@ impl CollectedArgs {
         })
     }
 
+    /// Whether an option names a folder.
+    pub(super) fn is_given(&self) -> bool {
+        self.features.is_some()
+    }
+
     /// Whether examples are asked for.
     pub(super) fn wants_examples(&self) -> bool {
         self.examples

@@ -73,6 +73,11 @@ impl NodeLimit {
 }
 
 impl Thresholds {
+    /// Whether options name any.
+    pub(super) fn is_given(&self) -> bool {
+        self.node_threshold.is_some() || self.edge_threshold.is_some()
+    }
+
     /// How graphs are pruned when they are opened.
     ///
     /// # Errors

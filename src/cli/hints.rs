@@ -59,8 +59,8 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             }
         }),
         Error::PromptLengths { .. } => Some(
-            "exchanges go position by position; `--like FILE:NAME` gives a supernode's activations to a prompt \
-             of any length"
+            "exchanges go position by position, so both prompts need as many tokens; `intervene --like FILE:NAME` \
+             gives a supernode's activations to a prompt of any length"
                 .into(),
         ),
         Error::SamePrompt { .. } => Some("`--like-at P` exchanges the features at a position all the same".into()),

@@ -23,7 +23,7 @@ pub struct ServeArgs {
     #[command(flatten, next_help_heading = "Model")]
     setup: SetupArgs,
     /// Show what files hold, without a model
-    #[arg(long, conflicts_with_all = ["model", "transcoders", "setup"], help_heading = "Model")]
+    #[arg(long, conflicts_with_all = ["model", "transcoders", "setup", "device"], help_heading = "Model")]
     no_model: bool,
     /// What features are active on, a folder that `features collect` wrote [default: the one beside the transcoders]
     #[arg(long, value_name = "FOLDER", help_heading = "Model")]

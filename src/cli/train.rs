@@ -63,7 +63,7 @@ pub struct TrainArgs {
     #[arg(long)]
     clt: bool,
     /// Begin with the weights of a set; its sizes and kind are kept, and so is what its features mean
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["clt", "skip"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["clt", "skip", "features", "activation"])]
     from: Option<String>,
     /// Go on from training that was interrupted
     #[arg(long, conflicts_with = "restart")]
@@ -72,7 +72,7 @@ pub struct TrainArgs {
     #[arg(long)]
     restart: bool,
     /// The field of JSON lines that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text")]
+    #[arg(long, value_name = "NAME", default_value = "text", requires = "text")]
     field: String,
     /// What a document is in plain text: file, paragraphs or lines [default: file]
     #[arg(long, value_name = "WHAT")]
@@ -155,6 +155,12 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         name: args.name.clone().unwrap_or_default(),
     };
     options.check()?;
+    if args.from.is_some() && args.l0.len() > 1 {
+        return Err(Error::Contradiction {
+            first: "--from",
+            second: "several numbers of --l0: it goes on with one set",
+        });
+    }
     if let Some(transcoders) = args.setup.transcoders() {
         let problem = format!("--transcoders {transcoders} are there already; --from begins with their weights");
         return Err(Error::Train { problem });

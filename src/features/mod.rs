@@ -46,6 +46,7 @@ pub use report::{
     ReportWeights, report, report_here, report_weights,
 };
 pub use search::{ActiveHere, Found, SearchBy, active_on, search};
+pub use state::check_state;
 pub use tokens::TokenStore;
 pub use virtual_weights::{VirtualWeight, VirtualWeights};
 

@@ -84,6 +84,18 @@ pub(super) fn sequence_hashes(tokens: &TokenStore) -> Vec<u64> {
     (0..tokens.n_sequences()).map(hash).collect()
 }
 
+/// Reads what merging needs of a layer, as [`merge`](super::merge()) does: whether it can be read is known before a merge
+/// begins.
+///
+/// # Errors
+/// [`Error::NoSuchLayer`]; those of reading; [`Error::Damaged`] for values that cannot be.
+pub fn check_state(set: &FeatureSet, layer: usize) -> Result<()> {
+    if layer >= set.n_layers() {
+        return Err(Error::NoSuchLayer { layer, n_layers: set.n_layers() });
+    }
+    read_layer(set, layer, &sequence_hashes(set.tokens())).map(|_| ())
+}
+
 /// Reads a layer's statistics back. `hashes` are those of the sequences.
 ///
 /// # Errors

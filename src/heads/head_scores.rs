@@ -4,7 +4,7 @@
 use candle_core::{DType, Tensor};
 
 use super::eigenvalues::eigenvalues;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorContext, Result};
 use crate::graph::Head;
 use crate::job::Job;
 use crate::model::{HookPoint, Hooks, Layer, Model, Norm};
@@ -125,7 +125,11 @@ pub fn head_scores(
     if options.n_sequences == 0 {
         return Err(Error::Setting { name: "sequences", value: 0.0, range: "1.." });
     }
-    if options.length < 2 || n_pos > config.n_ctx {
+    if n_pos > config.n_ctx {
+        return Err(Error::PromptTooLong { n_pos, n_ctx: config.n_ctx })
+            .context(|| format!("`length` is {}, and its tokens come twice", options.length));
+    }
+    if options.length < 2 {
         let value = options.length as f64;
         return Err(Error::Setting { name: "length", value, range: "2 to half of the model's context" });
     }

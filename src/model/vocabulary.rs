@@ -1,7 +1,7 @@
 //! The two vocabulary matrices: read in chunks of rows, never whole, since they are the largest tensors of most
 //! models.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 use super::Model;
 use super::config::Naming;
@@ -103,6 +103,18 @@ impl Model {
         // Another thread may have found the same.
         let _ = self.mean_row.set(mean.clone());
         Ok((self.softcap(Tensor::cat(&chunks, D::Minus1)?)?, mean))
+    }
+
+    /// The mean of the unembedding's rows, as [`Model::logits_and_mean_row`] gives it. `[d_model]`
+    ///
+    /// # Errors
+    /// Those of [`Model::logits`].
+    pub(crate) fn mean_row(&self) -> Result<Tensor> {
+        if let Some(mean) = self.mean_row.get() {
+            return Ok(mean.clone());
+        }
+        let nothing = Tensor::zeros((1, self.config.d_model), DType::F32, &self.device)?;
+        Ok(self.logits_and_mean_row(&nothing)?.1)
     }
 
     /// `W_Eᵀ W_U`, the final norm's gain in it: what the embedding of a token is worth as a direction of its logit, of all

@@ -57,10 +57,10 @@ impl ClosedKeys {
 }
 
 /// `out[t, k] = Σ_h Σ_q pattern[h, q, k] · ⟨grad_z[t, q, h], values[k, kv(h)]⟩` for every target and closed position: the
-/// gradient that [`super::frozen_attention`] would send there, times the value that it would be the gradient of.
+/// gradient that `frozen_attention` would send there, times the value that it would be the gradient of.
 ///
 /// # Shapes
-/// `grad_z` in the layout of `ragged`, as [`super::frozen_attention`] has it for `queries`. On the CPU. Returns
+/// `grad_z` in the layout of `ragged`, as `frozen_attention` has it for `queries`. On the CPU. Returns
 /// `[n_targets, n_closed]`, row-major.
 ///
 /// # Errors

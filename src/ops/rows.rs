@@ -89,10 +89,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUNDER);
     let n = shifted - ROUNDER;
     // ln 2 in two parts, the first exact in few bits (Cody and Waite 1980).
-    let rest = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_375, x));
+    let rest = n.mul_add(2.121_944_4e-4, n.mul_add(-355.0 / 512.0, x));
     // Cephes, expf.
-    let series = [1.398_199_95e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
-    let factor = series.iter().fold(1.987_569_15e-4f32, |sum, &term| sum.mul_add(rest, term));
+    let series = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+    let factor = series.iter().fold(1.987_569_1e-4_f32, |sum, &term| sum.mul_add(rest, term));
     let of_rest = factor.mul_add(rest * rest, rest) + 1.0;
     of_rest * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }

@@ -222,6 +222,9 @@ struct Changed {
     groups: Vec<Group>,
     mode: Option<String>,
     target: Option<String>,
+    /// What no request has: beside flattened fields `deny_unknown_fields` cannot be had.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, Value>,
 }
 
 /// A [`Changed`], understood.
@@ -235,6 +238,9 @@ struct Understood {
 
 impl Changed {
     fn understood(&self, app: &App, must_change: bool) -> Answer<Understood> {
+        if let Some(name) = self.unknown.keys().next() {
+            return Err(Refusal::bad_request(format!("the job cannot be understood: unknown field {name:?}")));
+        }
         let prompt = match (&self.prompt, &self.graph) {
             (Some(prompt), _) => Prompt::from(prompt),
             (None, Some(id)) => prompt_of(&*app.graph(id)?),

@@ -66,8 +66,7 @@ fn sum(terms: &[Term], tracer: &Tracer) -> Result<NamedDirection> {
     let rows = model.unembedding_rows(&tokens)?.to_vec2::<f32>()?;
     // A token's target is its row less the mean row.
     let n_values = model.config.d_model;
-    let input = candle_core::Tensor::zeros((1, n_values), candle_core::DType::F32, model.device())?;
-    let mean: Vec<f32> = model.logits_and_mean_row(&input)?.1.flatten_all()?.to_vec1()?;
+    let mean: Vec<f32> = model.mean_row()?.flatten_all()?.to_vec1()?;
     let mut vec = vec![0f32; n_values];
     for (term, row) in terms.iter().zip(&rows) {
         let values = row.iter().zip(&mean).map(|(value, mean)| term.factor * (value - mean));

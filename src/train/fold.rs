@@ -8,7 +8,7 @@ use safetensors::Dtype;
 
 use super::activations::Points;
 use super::layer::Layer;
-use super::options::{Activation, FolderFormat, Precision};
+use super::options::{Activation, FolderFormat, Precision, SetSize};
 use super::step::LayerBatch;
 use crate::error::{Error, Result};
 use crate::export::{Numbers, replace_file, write_tensors};
@@ -88,6 +88,14 @@ pub(super) fn fold(layers: &[Layer], index: usize, unit_decoders: bool, precisio
         }
     }
     folded
+}
+
+/// What [`calibrate`] and the tokens that it is given take of memory, for one layer.
+pub(super) fn calibration_bytes(n_tokens: u64, d_model: usize, size: &SetSize) -> u64 {
+    let tokens = n_tokens.saturating_mul(8 * d_model as u64);
+    let ratios = 4 * (4 * (n_tokens as f64 * size.l0) as u64).saturating_add(1 << 20);
+    // A list that grows is there twice for a moment.
+    tokens.saturating_add(2 * ratios).saturating_add(4 * (TILE_TOKENS * size.n_features) as u64)
 }
 
 /// Multiplies all thresholds of a layer by one factor, so that `l0` features a token are active on the tokens given.

@@ -11,6 +11,9 @@ use crate::model::Layer as ModelLayer;
 use crate::ops::rows::dot;
 use crate::transcoder::OutputHook;
 
+/// Tokens that the length of decoder rows is fitted on.
+pub(super) const FIT_TOKENS: usize = 2048;
+
 /// Rows of length 1 in random directions. `[n, d]`
 pub(super) fn unit_rows(n: usize, d: usize, random: &mut Random) -> Vec<f32> {
     let mut rows = vec![0f32; n * d];
@@ -98,12 +101,13 @@ pub(super) fn begin(
 
 /// Multiplies all decoder rows by the one factor that leaves the least error on a batch, by least squares.
 fn fit_length(layer: &mut Layer, batch: &LayerBatch, l0: f64) {
-    let n_tokens = batch.x.len() / layer.d_model;
-    let wanted = (l0 * n_tokens as f64) as usize;
+    let n_values = batch.x.len().min(FIT_TOKENS * layer.d_model);
+    let batch = LayerBatch { x: batch.x[..n_values].to_vec(), y: batch.y[..n_values].to_vec() };
+    let wanted = (l0 * (n_values / layer.d_model) as f64) as usize;
     let (active, _) = choose(layer, &batch.x, Choice::OfBatch(wanted));
     let alone = Layer { n_written: 1, w_dec: own_rows(layer), ..layer.clone() };
     // ŷ − y with b_dec in it, so ŷ₁ = e + (y − b_dec).
-    let e = error(std::slice::from_ref(&alone), &[&active], std::slice::from_ref(batch), 0);
+    let e = error(std::slice::from_ref(&alone), &[&active], std::slice::from_ref(&batch), 0);
     let (mut products, mut squares) = (0f64, 0f64);
     for (e, y) in e.chunks(layer.d_model).zip(batch.y.chunks(layer.d_model)) {
         for ((e, y), b) in e.iter().zip(y).zip(&layer.b_dec) {

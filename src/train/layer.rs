@@ -100,6 +100,11 @@ impl Layer {
         }
     }
 
+    /// Gives back the moments, which a layer without steps before it needs no more.
+    pub(super) fn forget_moments(&mut self) {
+        self.moments = LayerMoments::default();
+    }
+
     /// Bytes of a layer of such sizes.
     pub(super) fn bytes(d_model: usize, n_features: usize, n_written: usize, has_skip: bool) -> u64 {
         let rows = (d_model as u64).saturating_mul(1 + n_written as u64);

@@ -38,40 +38,40 @@ impl HeldOut {
     }
 }
 
-/// Fraction of variance unexplained and active features a token, of every layer.
-pub(super) fn measure(folded: &[Folded], held_out: &HeldOut, activation: Activation, l0: f64) -> (Vec<f64>, Vec<f64>) {
-    let layers: Vec<Layer> = folded.iter().map(unfolded).collect();
-    let batch: Vec<LayerBatch> = (0..layers.len()).map(|layer| held_out.second_half(layer)).collect();
-    let chosen: Vec<Active> = layers
-        .iter()
-        .zip(&batch)
-        .zip(folded)
-        .map(|((layer, batch), folded)| {
-            let choice = if activation == Activation::TopK { Choice::OfToken(l0 as usize) } else { Choice::Positive };
-            let (active, _) = choose(layer, &batch.x, choice);
-            if activation == Activation::JumpRelu { above(&active, &folded.threshold) } else { active }
-        })
-        .collect();
-    let active: Vec<&Active> = chosen.iter().collect();
-    let of_layer = |layer: usize| {
-        let (error, variance) =
-            figures(&error(&layers, &active, &batch, layer), &batch[layer].y, layers[layer].d_model);
-        error / variance.max(f64::MIN_POSITIVE)
-    };
+/// Fraction of variance unexplained and active features a token, of every layer. Tokens of one layer are in memory at once.
+pub(super) fn measure(
+    folded: Vec<Folded>,
+    held_out: &HeldOut,
+    activation: Activation,
+    l0: f64,
+) -> (Vec<f64>, Vec<f64>) {
+    let (layers, thresholds): (Vec<Layer>, Vec<Vec<f32>>) = folded.into_iter().map(unfolded).unzip();
+    let choice = if activation == Activation::TopK { Choice::OfToken(l0 as usize) } else { Choice::Positive };
+    let mut batch = vec![LayerBatch::default(); layers.len()];
+    let (mut chosen, mut fvu): (Vec<Active>, Vec<f64>) = (Vec::new(), Vec::new());
+    for (at, (layer, threshold)) in layers.iter().zip(&thresholds).enumerate() {
+        batch[at] = held_out.second_half(at);
+        let (active, _) = choose(layer, &batch[at].x, choice);
+        chosen.push(if activation == Activation::JumpRelu { above(&active, threshold) } else { active });
+        // Features of later layers do not write here.
+        let active: Vec<&Active> = chosen.iter().collect();
+        let (error, variance) = figures(&error(&layers, &active, &batch, at), &batch[at].y, layer.d_model);
+        fvu.push(error / variance.max(f64::MIN_POSITIVE));
+        batch[at] = LayerBatch::default();
+    }
     let l0 = chosen.iter().map(|active| active.features.len() as f64 / active.n_tokens().max(1) as f64).collect();
-    ((0..layers.len()).map(of_layer).collect(), l0)
+    (fvu, l0)
 }
 
-/// A layer whose scales are 1.
-fn unfolded(folded: &Folded) -> Layer {
-    let mut layer = Layer::new(folded.d_model, folded.b_enc.len(), folded.n_written, false);
-    layer.w_enc.clone_from(&folded.w_enc);
-    layer.b_enc.clone_from(&folded.b_enc);
-    layer.w_dec.clone_from(&folded.w_dec);
-    layer.b_dec.clone_from(&folded.b_dec);
-    layer.w_skip.clone_from(&folded.w_skip);
+/// A layer whose scales are 1, without moments; and its thresholds.
+fn unfolded(folded: Folded) -> (Layer, Vec<f32>) {
+    let Folded { d_model, n_written, w_enc, b_enc, w_dec, b_dec, w_skip, threshold } = folded;
+    let n_features = b_enc.len();
+    let empty = Layer::new(d_model, 0, n_written, false);
+    let dec_norms = vec![0.0; n_features];
+    let mut layer = Layer { n_features, w_enc, b_enc, w_dec, b_dec, w_skip, dec_norms, ..empty };
     layer.measure_decoder();
-    layer
+    (layer, threshold)
 }
 
 /// Those above their thresholds.

@@ -17,6 +17,7 @@ mod layer;
 mod log;
 mod measure;
 mod options;
+mod plan;
 mod rehearsal;
 mod rows;
 mod run;

@@ -14,6 +14,7 @@ use super::layer::Layer;
 use super::log::{self, LogLine, SetLog};
 use super::measure::{HeldOut, measure};
 use super::options::{Activation, SetSize, TrainOptions};
+use super::plan::check_memory;
 use super::schedule;
 use super::select::Choice;
 use super::step::{LayerBatch, LayerReport, StepSettings, error, step};
@@ -22,7 +23,6 @@ use crate::error::{Error, ErrorContext, Result};
 use crate::export::check_writable;
 use crate::intervene::Random;
 use crate::job::Job;
-use crate::memory::MemoryPlan;
 use crate::model::{Model, TextPass};
 use crate::replacement::n_excluded;
 use crate::transcoder::{ActivationFunction, InputHook, Kind, OutputHook, TranscoderSet};
@@ -220,22 +220,10 @@ impl<'a> Run<'a> {
         }
         let pass = TextPass::new(subject.model).keeping();
         let pass = if options.exact { pass } else { pass.rounding() };
+        let n_tokens = (capacity as u64).min(text_bytes(inputs));
+        let n_held_out = (2 * HELD_OUT_TOKENS as u64).min(text_bytes(inputs));
+        check_memory(&pass, options, n_tokens, n_held_out)?;
         let n_written = |layer: usize| if options.cross_layer { n_layers - layer } else { 1 };
-        let of_layers: u64 = (options.sets.iter())
-            .flat_map(|set| (0..n_layers).map(move |layer| (set, layer)))
-            .map(|(set, layer)| Layer::bytes(d_model, set.n_features, n_written(layer), options.skip))
-            .fold(0, u64::saturating_add);
-        let of_batch = 12 * (options.batch * d_model * n_layers) as u64;
-        // Rounding, folding and a checkpoint's reader need a layer more.
-        MemoryPlan::new()
-            .with("weights and their moments", of_layers.saturating_add(of_layers / n_layers as u64))
-            .with("activations", (capacity as u64).min(text_bytes(inputs)).saturating_mul(per_token))
-            .with("a batch", of_batch)
-            .with("the model's layers", pass.kept_bytes())
-            .check(
-                || format!("train {} features a layer", options.sets.iter().map(|s| s.n_features).sum::<usize>()),
-                |_| "fewer features, or less --memory for activations, would fit".to_owned(),
-            )?;
         let new_layer = |layer: usize, size: &SetSize| Layer {
             rounds: !options.exact,
             ..Layer::new(d_model, size.n_features, n_written(layer), options.skip)
@@ -598,6 +586,9 @@ impl<'a> Run<'a> {
     /// Sets thresholds, measures, and writes the sets.
     fn finish(mut self, job: &Job) -> Result<Trained> {
         let n_layers = self.subject.model.config.n_layers;
+        // What only steps need is given back before the weights are copied in the model's units.
+        (self.activations, self.batch) = (Activations::new(n_layers, self.subject.model.config.d_model), Vec::new());
+        self.sets.iter_mut().flatten().for_each(Layer::forget_moments);
         let several = self.sets.len() > 1;
         let mut trained = Vec::new();
         for (set, layers) in self.sets.iter().enumerate() {
@@ -629,11 +620,11 @@ impl<'a> Run<'a> {
                 })
                 .collect();
             job.check()?;
-            let (fvu, l0) = measure(&folded, &self.held_out, self.options.activation, size.l0);
             for (layer, folded) in folded.iter().enumerate() {
                 write_layer(&folder, layer, folded, &header)?;
             }
             write_header(&folder, n_layers, &header)?;
+            let (fvu, l0) = measure(folded, &self.held_out, self.options.activation, size.l0);
             let window = i64::try_from(self.options.dead_window).unwrap_or(i64::MAX);
             let n_dead: usize = layers.iter().map(|layer| layer.dead(self.state.n_stepped, window).len()).sum();
             trained.push(TrainedSet {

@@ -10,6 +10,9 @@ const TILE_TOKENS: usize = 128;
 /// Pre-activations that are looked at together: mostly none of them is high enough.
 const BLOCK: usize = 16;
 
+/// Candidates have at least this share of the last batch's smallest effect, from batch to batch much the same.
+const FLOOR_SHARE: f32 = 0.8;
+
 /// How active features are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Choice {
@@ -64,8 +67,8 @@ pub(super) fn choose(layer: &Layer, x: &[f32], choice: Choice) -> (Active, f32) 
     let n_tokens = x.len() / layer.d_model;
     match choice {
         Choice::OfBatch(wanted) => {
-            // Most of what is kept was above the last batch's smallest; where that was too high, all are looked at.
-            let mut candidates = above(layer, x, layer.floor / 2.0);
+            // What is kept is mostly above the last batch's smallest; where that was too high, all are looked at.
+            let mut candidates = above(layer, x, FLOOR_SHARE * layer.floor);
             if candidates.len() < wanted && layer.floor > 0.0 {
                 candidates = above(layer, x, 0.0);
             }
@@ -121,20 +124,17 @@ wide! {
 fn scan(found: &mut Vec<Candidate>, token: u32, products: &[f32], layer: &Layer, floor: f32) {
     let blocks = products.chunks(BLOCK).zip(layer.b_enc.chunks(BLOCK)).zip(layer.dec_norms.chunks(BLOCK));
     for (block, ((products, biases), norms)) in blocks.enumerate() {
-        let mut any = false;
-        for ((product, bias), norm) in products.iter().zip(biases).zip(norms) {
-            let value = product + bias;
-            any |= (value > 0.0) & (value * norm > floor);
-        }
-        if !any {
-            continue;
-        }
+        let mut high = 0u32;
         for (i, ((product, bias), norm)) in products.iter().zip(biases).zip(norms).enumerate() {
             let value = product + bias;
-            let effect = value * norm;
-            if value > 0.0 && effect > floor {
-                found.push(Candidate { token, feature: (block * BLOCK + i) as u32, value, effect });
-            }
+            high |= u32::from((value > 0.0) & (value * norm > floor)) << i;
+        }
+        while high != 0 {
+            let i = high.trailing_zeros() as usize;
+            high &= high - 1;
+            let value = products[i] + biases[i];
+            let feature = (block * BLOCK + i) as u32;
+            found.push(Candidate { token, feature, value, effect: value * norms[i] });
         }
     }
 }

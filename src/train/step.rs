@@ -103,27 +103,26 @@ pub(super) fn step(layers: &mut [Layer], batch: &[LayerBatch], settings: &StepSe
 pub(super) fn error(layers: &[Layer], active: &[&Active], batch: &[LayerBatch], target: usize) -> Vec<f32> {
     let layer = &layers[target];
     let (d_model, LayerBatch { x, y }) = (layer.d_model, &batch[target]);
-    let mut out = vec![0f32; y.len()];
+    // Written before it is read: pages that are read first are mapped twice.
+    let mut out: Vec<f32> = Vec::with_capacity(y.len());
+    y.chunks(d_model).for_each(|y| out.extend(layer.b_dec.iter().zip(y).map(|(bias, y)| bias - y)));
     if !layer.w_skip.is_empty() {
-        product_with_transpose(&mut out, x, &layer.w_skip, (y.len() / d_model, d_model, d_model));
+        let mut skipped = vec![0f32; y.len()];
+        product_with_transpose(&mut skipped, x, &layer.w_skip, (y.len() / d_model, d_model, d_model));
+        out.iter_mut().zip(&skipped).for_each(|(out, skipped)| *out += skipped);
     }
-    add_decoded((&mut out[..], &y[..], layers, active, target));
+    add_decoded((&mut out[..], layers, active, target));
     out
 }
 
 wide! {
-    /// Adds what is decoded less what is wanted.
+    /// Adds what is decoded.
     fn add_decoded<'a>(
-        (out, y, layers, active, target) =>
-            (&'a mut [f32], &'a [f32], &'a [Layer], &'a [&'a Active], usize)
+        (out, layers, active, target) =>
+            (&'a mut [f32], &'a [Layer], &'a [&'a Active], usize)
     ) -> () {
-        let Layer { d_model, n_features, b_dec, .. } = &layers[target];
-        let d_model = *d_model;
-        for columns in column_blocks(d_model, *n_features) {
-            for (out, y) in out.chunks_mut(d_model).zip(y.chunks(d_model)) {
-                add_scaled(&mut out[columns.clone()], -1.0, &y[columns.clone()]);
-                add_scaled(&mut out[columns.clone()], 1.0, &b_dec[columns.clone()]);
-            }
+        let (d_model, n_features) = (layers[target].d_model, layers[target].n_features);
+        for columns in column_blocks(d_model, n_features) {
             for (source, written) in writers(layers, target) {
                 for (token, out) in out.chunks_mut(d_model).enumerate() {
                     let (features, values) = active[source].of(token);

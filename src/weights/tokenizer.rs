@@ -171,11 +171,13 @@ impl Tokenizer {
         const MAX_TOKENS: usize = 3;
         let wanted = text.trim().to_lowercase();
         let allowed = (wanted.chars().count() / 3).min(2);
+        if allowed == 0 {
+            return Vec::new();
+        }
         let mut near: Vec<(usize, bool, u32)> = Vec::new();
-        for id in (0..self.vocab_size() as u32).filter(|&id| allowed > 0 && !self.is_special(id)) {
-            let token = self.token(id);
+        for (token, &id) in self.id_from_string() {
             // Most of a large vocabulary is told apart by its length alone.
-            if token.trim().len().abs_diff(wanted.len()) > 4 * allowed {
+            if token.trim().len().abs_diff(wanted.len()) > 4 * allowed || self.is_special(id) {
                 continue;
             }
             let distance = typing_distance(&wanted, &token.trim().to_lowercase());
@@ -198,14 +200,18 @@ impl Tokenizer {
             return Some(id);
         }
         // Tokenizers that put a space before every text cannot encode the tokens without one.
-        let strings = self.0.id_from_string.get_or_init(|| {
+        self.id_from_string().get(text).copied()
+    }
+
+    /// The tokens by their texts, of equal ones the first: found once, for a vocabulary takes long to decode.
+    fn id_from_string(&self) -> &HashMap<String, u32> {
+        self.0.id_from_string.get_or_init(|| {
             let mut id_from_string = HashMap::new();
             for id in (0..self.vocab_size() as u32).rev() {
                 id_from_string.insert(self.token(id), id);
             }
             id_from_string
-        });
-        strings.get(text).copied()
+        })
     }
 
     /// Whether a token stands for something other than text.

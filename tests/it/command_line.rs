@@ -179,7 +179,6 @@ fn settings_out_of_range_are_refused() {
         ["--node-threshold", "NaN"],
         ["--logit-prob", "2"],
         ["--max-logits", "0"],
-        ["--batch-size", "0"],
         ["--device", "tpu"],
     ] {
         let option = args.join("=");
@@ -187,11 +186,86 @@ fn settings_out_of_range_are_refused() {
         assert!(message.contains(args[1]), "{message}");
     }
     refused(folder.path(), &["trace", PROMPT, "--max-features", "many"]);
+    refused_with(folder.path(), &["trace", PROMPT, "--max-features", "9", "--batch-size=0"], &["`batch_size` is 0"]);
     if !circuitscope::ops::built_with_cuda() {
         refused_with(folder.path(), &["trace", PROMPT, "--device", "cuda:1"], &["cuda:1", "--features cuda"]);
     }
     refused_with(folder.path(), &["trace", PROMPT, "--device", "cuda:first"], &["cuda:first", "cuda:N"]);
     refused(folder.path(), &["trace"]);
+}
+
+#[test]
+fn options_that_would_be_passed_over_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let conflict = "cannot be used with";
+    let missing = "required arguments were not provided";
+    let traces: [(&[&str], &[&str]); 12] = [
+        (&["--batch-size", "8"], &["--max-features <N>", missing]),
+        (&["--rows", "20", "--batch-size", "8"], &["--batch-size <N>", conflict]),
+        (&["--nodes", "20", "--batch-size", "8"], &["--batch-size <N>", conflict]),
+        (&["--target", " Austin", "--max-logits", "3"], &["--max-logits <N>", conflict]),
+        (&["--target-feature", "3_955_8", "--logit-prob", "0.5"], &["--logit-prob <SHARE>", conflict]),
+        (&["--target-feature", "3_955_8", "--position", "3"], &["--position", "positions of their own"]),
+        (&["--target-attention", "1.0@3:2", "--position", "3"], &["--position", "positions of their own"]),
+        (&["--timings"], &["--timings", "--format json"]),
+        (&["--features", "atlas"], &["--features", "--examples"]),
+        (&["--no-raw", "--no-decoders"], &["--no-decoders", conflict]),
+        (&["--no-raw", "--no-json", "--heads"], &["--heads", "--no-raw and --no-json"]),
+        (&["--no-raw", "--no-json", "--open"], &["--open", "--no-raw and --no-json"]),
+    ];
+    for (args, parts) in traces {
+        refused_with(at, &[&["trace", PROMPT], args].concat(), parts);
+        assert!(!at.join("graphs").exists(), "{args:?}");
+    }
+    let interventions: [(&[&str], &[&str]); 13] = [
+        (&["--ablate", "0_39_7", "--seed", "3"], &["--temperature <T>", missing]),
+        (&["--ablate", "0_39_7", "--generate", "2", "--seed", "3"], &["--temperature <T>", missing]),
+        (&["--sweep", "0_39_7=0..2/1", "--temperature", "1"], &["--temperature <T>", conflict]),
+        (&["--sweep", "0_39_7=0..2/1", "--top-p", "0.5"], &["--top-p <P>", conflict]),
+        (&["--sweep", "0_39_7=0..2/1", "--seed", "3"], &["--seed <S>", conflict]),
+        (&["--sweep", "0_39_7=0..2/1", "--keep-frozen"], &["--keep-frozen", conflict]),
+        (&["--ablate", "0_39_7", "--group", "a=0_39_7"], &["--graph <FILE>", missing]),
+        (&["--ablate", "0_39_7", "--group-file", "g.json"], &["--graph <FILE>", missing]),
+        (&["--ablate", "0_39_7", "--auto-group"], &["--graph <FILE>", missing]),
+        (&["--ablate", "0_39_7", "--no-groups"], &["--graph <FILE>", missing]),
+        (&["--ablate", "0_39_7", "--like-at", "4"], &["--like <FILE[:NAME]>", missing]),
+        (&["--like", "g.json:Texas", "--like-at", "4"], &["--like-at", "supernode"]),
+        (&["--ablate", "0_39_7", "--cells", "exact"], &["--cells", "--format csv"]),
+    ];
+    for (args, parts) in interventions {
+        refused_with(at, &[&["intervene", PROMPT], args].concat(), parts);
+    }
+    let others: [(&[&str], &[&str]); 15] = [
+        (&["batch", "p.jsonl", "--no-raw", "--no-decoders"], &["--no-decoders", conflict]),
+        (&["inspect", "g.json", "--cells", "exact"], &["--cells", "csv-nodes"]),
+        (&["train", "--out", "t", "--field", "body"], &["--text <FILE>...", missing]),
+        (&["train", "--out", "t", "--from", "atlas", "--features", "64"], &["--features <N>", conflict]),
+        (&["train", "--out", "t", "--from", "atlas", "--activation", "topk"], &["--activation <FUNCTION>", conflict]),
+        (&["train", "--out", "t", "--from", "atlas", "--l0", "8,16"], &["--from", "--l0"]),
+        (&["evaluate", "--field", "body"], &["--text <FILE>...", missing]),
+        (
+            &["features", "label", "atlas", "-o", "l", "--import", "a.csv", "--explain", "all"],
+            &["--explain <", conflict],
+        ),
+        (
+            &["features", "label", "atlas", "-o", "l", "--import", "a.csv", "--min-f1", "0.4"],
+            &["--min-f1 <F1>", conflict],
+        ),
+        (&["features", "label", "atlas", "-o", "l", "--import", "a.csv", "--tokens", "9"], &["--tokens <N>", conflict]),
+        (&["features", "search", "atlas", "fox", "--model", "atlas"], &["--model", "--on-text"]),
+        (
+            &["features", "export", "atlas", "--format", "neuronpedia", "-o", "x", "--no-logits", "--model", "atlas"],
+            &["--no-logits"],
+        ),
+        (&["serve", "--no-model", "--device", "cpu"], &["--no-model", conflict]),
+        (&["heads", "--node-threshold", "0.5"], &["--node-threshold", "no graph"]),
+        (&["heads", "--transcoders", "somewhere"], &["--transcoders", "the model alone"]),
+    ];
+    for (args, parts) in others {
+        refused_with(at, args, parts);
+    }
+    assert_eq!(at.read_dir().unwrap().count(), 0, "nothing was written");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -290,11 +291,12 @@ impl Line {
         self.n_temporary += outcome.n_temporary;
     }
 
-    fn print(&self, fault: &str, name: &str) {
+    /// The line, as the table has it.
+    fn text(&self, fault: &str, name: &str) -> String {
         let Line { n_runs, n_done, n_refused, n_ended, n_old, n_new, n_temporary } = self;
-        println!(
-            "| {fault} | `{name}` | {n_runs} | {n_done} | {n_refused} | {n_ended} | {n_old} | {n_new} | 0 | {n_temporary} |"
-        );
+        format!(
+            "| {fault} | `{name}` | {n_runs} | {n_done} | {n_refused} | {n_ended} | {n_old} | {n_new} | 0 | {n_temporary} |\n"
+        )
     }
 }
 
@@ -421,7 +423,7 @@ fn little_memory(bench: &Bench, factor: f64) -> Line {
 }
 
 /// How a file system of its own is had here: as its own user, or as the system's.
-fn own_mounts() -> Option<&'static str> {
+pub(crate) fn own_mounts() -> Option<&'static str> {
     ["-rm", "-m"].into_iter().find(|flags| {
         let script = "mount -t tmpfs -o size=64k none /mnt";
         let quiet = |command: &mut Command| command.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
@@ -533,19 +535,32 @@ fn in_full() {
     let has_strace = has_strace();
     println!("| fault | command | runs | done | refused | ended | old files | new files | neither | left beside |");
     println!("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for case in CASES.iter().filter(|case| case.name.contains(&selected)) {
-        let bench = Bench::new(case);
-        if has_strace {
-            failing_writes(&bench, &["ENOSPC", "EIO"]).print("each write fails", case.name);
-            kills_at_writes(&bench).print("killed at each write", case.name);
+    // As many commands at once as there are cores: a run that is killed or refused waits more than it computes.
+    let cases: Vec<&Case> = CASES.iter().filter(|case| case.name.contains(&selected)).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
+            print!("{}", all_faults(case, has_strace));
         }
-        kills(&bench, 200).print("killed at a random moment", case.name);
-        little_memory(&bench, 7.0 / 6.0).print("little memory", case.name);
-        if case.n_files > 0
-            && let Some(line) = full_disk(&bench, 1)
-        {
-            line.print("full disk", case.name);
-        }
-        full_output(&bench).print("full output", case.name);
+    };
+    let n_workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..n_workers).for_each(|_| drop(scope.spawn(work))));
+}
+
+/// The lines of a command in the table.
+fn all_faults(case: &'static Case, has_strace: bool) -> String {
+    let bench = Bench::new(case);
+    let mut table = String::new();
+    if has_strace {
+        table += &failing_writes(&bench, &["ENOSPC", "EIO"]).text("each write fails", case.name);
+        table += &kills_at_writes(&bench).text("killed at each write", case.name);
     }
+    table += &kills(&bench, 200).text("killed at a random moment", case.name);
+    table += &little_memory(&bench, 7.0 / 6.0).text("little memory", case.name);
+    if case.n_files > 0
+        && let Some(line) = full_disk(&bench, 1)
+    {
+        table += &line.text("full disk", case.name);
+    }
+    table + &full_output(&bench).text("full output", case.name)
 }

@@ -235,6 +235,28 @@ fn what_heads_do_in_a_model_needs_no_transcoders() {
 }
 
 #[test]
+fn a_score_that_is_asked_for_twice_is_explained_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for target in [["--target-attention", "3.1@8:7"], ["--target-feature", "3_955_8"]] {
+        let trace = |slug: &str, targets: &[&str]| {
+            let args = [&["trace", PROMPT, "--slug", slug, "--force"], targets].concat();
+            let output = circuitscope(at, &args);
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let once = trace("once", &target);
+        let twice = trace("twice", &[target, target].concat());
+        let said = "2 targets are asked for, 1 of them different";
+        assert!(twice.contains(said) && !once.contains(said), "{twice}");
+        let of = |slug: &str| json(at, &["inspect", &format!("graphs/{slug}.safetensors")]);
+        for part in ["nodes", "graph", "targets"] {
+            assert_eq!(of("once")[part], of("twice")[part], "{part}");
+        }
+    }
+}
+
+#[test]
 fn heads_that_are_not_there_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
@@ -252,15 +274,31 @@ fn heads_that_are_not_there_are_refused() {
         (&["heads", graph, "--edge", "Dallas,Nowhere"], &["Nowhere"]),
         (&["heads", graph, "--edge", "3_955_8,Dallas@7"], &["no edge leads"]),
         (&["heads", "graphs/g.json"], &["graphs/g.json"]),
-        (&["heads", graph, "--from", "Too short"], &["--from", "tokens"]),
+        (&["heads", graph, "--from", "Too short"], &["--from", "both prompts need as many tokens"]),
         (&["heads", graph, "--format", "csv"], &["--format csv"]),
-        (&["heads", "--prompt", PROMPT], &["--head or --score"]),
+        (&["heads", graph, "--head", "1.0"], &["--head <L.H>", "cannot be used with"]),
+        (&["heads", graph, "--score", "1.0@8:7"], &["--score <L.H@Q:K>", "cannot be used with"]),
+        (&["heads", graph, "--versus", "2"], &["--versus <KEY>", "cannot be used with"]),
+        (&["heads", graph, "--rival"], &["--rival", "cannot be used with"]),
+        (&["heads", graph, "--sequences", "4"], &["--sequences <N>", "cannot be used with"]),
+        (&["heads", graph, "--kind", "copying"], &["--kind <KIND>", "cannot be used with"]),
+        (&["heads", "--prompt", PROMPT, "--head", "1.0", "--seed", "4"], &["--seed <S>", "cannot be used with"]),
+        (&["heads", "--prompt", PROMPT, "--head", "1.0", "--rival"], &["--rival", "cannot be used with"]),
+        (&["heads", "--prompt", PROMPT, "--head", "1.0", "--versus", "2"], &["--versus <KEY>", "cannot be used with"]),
+        (&["heads", "--prompt", PROMPT], &["--head <L.H>", "--score <L.H@Q:K>"]),
+        (&["heads", "--kind", "copying"], &["--picture <FILE>"]),
+        (&["heads", "--prompt", PROMPT, "--head", "1.0", "--top", "3"], &["--top <N>", "cannot be used with"]),
+        (&["heads", "--prompt", PROMPT, "--head", "1.0", "--node-threshold", "0.5"], &["--node-threshold", "no graph"]),
+        (&["heads", "--prompt", PROMPT, "--head", "1.0", "--transcoders", "x"], &["--transcoders", "the model alone"]),
+        (&["heads", graph, "--from", PROMPT, "--edge-threshold", "0.5"], &["--edge-threshold", "--from"]),
+        (&["heads", "--prompt", PROMPT, "--score", "1.0@8:7", "--versus", "7"], &["1.0@8:7", "with itself"]),
+        (&["trace", PROMPT, "--target-attention", "1.0@8:7", "--versus", "7"], &["1.0@8:7", "with itself"]),
         (&["heads", "--prompt", PROMPT, "--head", "7.0"], &["layer 7"]),
         (&["heads", "--prompt", PROMPT, "--head", "x"], &["--head x", "18.6"]),
         (&["heads", "--prompt", PROMPT, "--head", "1.0", "--head", "1.1", "--picture", "p.svg"], &["several heads"]),
         (&["heads", "--prompt", PROMPT, "--score", "1.0@7:8"], &["comes after it"]),
         (&["heads", "--length", "1"], &["length"]),
-        (&["heads", "--length", "100000"], &["length"]),
+        (&["heads", "--length", "100000"], &["`length` is 100000", "tokens, but the model's context is"]),
         (&["heads", "--sequences", "0"], &["sequences"]),
         (&["heads", "--picture", "p.txt"], &[".svg, .png"]),
         (&["intervene", PROMPT, "--ablate-head", "4.0"], &["layer 4"]),

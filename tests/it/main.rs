@@ -53,6 +53,8 @@ mod supernodes;
 mod support;
 mod text_pass;
 mod train;
+#[cfg(target_os = "linux")]
+mod train_faults;
 mod transpose;
 mod unsafe_code;
 mod verify_contents;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use circuitscope::job::{CancelToken, Job};
-use circuitscope::model::{Activations, HookPoint, Model, TextPass, TextVisitor};
+use circuitscope::model::{Activations, HookPoint, MlpKind, Model, TextPass, TextVisitor};
 use circuitscope::weights::ModelFiles;
 use circuitscope::{Error, Result};
 
@@ -99,7 +99,9 @@ fn a_text_pass_computes_what_the_forward_pass_computes_in_every_family() {
         let kept = run(&pass, &model, &sequences);
         for (index, tokens) in sequences.iter().enumerate() {
             let mut slow = Activations::at(points(model.config.n_layers));
-            model.forward_through(model.config.n_layers - 1, &[tokens.clone()], &mut slow, &Job::default()).unwrap();
+            model
+                .forward_through(model.config.n_layers - 1, std::slice::from_ref(tokens), &mut slow, &Job::default())
+                .unwrap();
             for point in points(model.config.n_layers) {
                 let expected = slow.need(point).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 let difference = difference(&kept.rows[&(point, index)], &expected);
@@ -128,7 +130,9 @@ fn a_rounded_text_pass_differs_by_rounding_alone() {
             let size: f64 = expected.iter().map(|&e| f64::from(e).powi(2)).sum();
             // Of a token whose embedding is zero, everything may be.
             let relative = (error / size.max(1e-12)).sqrt();
-            assert!(relative < 0.05, "{name}, {key:?}: {relative}");
+            // Rounding may choose other experts.
+            let bound = if matches!(model.config.mlp, MlpKind::Experts { .. }) { 0.2 } else { 0.03 };
+            assert!(relative < bound, "{name}, {key:?}: {relative}");
         }
     }
 }

@@ -36,7 +36,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Text")]
     text: Vec<PathBuf>,
     /// The field of JSON lines that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Text")]
+    #[arg(long, value_name = "NAME", default_value = "text", requires = "text", help_heading = "Text")]
     field: String,
     /// What a document is in plain text: file, paragraphs or lines [default: file]
     #[arg(long, value_name = "WHAT", help_heading = "Text")]

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::Result;
 use crate::cli::counted::Counted;
 use crate::cli::note;
 use crate::cli::setup::{GraphSource, SetupArgs};
 use crate::features::{EXPORT_PHASE, ExportFormat, FeatureSet, export};
+use crate::{Error, Result};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -43,6 +43,10 @@ enum Format {
 /// # Errors
 /// Those of [`export`] and of opening the model.
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
+    if args.no_logits && args.setup.is_given() {
+        let second = "--no-logits, which leaves out what a model is needed for";
+        return Err(Error::Contradiction { first: "--model, --transcoders or --setup", second });
+    }
     args.setup.start_threads()?;
     let set = FeatureSet::open_named(&args.folder)?;
     let tracer = match args.no_logits {

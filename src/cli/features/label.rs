@@ -36,7 +36,17 @@ pub(super) struct LabelArgs {
     #[arg(long, short, value_name = "FOLDER")]
     out: Option<String>,
     /// Take labels from files instead: Neuronpedia's explanations (.jsonl, .csv), or your own (.csv, .json)
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "explainer", help_heading = "Labels from elsewhere")]
+    // What belongs to --explainer is a conflict of its own: beside what conflicts with it, the parser would not ask for it.
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 1..,
+        conflicts_with_all = [
+            "explainer", "explainer_model", "explain", "explain_at_most", "explainer_timeout", "explainer_tries",
+            "explainer_parallel", "tokens", "min_f1",
+        ],
+        help_heading = "Labels from elsewhere"
+    )]
     import: Vec<PathBuf>,
     /// Ask a language model for labels: the address of a service with OpenAI's interface, such as
     /// http://localhost:11434/v1. Its key is taken from CIRCUITSCOPE_EXPLAINER_KEY

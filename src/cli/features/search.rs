@@ -57,6 +57,10 @@ pub(super) fn run(args: &SearchArgs) -> Result<()> {
     if args.n == Some(0) {
         return Err(Error::Setting { name: "n", value: 0.0, range: "1 or more" });
     }
+    if args.setup.is_given() && !args.on_text {
+        let second = "a search without --on-text: nothing goes through a model";
+        return Err(Error::Contradiction { first: "--model, --transcoders or --setup", second });
+    }
     args.setup.start_threads()?;
     let set = FeatureSet::open_named(&args.folder)?;
     if args.on_text {

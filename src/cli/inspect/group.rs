@@ -10,21 +10,21 @@ use crate::{Error, Result};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct GroupArgs {
     /// Show these nodes as one: "Texas=3_41_7,4_99_7"
-    #[arg(long, value_name = "NAME=ID,..")]
+    #[arg(long, value_name = "NAME=ID,..", requires = "graph")]
     group: Vec<String>,
     /// Supernodes from a file: a JSON list of [name, id, ..], an object of lists of ids, or a graph that holds them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "graph")]
     group_file: Option<PathBuf>,
     /// Supernodes, labels and pinned nodes from the address of the graph's page on Neuronpedia or circuit-tracer's server (its
     /// parameters supernodes, clerps, pinnedIds; nothing is fetched)
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", requires = "graph")]
     group_url: Option<String>,
     /// Find supernodes by their edges, and by decoder directions where a raw graph holds them: average linkage, merged
     /// down to this mean cosine
-    #[arg(long, value_name = "CUT", num_args = 0..=1, default_missing_value = "0.5")]
+    #[arg(long, value_name = "CUT", num_args = 0..=1, default_missing_value = "0.5", requires = "graph")]
     auto_group: Option<f64>,
     /// Leave out the supernodes that the graph holds
-    #[arg(long)]
+    #[arg(long, requires = "graph")]
     no_groups: bool,
 }
 

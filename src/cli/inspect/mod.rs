@@ -144,6 +144,10 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         terminal::write_to_file();
     }
     let format = chosen_format(args)?;
+    if args.cells != CellsFor::default() && !matches!(format, InspectFormat::Csv | InspectFormat::CsvNodes) {
+        let second = "a format without cells: it is for --format csv and csv-nodes";
+        return Err(Error::Contradiction { first: "--cells", second });
+    }
     if args.heat_map && !matches!(format, InspectFormat::Svg | InspectFormat::Png) {
         return Err(Error::Contradiction {
             first: "--heat-map",

@@ -59,6 +59,11 @@ impl Changes {
         changes.interventions = plan.interventions;
         changes.heads = plan.heads;
         changes.heads(args)?;
+        if args.like_at.is_some() && args.like_prompt.is_none() && !args.like.iter().any(|text| like(text).1.is_none())
+        {
+            let second = "a supernode of --like, which goes where its features have counterparts";
+            return Err(Error::Contradiction { first: "--like-at", second });
+        }
         for text in &args.like {
             changes
                 .like_graph(text, args.like_at.as_deref(), context)
@@ -194,10 +199,7 @@ impl Changes {
 
     /// `FILE:NAME`: what NAME has in that graph. `FILE`: everything that the prompts' differing tokens have there.
     fn like_graph(&mut self, text: &str, at: Option<&str>, context: &Context) -> Result<()> {
-        let (path, name) = match text.rsplit_once(':') {
-            Some((path, name)) if !Path::new(text).exists() && !name.is_empty() => (path, Some(name)),
-            _ => (text, None),
-        };
+        let (path, name) = like(text);
         let other = NamedGraph::open(Path::new(path), GroupRequest::default())?;
         other.check_model(context.tracer.replacement())?;
         let Some(name) = name else { return self.like_whole_graph(&other, at, context) };
@@ -284,6 +286,14 @@ impl Changes {
             counted(off.len()),
             on.len()
         ));
+    }
+}
+
+/// What a `FILE[:NAME]` names: a file, and a supernode or label in it.
+fn like(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once(':') {
+        Some((path, name)) if !Path::new(text).exists() && !name.is_empty() => (path, Some(name)),
+        _ => (text, None),
     }
 }
 

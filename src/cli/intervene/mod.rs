@@ -7,7 +7,7 @@ mod text;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use crate::error::ErrorContext;
 use crate::intervene::{CompareOptions, FeatureGroup, Followed, GenerateOptions, Measure, Mode};
@@ -30,6 +30,7 @@ pub use text::comparison_text;
 use text::{diagram, sweep_text};
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("exchanged").args(["like", "like_prompt"]).multiple(true)))]
 pub struct InterveneArgs {
     #[command(flatten)]
     prompt: OptionalPromptArgs,
@@ -70,7 +71,7 @@ pub struct InterveneArgs {
     #[arg(long, value_name = "PROMPT", help_heading = "What to change")]
     like_prompt: Option<String>,
     /// Exchange the features at these positions: 4, 4..7 (7 not included), 4.. or *, several with commas
-    #[arg(long, value_name = "P,..", help_heading = "What to change")]
+    #[arg(long, value_name = "P,..", requires = "exchanged", help_heading = "What to change")]
     like_at: Option<String>,
     /// Interventions from a JSON file: a list of {"node": "L_F_P" | "supernode": NAME | "layer", "feature", "position",
     /// and "set": V | "scale": X | "ablate": true} and {"head": "L.H", "position", and "ablate": true | "mean": true |
@@ -103,16 +104,24 @@ pub struct InterveneArgs {
     /// With --generate and a mode that holds something: keep holding at every generated token, to what the unchanged
     /// model does on the same tokens (the changed continuation so far). Without it, only the prompt is held, and new
     /// tokens are computed freely
-    #[arg(long, requires = "generate", help_heading = "Generation")]
+    // Here and below --sweep is a conflict of its own: beside what conflicts with --generate, the parser would not ask for it.
+    #[arg(long, requires = "generate", conflicts_with = "sweep", help_heading = "Generation")]
     keep_frozen: bool,
     /// Sample at this temperature [default: take the likeliest token]
-    #[arg(long, value_name = "T", requires = "generate", help_heading = "Generation")]
+    #[arg(long, value_name = "T", requires = "generate", conflicts_with = "sweep", help_heading = "Generation")]
     temperature: Option<f64>,
     /// Sample among the likeliest tokens that add up to this probability
-    #[arg(long, value_name = "P", requires = "temperature", help_heading = "Generation")]
+    #[arg(long, value_name = "P", requires = "temperature", conflicts_with = "sweep", help_heading = "Generation")]
     top_p: Option<f64>,
     /// Seed of the sampling, the same for both continuations
-    #[arg(long, value_name = "S", default_value_t = 0, help_heading = "Generation")]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 0,
+        requires = "temperature",
+        conflicts_with = "sweep",
+        help_heading = "Generation"
+    )]
     seed: u64,
     /// Follow this token (exact text, leading space included); repeatable [default: the likeliest one of the original run]
     #[arg(long, value_name = "TOKEN", help_heading = "What to follow")]
@@ -163,6 +172,12 @@ enum InterveneFormat {
 /// Options that contradict each other or do not fit model and prompt; files that cannot be read or written.
 pub(super) fn run(args: &InterveneArgs) -> Result<()> {
     args.setup.start_threads()?;
+    if args.cells != CellsFor::default() && args.format != InterveneFormat::Csv {
+        return Err(Error::Contradiction {
+            first: "--cells",
+            second: "a format without cells: it is for --format csv",
+        });
+    }
     let mode = mode(args)?;
     let generate = generate_options(args, &mode)?;
     if let Some(picture) = &args.picture {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use crate::attribution::{AttributionOptions, TargetRequest, Versus};
 use crate::circuits::SummarySettings;
@@ -45,6 +45,9 @@ const NOT_OF_A_MAP: [&str; 20] = [
 ];
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("asked").multiple(true).args(
+    ["target", "target_id", "target_diff", "target_feature", "target_attention", "target_direction"]
+)))]
 pub struct TraceArgs {
     #[command(flatten)]
     pub(super) prompt: PromptArgs,
@@ -80,10 +83,10 @@ pub struct TraceArgs {
     #[arg(long, value_name = "P", value_parser = parse_position, allow_negative_numbers = true, help_heading = "What to explain")]
     position: Option<usize>,
     /// At most this many of the likeliest tokens are explained
-    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().max_logits, help_heading = "What to explain")]
+    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().max_logits, conflicts_with = "asked", help_heading = "What to explain")]
     max_logits: usize,
     /// No more tokens once their probabilities add up to this
-    #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob, help_heading = "What to explain")]
+    #[arg(long, value_name = "SHARE", default_value_t = AttributionOptions::default().logit_prob, conflicts_with = "asked", help_heading = "What to explain")]
     logit_prob: f64,
     /// No graph but a map, in seconds: what blocks of layers and spans of tokens give to what is explained directly, and which
     /// positions to open; also as a picture and a table, NAME.map.svg and NAME.map.csv
@@ -92,7 +95,9 @@ pub struct TraceArgs {
     #[command(flatten, next_help_heading = "Features")]
     rows: RowArgs,
     /// With --max-features: a quarter of the features chosen between two looks at the influence
-    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, help_heading = "Features")]
+    // The conflicts are those of --max-features: beside what conflicts with it, the parser would not ask for it.
+    #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, requires = "max_features",
+        conflicts_with_all = ["rows", "theta", "nodes"], help_heading = "Features")]
     batch_size: usize,
     /// Use at most this much memory, 4GB say: what does not fit is said before it is begun [default: what there is]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, help_heading = "Features")]
@@ -121,7 +126,7 @@ pub struct TraceArgs {
     #[arg(long, help_heading = "Output")]
     pub(super) heads: bool,
     /// Leave the features' decoder directions out of the raw graph; `inspect --auto-group` uses them
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, conflicts_with = "no_raw", help_heading = "Output")]
     no_decoders: bool,
     /// A feature_labels.json to name features from [default: the one beside the transcoders]
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -146,6 +151,35 @@ pub struct TraceArgs {
 }
 
 impl TraceArgs {
+    /// Refuses options that would be passed over, where the parser cannot know.
+    ///
+    /// # Errors
+    /// [`Error::Contradiction`].
+    pub(super) fn check_use(&self) -> Result<()> {
+        let refuse = |first: &'static str, second: &'static str| Err(Error::Contradiction { first, second });
+        let has_logits = [&self.target, &self.target_diff, &self.target_direction].iter().any(|list| !list.is_empty());
+        let has_others = !(self.target_feature.is_empty() && self.target_attention.is_empty());
+        if self.position.is_some() && has_others && !has_logits && self.target_id.is_empty() {
+            return refuse("--position", "features and scores alone, which have positions of their own");
+        }
+        if self.timings && self.format != Format::Json {
+            return refuse("--timings", "text, which always ends with them: it is for --format json");
+        }
+        if self.collected.is_given() && !self.collected.wants_examples() {
+            return refuse("--features", "a summary without --examples, which are what is taken from them");
+        }
+        if self.no_raw && self.no_json {
+            if self.heads {
+                return refuse("--heads", "--no-raw and --no-json: the files are what tells it");
+            }
+            #[cfg(feature = "serve")]
+            if self.open.open {
+                return refuse("--open", "--no-raw and --no-json: the page shows a file");
+            }
+        }
+        Ok(())
+    }
+
     /// How to attribute, with the targets looked up.
     ///
     /// # Errors
@@ -186,8 +220,18 @@ impl TraceArgs {
                 targets.push(TargetRequest::Direction { vec: direction.vec, label: direction.label });
             }
         }
+        let n_asked = targets.len();
+        let mut distinct: Vec<TargetRequest> = Vec::new();
+        for target in targets {
+            if !distinct.contains(&target) {
+                distinct.push(target);
+            }
+        }
+        if distinct.len() < n_asked {
+            self.setup.note(&format!("{n_asked} targets are asked for, {} of them different", distinct.len()));
+        }
         let options = AttributionOptions {
-            targets,
+            targets: distinct,
             position: self.position,
             max_logits: self.max_logits,
             logit_prob: self.logit_prob,

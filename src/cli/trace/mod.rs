@@ -57,6 +57,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let end_phase = |name: &'static str, note: String| {
         phases.lock().unwrap_or_else(PoisonError::into_inner).end(name, note);
     };
+    args.check_use()?;
     if let Some(bytes) = args.memory {
         set_limit(bytes);
     }

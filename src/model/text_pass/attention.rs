@@ -16,7 +16,6 @@ pub(super) fn attend(heads: &Heads, z: &mut [f32], qkv: &[f32], angles: Option<&
     let Heads { n_heads, n_kv_heads, d_head, .. } = *heads;
     let (width, z_width) = (heads.width(), n_heads * d_head);
     let n_pos = qkv.len() / width;
-    let angles = angles.map(|(cos, sin)| (&cos[..], &sin[..]));
     let Scratch { query, key, value, scores, read, .. } = scratch;
     for rows in [&mut *query, &mut *key, &mut *value] {
         rows.resize(n_pos * d_head, 0.0);

@@ -79,6 +79,11 @@ impl<'m> TextPass<'m> {
         Self { rounds: true, ..self }
     }
 
+    /// The model that is read with.
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
     /// Bytes of all layers as they are kept, where they are.
     pub fn kept_bytes(&self) -> u64 {
         let in_f32 = self.model.layer_bytes();

@@ -1,5 +1,6 @@
 //! The steps between products, on rows.
 
+use super::layer::Angles;
 use crate::model::config::{Activation, NormKind};
 use crate::ops::rows::{dot, exp, largest, sum, wide};
 
@@ -144,7 +145,7 @@ wide! {
 wide! {
     fn gelu_tanh<'a>((out, x, width, gated) => (&'a mut [f32], &'a [f32], usize, bool)) -> () {
         // (1 + tanh y) / 2 = sigmoid(2 y)
-        const TWICE_ROOT: f32 = 1.595_769_1; // 2 √(2/π)
+        const TWICE_ROOT: f32 = 1.595_769; // 2 √(2/π)
         each(out, x, width, gated, #[inline(always)] |x| x * sigmoid(TWICE_ROOT * (0.044_715 * x * x).mul_add(x, x)));
     }
 }
@@ -200,7 +201,7 @@ wide! {
     /// `out` `[n_pos, d_head]`, `from` rows `stride` apart, `angles` `[n_pos, d_head / 2]` twice.
     pub(super) fn rotated<'a>(
         (out, from, stride, d_head, angles) =>
-            (&'a mut [f32], &'a [f32], usize, usize, Option<(&'a [f32], &'a [f32])>)
+            (&'a mut [f32], &'a [f32], usize, usize, Option<&'a Angles>)
     ) -> () {
         let half = d_head / 2;
         for (pos, (out, from)) in out.chunks_mut(d_head).zip(from.chunks(stride)).enumerate() {

@@ -161,6 +161,21 @@ fn an_intervention_tells_what_the_command_line_tells() {
         let refused = kit.post("/api/v1/jobs", &json!({"kind": "intervene", "prompt": PROMPT, "changes": changes}));
         assert_eq!(refused.refusal(), kind, "{changes}");
     }
+    // What would be passed over is refused.
+    let changes = json!([{"node": "0_39_7", "ablate": true}]);
+    for (kind, more) in
+        [("intervene", json!({"seed": 3})), ("generate", json!({"n_tokens": 3})), ("sweep", json!({"plan": []}))]
+    {
+        let mut body = json!({"kind": kind, "prompt": PROMPT, "changes": changes, "sweep": "0_39_7=0..1/1"});
+        if kind != "sweep" {
+            body.as_object_mut().unwrap().remove("sweep");
+        }
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let refused = kit.post("/api/v1/jobs", &body);
+        let field = more.as_object().unwrap().keys().next().unwrap();
+        assert_eq!(refused.refusal(), "bad_request", "{body}");
+        assert!(refused.text().contains("unknown field") && refused.text().contains(field), "{}", refused.text());
+    }
 }
 
 #[test]
