@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use super::Indices;
+use super::rows::{dot, wide};
 
 /// Vectors of sources, sorted by position.
 #[derive(Clone, Debug)]
@@ -110,7 +111,7 @@ impl SourceVecs {
     ) -> bool {
         let Some(shared) = &self.shared else { return false };
         let (rows, scales) = (&shared.rows[from..to], &shared.scales[from..to]);
-        pulp::Arch::new().dispatch(Few { table, rows, scales, grad, width, out, stride });
+        few_products((table, rows, scales, grad, width, out, stride));
         true
     }
 
@@ -131,23 +132,12 @@ impl SourceVecs {
     }
 }
 
-/// Products of a few gradients with vectors that are shared.
-struct Few<'a> {
-    table: &'a [f32],
-    rows: &'a [u32],
-    scales: &'a [f32],
-    grad: &'a [f32],
-    width: usize,
-    out: &'a mut [f32],
-    stride: usize,
-}
-
-impl pulp::WithSimd for Few<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        let Few { table, rows, scales, grad, width, out, stride } = self;
+wide! {
+    /// `out[s, t] = scales[s] · ⟨grad[t], row rows[s] of table⟩`; rows of `out` are `stride` apart.
+    fn few_products<'a>(
+        (table, rows, scales, grad, width, out, stride) =>
+            (&'a [f32], &'a [u32], &'a [f32], &'a [f32], usize, &'a mut [f32], usize)
+    ) -> () {
         for ((&row, &scale), out) in rows.iter().zip(scales).zip(out.chunks_mut(stride)) {
             let vec = &table[row as usize * width..][..width];
             for (out, grad) in out.iter_mut().zip(grad.chunks_exact(width)) {
@@ -155,21 +145,6 @@ impl pulp::WithSimd for Few<'_> {
             }
         }
     }
-}
-
-/// `⟨a, b⟩`
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 64;
-    let mut sums = [0f32; LANES];
-    let ((chunks_a, rest_a), (chunks_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in chunks_a.iter().zip(chunks_b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = a.mul_add(*b, *sum);
-        }
-    }
-    let rest: f32 = rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]
