@@ -270,6 +270,10 @@ pub enum Error {
     #[error("position {pos} is closed: it has no features, no errors and no gradient of its own")]
     ClosedPosition { pos: usize },
 
+    /// Finished rows that were kept are of another graph.
+    #[error("`{file}` holds finished rows of another graph: {what} {there}, here {here}")]
+    OtherRows { file: String, what: &'static str, there: String, here: String },
+
     /// Something that is computed on the CPU alone.
     #[error("{what} is computed on the CPU alone")]
     NeedsCpu { what: &'static str },
@@ -548,6 +552,7 @@ impl Error {
             Error::Threshold { .. }
             | Error::FileName { .. }
             | Error::OtherGraph { .. }
+            | Error::OtherRows { .. }
             | Error::MustBeFile { .. }
             | Error::OwnInput { .. }
             | Error::InTheWay { .. }

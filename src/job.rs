@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -18,6 +19,8 @@ pub struct Progress {
     pub done: usize,
     /// Units in all.
     pub total: usize,
+    /// How long the call goes on, as far as can be told: of work whose units are not alike.
+    pub left: Option<Duration>,
 }
 
 type Report = dyn Fn(Progress) + Send + Sync;
@@ -78,8 +81,13 @@ impl Job {
 
     /// Tells how far a phase is.
     pub fn report(&self, phase: &'static str, done: usize, total: usize) {
+        self.report_with(phase, done, total, None);
+    }
+
+    /// As [`Job::report`], with how long the call goes on.
+    pub fn report_with(&self, phase: &'static str, done: usize, total: usize, left: Option<Duration>) {
         if let Some(report) = &self.report {
-            report(Progress { phase, done, total });
+            report(Progress { phase, done, total, left });
         }
     }
 }
@@ -108,6 +116,6 @@ mod tests {
         let seen = told.clone();
         let job = Job::default().with_progress(move |progress| seen.lock().unwrap().push(progress));
         job.report("rows", 3, 10);
-        assert_eq!(*told.lock().unwrap(), [Progress { phase: "rows", done: 3, total: 10 }]);
+        assert_eq!(*told.lock().unwrap(), [Progress { phase: "rows", done: 3, total: 10, left: None }]);
     }
 }

@@ -1,12 +1,12 @@
 //! Batches of rows: what is put where for each of their targets, and the one function that computes them.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::plan::{BatchLimits, BatchPlan, by_layer, cut};
+use super::row_count::RowCount;
 use super::targets::{Target, TargetKind};
 use crate::error::Result;
 use crate::graph::{NodeId, NodeLayout};
@@ -36,27 +36,6 @@ impl Batch {
 
 /// Gets the rows of every batch that are in a device's memory, and the numbers of its members.
 pub type KeepOnDevice<'a> = &'a mut dyn FnMut(&Tensor, &[usize]) -> Result<()>;
-
-/// Counts the rows that are done, for the job.
-#[derive(Debug)]
-pub struct RowCount<'a> {
-    job: &'a Job,
-    phase: &'static str,
-    done: AtomicUsize,
-    total: usize,
-}
-
-impl<'a> RowCount<'a> {
-    /// No row of `total`, which may be an estimate, is done.
-    pub fn new(job: &'a Job, phase: &'static str, total: usize) -> Self {
-        Self { job, phase, done: AtomicUsize::new(0), total }
-    }
-
-    fn add(&self, n_rows: usize) {
-        let done = self.done.fetch_add(n_rows, Ordering::Relaxed) + n_rows;
-        self.job.report(self.phase, done.min(self.total), self.total);
-    }
-}
 
 /// How large batches of rows with `n_nodes` columns may be on a device.
 pub fn batch_limits(device: &Device, n_nodes: usize) -> BatchLimits {
@@ -250,8 +229,9 @@ fn pull_back(
     rows: &mut BatchRows,
     count: &RowCount,
 ) -> Result<()> {
+    let plan = &batch.plan;
     let batch = batch.to_targets();
-    count.job.check()?;
+    count.check()?;
     let tokens = layout.tokens().start;
     let contexts: Vec<usize> = linear.positions.closed().into_iter().map(|pos| tokens + pos).collect();
     // Both look at the same rows, one after the other.
@@ -259,7 +239,7 @@ fn pull_back(
     linear.pull_back_seeing_heads(
         &batch,
         &mut |sources, grad, ragged| {
-            count.job.check()?;
+            count.check()?;
             Ok(rows.borrow_mut().add(grad, &sources.vecs, &columns(layout, sources), ragged)?)
         },
         &mut |at| match linear.closed_effects(&at)? {
@@ -267,7 +247,7 @@ fn pull_back(
             None => Ok(()),
         },
     )?;
-    count.add(rows.borrow().len());
+    count.add(plan);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The edge rows in memory: computed with a column for every active feature, cut to the selected ones.
 
-use super::batches::{Batch, KeepOnDevice, RowCount, run_batches};
+use super::batches::{Batch, KeepOnDevice, run_batches};
+use super::row_count::RowCount;
 use super::sampled::Estimate;
 use crate::error::Result;
 use crate::graph::{NodeId, NodeLayout};

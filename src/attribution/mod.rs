@@ -3,12 +3,14 @@
 
 mod batches;
 mod coarse;
+mod finished;
 mod finite;
 mod matrix;
 mod memory;
 mod open_choice;
 mod plan;
 mod row_choice;
+mod row_count;
 mod rows;
 mod sampled;
 mod score_targets;
@@ -17,6 +19,7 @@ mod targets;
 
 pub(crate) use batches::{Batch, batch_limits, feature_batches, target_batches};
 pub use coarse::{CoarseMap, CoarseSpan};
+pub use finished::{FinishedAbout, FinishedColumn, FinishedPart, FinishedRows, RowStore};
 pub use open_choice::{OpenChoice, linearized, open_positions};
 pub use row_choice::{Count, RowChoice, RowRequest, Visits};
 pub use sampled::{ExactInfluence, exact_influence};
@@ -24,11 +27,12 @@ pub use score_targets::{FrozenScore, Score, Versus, score_sides};
 pub use target_map::TargetMap;
 pub use targets::{Target, TargetKind, TargetRequest, choose_targets};
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, ErrorContext, Result};
 use crate::graph::{
-    AttributionGraph, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
+    AttributionGraph, ByPlace, DecoderDirections, EdgeRows, FeatureId, GraphData, GraphMeta, GraphSettings, NodeLayout,
 };
 use crate::graph::{Influence, RAW_FORMAT_VERSION, scores};
 use crate::job::Job;
@@ -53,6 +57,8 @@ pub struct AttributionOptions {
     pub open: OpenChoice,
     /// Whether the graph keeps the directions that its features write along, d_model values of two bytes for each.
     pub keep_decoders: bool,
+    /// Where finished rows of a sampled graph are kept, and where those of an earlier run are found.
+    pub finished: Option<Arc<dyn RowStore>>,
 }
 
 impl Default for AttributionOptions {
@@ -66,6 +72,7 @@ impl Default for AttributionOptions {
             batch_size: 512,
             open: OpenChoice::All,
             keep_decoders: true,
+            finished: None,
         }
     }
 }
@@ -85,6 +92,10 @@ impl AttributionOptions {
             return Err(out_of_range("batch_size", 0.0, "1.."));
         }
         self.open.check()?;
+        if self.finished.is_some() && matches!(self.rows, RowChoice::All | RowChoice::BestFirst { .. }) {
+            let (first, second) = ("keeping finished rows", "rows that are no sample");
+            return Err(Error::Contradiction { first, second });
+        }
         self.rows.check()
     }
 }
@@ -205,6 +216,7 @@ fn options_of(replacement: &Replacement, graph: &AttributionGraph) -> Attributio
         batch_size: settings.batch_size,
         open: OpenChoice::parse(&settings.open).unwrap_or_default(),
         keep_decoders: graph.decoder_directions().is_some(),
+        finished: None,
     }
 }
 
@@ -252,11 +264,12 @@ fn attribute_rows(
         d_decoder: if options.keep_decoders { config.d_model } else { 0 },
     }
     .check()?;
+    let meta = requested(replacement, &linear.tokens, options);
     let rows = match given {
         Some(features) if features.len() < active.len() => {
             rows::compute_given(linear, &layout, &chosen.targets, features, job)?
         }
-        _ => rows::compute(linear, &layout, &chosen.targets, options, job)?,
+        _ => rows::compute(linear, &layout, &chosen.targets, options, &meta.trace_id, job)?,
     };
     for (what, values) in [
         ("value", &rows.row_values),
@@ -296,17 +309,17 @@ fn attribute_rows(
             target_positions: chosen.targets.iter().map(|t| t.pos as u32).collect(),
             feature_labels,
             closed_positions: spans(&closed),
-            ..requested(replacement, &linear.tokens, options)
+            ..meta
         },
     })?;
     if !rows.unselected_at.is_empty() {
-        graph.set_unselected_at(rows.unselected_at)?;
+        graph.set_by_place(ByPlace::Unselected, rows.unselected_at)?;
     }
     if !rows.unselected_errors_at.is_empty() {
-        graph.set_unselected_errors_at(rows.unselected_errors_at)?;
+        graph.set_by_place(ByPlace::UnselectedErrors, rows.unselected_errors_at)?;
     }
     if !closed.is_empty() {
-        graph.set_context_at(batches::context_at(linear, &layout, &chosen.targets, job)?)?;
+        graph.set_by_place(ByPlace::Contexts, batches::context_at(linear, &layout, &chosen.targets, job)?)?;
     }
     graph.meta_mut().settings.max_features = options.rows.for_prompt(linear.features.len()).max_features();
     if options.keep_decoders {
@@ -346,8 +359,17 @@ fn attribute_rows(
 /// The metadata that is known before anything is computed: of which model, with which settings.
 pub fn requested(replacement: &Replacement, tokens: &[u32], options: &AttributionOptions) -> GraphMeta {
     // Taken apart, so that an option that is new cannot be forgotten. What the file leaves out is the same graph.
-    let AttributionOptions { targets, position, max_logits, logit_prob, rows, batch_size, open, keep_decoders: _ } =
-        options;
+    let AttributionOptions {
+        targets,
+        position,
+        max_logits,
+        logit_prob,
+        rows,
+        batch_size,
+        open,
+        keep_decoders: _,
+        finished: _,
+    } = options;
     let mut meta = GraphMeta {
         format_version: RAW_FORMAT_VERSION,
         model: replacement.source.clone(),

@@ -1,9 +1,10 @@
 //! Which rows are computed, and in which order: those of the targets, then all features, the most influential ones, or a sample.
 
 use super::AttributionOptions;
-use super::batches::{KeepOnDevice, RowCount, batch_limits, feature_batches, target_batches};
+use super::batches::{KeepOnDevice, batch_limits, feature_batches, target_batches};
 use super::matrix::{Matrix, Rows};
 use super::row_choice::RowChoice;
+use super::row_count::{RowCount, RowWork, WorkLeft};
 use super::sampled;
 use super::targets::Target;
 use crate::error::Result;
@@ -15,26 +16,32 @@ use crate::replacement::LinearModel;
 /// Features chosen between two looks at the influence: this many times the batch size.
 const UPDATE_INTERVAL: usize = 4;
 
-/// Computes the rows of the targets and of the features that `options` allow. `layout` is that of all active features.
+/// Computes the rows of the targets and of the features that `options` allow. `layout` is that of all active features;
+/// `trace_id` tells finished rows of this graph from those of others.
 ///
 /// # Errors
-/// Those of the tensor operations; [`crate::Error::Cancelled`].
+/// Those of the tensor operations and of finished rows; [`crate::Error::Cancelled`].
 pub fn compute(
     linear: &LinearModel,
     layout: &NodeLayout,
     targets: &[Target],
     options: &AttributionOptions,
+    trace_id: &str,
     job: &Job,
 ) -> Result<Rows> {
     let n_active = linear.features.len();
     let limit = match options.rows.for_prompt(n_active) {
         RowChoice::Sampled { visits, nodes } => {
-            return sampled::compute(linear, layout, targets, visits, nodes, job);
+            let keeper = match &options.finished {
+                Some(store) => Some(sampled::keeper(store, linear, layout, targets, visits, trace_id)?),
+                None => None,
+            };
+            return sampled::compute(linear, layout, targets, (visits, nodes), keeper, job);
         }
         choice => choice.max_features().map_or(n_active, |limit| limit.min(n_active)),
     };
     let mut matrix = Matrix::new(layout, limit + targets.len());
-    let count = RowCount::new(job, "rows", limit + targets.len());
+    let count = RowCount::new(job, "rows", limit + targets.len(), RowWork::of(linear), WorkLeft::Anywhere);
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
     let of_targets = target_batches(linear, targets, limits)?;
     if limit == n_active {
@@ -108,7 +115,7 @@ pub fn compute_given(
 ) -> Result<Rows> {
     let n_rows = features.len() + targets.len();
     let mut matrix = Matrix::new(layout, n_rows);
-    let count = RowCount::new(job, "rows", n_rows);
+    let count = RowCount::new(job, "rows", n_rows, RowWork::of(linear), WorkLeft::Anywhere);
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
     let nothing: KeepOnDevice = &mut |_, _| Ok(());
     matrix.fill(linear, target_batches(linear, targets, limits)?, |target| target, nothing, &count)?;

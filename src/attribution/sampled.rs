@@ -5,23 +5,26 @@
 //! × kept columns.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::batches::{
-    Batch, KeepOnDevice, RowCount, batch_limits, feature_batches, run_batches, run_batches_on_device, target_batches,
+    Batch, KeepOnDevice, batch_limits, feature_batches, run_batches, run_batches_on_device, target_batches,
 };
 use super::feature_ids;
+use super::finished::{Keeper, RowStore};
 use super::matrix::{Rows, add_unselected_at, unselected_effect};
 use super::plan::BatchLimits;
 use super::row_choice::{ALL_ERRORS, MAX_ERRORS, MAX_NODES, NODE_SHARE, Visits};
+use super::row_count::{RowCount, RowWork, WorkLeft};
 use super::targets::Target;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::influence::{ROW_SUM_CLAMP, row_abs_sums};
 use crate::graph::{
-    KeptFeatures, NodeLayout, RowSource, SampleSettings, SampledInfluence, Sampling, Scores, SweepVectors,
-    SweptVectors, Visit, WholeInfluence, next_features, node_threshold, sampled_influence, sampled_influence_in,
+    HostVectors, KeptFeatures, NodeLayout, NothingKept, RowSource, SampleSettings, SampledInfluence, Sampling, Scores,
+    SweepKeeper, SweepVectors, SweptVectors, Visit, WholeInfluence, next_features, node_threshold,
+    sampled_influence_in,
 };
 use crate::job::Job;
 use crate::ops::{HostRow, SweptOnDevice};
@@ -35,18 +38,40 @@ pub struct Estimate {
     pub sampling: Sampling,
 }
 
-/// Computes the rows of a sampled graph. `layout` is that of all active features.
+/// What keeps the finished rows of a sampled graph in `store`, with what an earlier run has kept there.
 ///
 /// # Errors
-/// Those of the tensor operations; [`crate::Error::Cancelled`].
-pub fn compute(
+/// [`Error::NeedsCpu`]; those of [`Keeper::new`].
+pub fn keeper(
+    store: &Arc<dyn RowStore>,
     linear: &LinearModel,
     layout: &NodeLayout,
     targets: &[Target],
     visits: Visits,
-    nodes: Option<usize>,
+    trace_id: &str,
+) -> Result<Keeper> {
+    if !linear.final_normed.device().is_cpu() {
+        return Err(Error::NeedsCpu { what: "a graph whose finished rows are kept" });
+    }
+    let weights: Vec<f32> = targets.iter().map(|target| target.weight).collect();
+    let sizes = (visits.settings(&weights).n_vectors(), layout.targets().start, layout.n_layers());
+    Keeper::new(store.clone(), trace_id, &layout.feature_ids()[layout.features()], sizes)
+}
+
+/// Computes the rows of a sampled graph. `layout` is that of all active features; `choice` says which are visited, and how
+/// many become nodes.
+///
+/// # Errors
+/// Those of the tensor operations and of the keeper; [`crate::Error::Cancelled`].
+pub fn compute(
+    linear: &LinearModel,
+    layout: &NodeLayout,
+    targets: &[Target],
+    choice: (Visits, Option<usize>),
+    mut keeper: Option<Keeper>,
     job: &Job,
 ) -> Result<Rows> {
+    let (visits, nodes) = choice;
     let weights: Vec<f32> = targets.iter().map(|target| target.weight).collect();
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
     let settings = visits.settings(&weights);
@@ -54,26 +79,61 @@ pub fn compute(
         Visits::Rows(n_rows) => n_rows.min(layout.n_features()),
         Visits::Theta(_) => layout.n_features(),
     };
-    let count = RowCount::new(job, "influence rows", n_expected + targets.len());
+    let work = RowWork::of(linear);
+    let then = work.below(layout.n_layers(), nodes.unwrap_or(MAX_NODES).min(layout.n_features()));
+    let count = RowCount::new(job, "influence rows", n_expected + targets.len(), work, WorkLeft::Sweep { then });
     let pull_backs = PullBacks { linear, layout, targets, limits, count };
-    let found = swept(&pull_backs, &weights, settings)?;
+    let (found, before) = match keeper.as_mut().and_then(Keeper::take_rows) {
+        Some((found, is_done, rows)) => (found, Some((is_done, rows))),
+        None => {
+            let mut nothing = NothingKept;
+            let keeper: &mut dyn SweepKeeper = match &mut keeper {
+                Some(keeper) => keeper,
+                None => &mut nothing,
+            };
+            (swept(&pull_backs, &weights, settings, keeper)?, None)
+        }
+    };
 
     let selected = kept_features(&found, layout, nodes);
-    let count = RowCount::new(job, "rows", selected.len() + targets.len());
-    let pull_backs = PullBacks { count, ..pull_backs };
-    let of_targets = target_batches(linear, targets, limits)?;
-    let of_features = feature_batches(linear, &selected, limits)?;
-    let n_computed = found.visited.len() + selected.len() + 2 * targets.len();
     let n_selected = selected.len();
+    let mut all = KeptRows::new(layout, selected.clone(), kept_errors(&found, layout), targets.len());
+    let mut is_done = vec![false; all.n_rows()];
+    if let (Some(keeper), Some((done, rows))) = (&keeper, before) {
+        keeper.restore(&done, rows, &mut all)?;
+        is_done = done;
+    }
+    // A batch is cut as if nothing were done, so that its rows do not depend on what is.
+    let is_left = |batch: &Batch, first: usize, place_of: &dyn Fn(usize) -> usize| {
+        batch.plan.members.iter().any(|&(member, _)| !is_done[first + place_of(member)])
+    };
     let place_of = |feature: usize| selected.partition_point(|&other| other < feature);
-    let errors = kept_errors(&found, layout);
-    let kept = Mutex::new(KeptRows::new(layout, selected.clone(), errors, targets.len()));
-    // A thread that panicked has ended the computation anyway.
-    let keep = |place: usize, row: &ComputedRow| kept.lock().unwrap_or_else(PoisonError::into_inner).set(place, row);
+    let mut of_targets = target_batches(linear, targets, limits)?;
+    of_targets.retain(|batch| is_left(batch, n_selected, &|member| member));
+    let mut of_features = feature_batches(linear, &selected, limits)?;
+    of_features.retain(|batch| is_left(batch, 0, &place_of));
+    let n_computed = found.visited.len() + selected.len() + 2 * targets.len();
+    let batches = of_targets.iter().chain(&of_features);
+    let n_left = batches.clone().map(|batch| batch.plan.members.len()).sum();
+    let left = WorkLeft::Known(batches.map(|batch| pull_backs.count.work().of_batch(&batch.plan)).sum());
+    let count = pull_backs.count.followed_by("rows", n_left, left);
+    let pull_backs = PullBacks { count, ..pull_backs };
+    let kept = Mutex::new((all, is_done, keeper, Ok(())));
+    let keep = |place: usize, row: &ComputedRow| {
+        // A thread that panicked has ended the computation anyway.
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, is_done, keeper, kept_so_far) = &mut *kept;
+        all.set(place, row);
+        is_done[place] = true;
+        if let Some(keeper) = keeper.as_mut().filter(|keeper| keeper.is_due() && kept_so_far.is_ok()) {
+            *kept_so_far = keeper.keep_rows(&found, is_done, all);
+        }
+    };
     pull_backs.run(of_targets, &|row| keep(n_selected + row.member, &row))?;
     pull_backs.run(of_features, &|row| keep(place_of(row.member), &row))?;
 
-    let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (kept, _, _, kept_so_far) = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    kept_so_far?;
     let SampledInfluence { nodes, uncertainty, visited, scores, score_uncertainty } = found;
     let estimate = Estimate {
         influence: WholeInfluence {
@@ -106,12 +166,22 @@ pub fn compute(
 }
 
 /// The first pass: where rows are computed on a device, they and the vectors stay there.
-fn swept(pull_backs: &PullBacks, weights: &[f32], settings: SampleSettings) -> Result<SampledInfluence> {
+fn swept(
+    pull_backs: &PullBacks,
+    weights: &[f32],
+    settings: SampleSettings,
+    keeper: &mut dyn SweepKeeper,
+) -> Result<SampledInfluence> {
     let layout = pull_backs.layout;
     let device = pull_backs.linear.final_normed.device();
     match SweptOnDevice::new(device, settings.n_vectors(), layout.targets().start, ROW_SUM_CLAMP as f32)? {
-        Some(vectors) => sampled_influence_in(&mut DeviceVectors { pull_backs, vectors }, layout, weights, settings),
-        None => sampled_influence(pull_backs, layout, weights, settings),
+        Some(vectors) => {
+            sampled_influence_in(&mut DeviceVectors { pull_backs, vectors }, layout, weights, settings, keeper)
+        }
+        None => {
+            let mut vectors = HostVectors::new(pull_backs, layout, settings.n_vectors());
+            sampled_influence_in(&mut vectors, layout, weights, settings, keeper)
+        }
     }
 }
 
@@ -144,9 +214,10 @@ pub fn exact_influence(
             .with_closed(&linear.positions.closed())?;
     let weights: Vec<f32> = targets.iter().map(|target| target.weight).collect();
     let limits = batch_limits(linear.final_normed.device(), layout.n_nodes());
-    let count = RowCount::new(job, "influence rows", layout.n_rows());
+    let (work, left) = (RowWork::of(linear), WorkLeft::Sweep { then: 0.0 });
+    let count = RowCount::new(job, "influence rows", layout.n_rows(), work, left);
     let pull_backs = PullBacks { linear, layout: &layout, targets, limits, count };
-    let found = swept(&pull_backs, &weights, Visits::Theta(0.0).settings(&weights))?;
+    let found = swept(&pull_backs, &weights, Visits::Theta(0.0).settings(&weights), &mut NothingKept)?;
     Ok(ExactInfluence { nodes: found.nodes, scores: found.scores, layout })
 }
 
@@ -260,6 +331,14 @@ impl SweepVectors for DeviceVectors<'_> {
         Ok(self.vectors.values(features)?)
     }
 
+    fn held(&self) -> Option<(&[Vec<f64>], &[f64])> {
+        None
+    }
+
+    fn restore(&mut self, _: Vec<Vec<f64>>, _: Vec<f64>) -> Result<()> {
+        Err(Error::NeedsCpu { what: "a sweep that goes on" })
+    }
+
     fn finish(&mut self) -> Result<SweptVectors> {
         let layout = self.pull_backs.layout;
         let mut vectors = self.vectors.values(0..layout.targets().start)?;
@@ -271,7 +350,7 @@ impl SweepVectors for DeviceVectors<'_> {
 }
 
 /// The rows of the nodes, without the columns of other features.
-struct KeptRows<'a> {
+pub(super) struct KeptRows<'a> {
     layout: &'a NodeLayout,
     selected: Vec<usize>,
     is_selected: Vec<bool>,
@@ -318,6 +397,39 @@ impl<'a> KeptRows<'a> {
             row_values: vec![0.0; n_rows],
             row_abs_sums: vec![0.0; n_rows],
         }
+    }
+
+    /// How many rows there are, done or not.
+    pub(super) fn n_rows(&self) -> usize {
+        self.row_values.len()
+    }
+
+    /// Everything that rows fill, by name.
+    pub(super) fn columns(&self) -> [(&'static str, &[f32]); 8] {
+        [
+            ("edge_rows", &self.edge_rows),
+            ("bias_effect", &self.bias_effect),
+            ("unselected_effect", &self.unselected_effect),
+            ("unselected_at", &self.unselected_at),
+            ("unselected_error_effect", &self.unselected_error_effect),
+            ("unselected_errors_at", &self.unselected_errors_at),
+            ("row_values", &self.row_values),
+            ("row_abs_sums", &self.row_abs_sums),
+        ]
+    }
+
+    /// As [`KeptRows::columns`], to be filled; their lengths stay.
+    pub(super) fn columns_mut(&mut self) -> [(&'static str, &mut Vec<f32>); 8] {
+        [
+            ("edge_rows", &mut self.edge_rows),
+            ("bias_effect", &mut self.bias_effect),
+            ("unselected_effect", &mut self.unselected_effect),
+            ("unselected_at", &mut self.unselected_at),
+            ("unselected_error_effect", &mut self.unselected_error_effect),
+            ("unselected_errors_at", &mut self.unselected_errors_at),
+            ("row_values", &mut self.row_values),
+            ("row_abs_sums", &mut self.row_abs_sums),
+        ]
     }
 
     fn set(&mut self, place: usize, row: &ComputedRow) {

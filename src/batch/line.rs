@@ -169,6 +169,7 @@ impl PromptLine {
             batch_size: self.batch_size.unwrap_or(usual_options.batch_size),
             open: open.unwrap_or_else(|| usual_options.open.clone()),
             keep_decoders: usual_options.keep_decoders,
+            finished: None,
         };
         options.check()?;
         let pruning = PruneSettings {

@@ -7,7 +7,7 @@ use petgraph::visit::EdgeRef;
 use serde::{Deserialize, Serialize};
 
 use crate::export::node_id_text;
-use crate::graph::{AttributionGraph, Circuit, NodeId, NodeKind, PathEffects, path_effects};
+use crate::graph::{AttributionGraph, ByPlace, Circuit, NodeId, NodeKind, PathEffects, path_effects};
 
 /// Which edges effects were summed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,12 +56,12 @@ impl EffectMap {
                 map.add(id, f64::from(graph.row(row)[source]));
             }
         }
-        for (place, &sum) in unselected_at(graph, row).unwrap_or_default().iter().enumerate() {
+        for (place, &sum) in by_place(graph, ByPlace::Unselected, row).unwrap_or_default().iter().enumerate() {
             map.features[place] += f64::from(sum);
             // Single effects are not known; their sum is no more than they are.
             map.explained_abs += f64::from(sum.abs());
         }
-        for (place, &sum) in unselected_errors_at(graph, row).unwrap_or_default().iter().enumerate() {
+        for (place, &sum) in by_place(graph, ByPlace::UnselectedErrors, row).unwrap_or_default().iter().enumerate() {
             map.errors[place] += f64::from(sum);
             map.errors_abs += f64::from(sum.abs());
         }
@@ -311,7 +311,7 @@ impl Effects {
                 tokens: map.tokens.iter().sum::<f64>() - map.contexts,
                 contexts: map.contexts,
                 biases: of_row(|raw| &raw.bias_effect),
-                unselected: match row.and_then(|(raw, row)| unselected_at(raw, row)) {
+                unselected: match row.and_then(|(raw, row)| by_place(raw, ByPlace::Unselected, row)) {
                     Some(_) => Some(0.0),
                     None => of_row(|raw| &raw.unselected_effect),
                 },
@@ -367,14 +367,9 @@ fn n_pos(circuit: &Circuit) -> usize {
     of_nodes.max(circuit.meta.prompt_tokens.len())
 }
 
-/// What features without a row give to a target, place by place, where the graph tells.
-fn unselected_at(graph: &AttributionGraph, row: usize) -> Option<&[f32]> {
-    graph.unselected_at(row.checked_sub(graph.layout().n_features())?)
-}
-
-/// The same of errors that are no nodes.
-fn unselected_errors_at(graph: &AttributionGraph, row: usize) -> Option<&[f32]> {
-    graph.unselected_errors_at(row.checked_sub(graph.layout().n_features())?)
+/// What the target of a row gets from each place, where the graph tells; `None` of features.
+fn by_place(graph: &AttributionGraph, what: ByPlace, row: usize) -> Option<&[f32]> {
+    graph.by_place(what, row.checked_sub(graph.layout().n_features())?)
 }
 
 /// The row of a feature or target of a raw graph.

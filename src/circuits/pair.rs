@@ -71,6 +71,21 @@ impl PairPlan {
         self.name_for(meta, prompt, settings).map(drop)
     }
 
+    /// Where what is done of a trace is kept until its files are written: a name that no other trace's files have.
+    ///
+    /// # Errors
+    /// [`Error::FileName`]
+    pub fn path_while_tracing(&self, meta: &GraphMeta, prompt: &str, settings: &PruneSettings) -> Result<PathBuf> {
+        let name = match &self.name {
+            Some(name) => {
+                check_file_name(name).map_err(|problem| Error::FileName { name: name.clone(), problem })?;
+                name.clone()
+            }
+            None => automatic_names(meta, prompt, settings).1,
+        };
+        Ok(self.path(&name, "rows"))
+    }
+
     /// Writes the files and returns their paths. Two programs that write under one name come one after the other, and
     /// the second finds what the first has written.
     ///

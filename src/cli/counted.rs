@@ -61,7 +61,7 @@ impl Counted {
 }
 
 impl Shown {
-    fn show(&self, Progress { phase, done, total }: Progress) {
+    fn show(&self, Progress { phase, done, total, .. }: Progress) {
         let Some(&(_, unit)) = self.phases.iter().find(|(shown, _)| *shown == phase).filter(|_| !self.quiet) else {
             return;
         };

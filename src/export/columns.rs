@@ -25,6 +25,8 @@ pub enum Numbers<'a> {
     I64(&'a [i64]),
     /// Floats.
     F32(&'a [f32]),
+    /// Floats of 64 bits.
+    F64(&'a [f64]),
     /// `len` numbers that are not in memory at once: `write` gives their little-endian bytes.
     Streamed {
         /// Their type.
@@ -48,6 +50,7 @@ impl Numbers<'_> {
             Numbers::U32(values) => (Dtype::U32, values.len()),
             Numbers::I64(values) => (Dtype::I64, values.len()),
             Numbers::F32(values) => (Dtype::F32, values.len()),
+            Numbers::F64(values) => (Dtype::F64, values.len()),
             Numbers::Streamed { dtype, len, .. } => (*dtype, *len),
         }
     }
@@ -66,6 +69,7 @@ impl Numbers<'_> {
             Numbers::U32(values) => all(writer, values, u32::to_le_bytes),
             Numbers::I64(values) => all(writer, values, i64::to_le_bytes),
             Numbers::F32(values) => all(writer, values, f32::to_le_bytes),
+            Numbers::F64(values) => all(writer, values, f64::to_le_bytes),
             Numbers::Streamed { write, .. } => write(writer),
         }
     }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::load::load;
 use super::replace::replace_file;
 use crate::graph::{
-    AttributionGraph, DecoderDirections, EdgeHeads, EdgeRows, FeatureId, GraphData, GraphMeta, Head, HeadFlow,
+    AttributionGraph, ByPlace, DecoderDirections, EdgeHeads, EdgeRows, FeatureId, GraphData, GraphMeta, Head, HeadFlow,
     HeadFlows, NodeId, RAW_FORMAT_VERSION, WholeInfluence,
 };
 use crate::input::{check_is_file, is_stream};
@@ -27,15 +27,9 @@ const FORMAT: &str = "raw graph";
 /// The tensor of [`DecoderDirections`], which a file may have.
 const DIRECTIONS: &str = "decoder_directions";
 
-const UNSELECTED_AT: &str = "unselected_at";
-
 /// Of graphs some of whose errors are no nodes.
 const ERROR_NODES: &str = "error_nodes";
 const UNSELECTED_ERROR_EFFECT: &str = "unselected_error_effect";
-const UNSELECTED_ERRORS_AT: &str = "unselected_errors_at";
-
-/// Of graphs with closed positions.
-const CONTEXT_AT: &str = "context_at";
 
 /// The largest header that safetensors allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -107,26 +101,17 @@ pub fn write_raw(graph: &AttributionGraph, path: &Path) -> Result<()> {
         floats.push(("head_rest", vec![n_edges], &flows.rest));
         floats.push(("head_hops", vec![n_edges, heads.n_hops()], &flows.hops));
     }
+    for what in ByPlace::ALL {
+        let shape = vec![n_targets, graph.layout().n_layers(), graph.layout().n_pos()];
+        floats.extend(graph.by_place_all(what).map(|values| (what.name(), shape, values)));
+    }
+    // The last ones, which are mapped.
     floats.push(("edge_rows", vec![n_rows, graph.layout().n_nodes()], graph.edge_rows.values()));
     if !graph.unselected_effect.is_empty() {
         floats.insert(2, ("unselected_effect", vec![n_rows], &graph.unselected_effect));
     }
     if !graph.unselected_error_effect.is_empty() {
         floats.insert(2, (UNSELECTED_ERROR_EFFECT, vec![n_rows], &graph.unselected_error_effect));
-    }
-    let of_targets = [
-        (UNSELECTED_AT, graph.unselected_at_all()),
-        (UNSELECTED_ERRORS_AT, graph.unselected_errors_at_all()),
-        (CONTEXT_AT, graph.context_at_all()),
-    ];
-    for (name, values) in of_targets {
-        let shape = vec![n_targets, graph.layout().n_layers(), graph.layout().n_pos()];
-        // Before the edge rows, which are mapped.
-        floats.extend(values.map(|values| (name, shape, values)));
-        let last = floats.len() - 1;
-        if values.is_some() {
-            floats.swap(last - 1, last);
-        }
     }
 
     let mut offset = 0;
@@ -254,10 +239,9 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
         None => Vec::new(),
     };
     let error_nodes = metadata.info(ERROR_NODES).map(|_| reader.error_nodes()).transpose()?;
-    let of_targets = |name: &'static str| metadata.info(name).map(|_| reader.f32s_of(name, 3)).transpose();
-    let unselected_at = of_targets(UNSELECTED_AT)?;
-    let unselected_errors_at = of_targets(UNSELECTED_ERRORS_AT)?;
-    let context_at = of_targets(CONTEXT_AT)?;
+    let has = |what: &ByPlace| metadata.info(what.name()).is_some();
+    let by_place = ByPlace::ALL.into_iter().filter(has).map(|what| Ok((what, reader.f32s_of(what.name(), 3)?)));
+    let by_place = by_place.collect::<Result<Vec<_>>>()?;
     // One of them without the others is damage, which `tensor` names.
     let has_influence = WHOLE_INFLUENCE.iter().any(|name| metadata.info(name).is_some());
     let whole_influence = match has_influence || meta.sampling.is_some() {
@@ -300,14 +284,8 @@ pub fn read_raw(path: &Path) -> Result<AttributionGraph> {
     if let Some(whole) = whole_influence {
         graph.set_whole_influence(whole)?;
     }
-    if let Some(values) = unselected_at {
-        graph.set_unselected_at(values)?;
-    }
-    if let Some(values) = unselected_errors_at {
-        graph.set_unselected_errors_at(values)?;
-    }
-    if let Some(values) = context_at {
-        graph.set_context_at(values)?;
+    for (what, values) in by_place {
+        graph.set_by_place(what, values)?;
     }
     if let Some(stored) = heads {
         let heads = stored.flows(&graph, path)?;

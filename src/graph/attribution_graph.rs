@@ -145,6 +145,31 @@ impl GraphMeta {
     }
 }
 
+/// What can be known of a graph's targets layer by layer and position by position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByPlace {
+    /// What active features without a row give: the parts of `unselected_effect`.
+    Unselected,
+    /// What errors that are no nodes give: the parts of `unselected_error_effect`.
+    UnselectedErrors,
+    /// The edges from contexts, by the layer whose attention reads there.
+    Contexts,
+}
+
+impl ByPlace {
+    /// All of them.
+    pub const ALL: [ByPlace; 3] = [ByPlace::Unselected, ByPlace::UnselectedErrors, ByPlace::Contexts];
+
+    /// What the tensor in raw files is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            ByPlace::Unselected => "unselected_at",
+            ByPlace::UnselectedErrors => "unselected_errors_at",
+            ByPlace::Contexts => "context_at",
+        }
+    }
+}
+
 /// The attribution graph of one prompt: every direct effect between its nodes.
 ///
 /// Reads like [`GraphData`]; that its parts agree was checked when it was built.
@@ -154,9 +179,7 @@ pub struct AttributionGraph {
     layout: NodeLayout,
     decoder_directions: Option<DecoderDirections>,
     whole_influence: Option<WholeInfluence>,
-    unselected_at: Option<Vec<f32>>,
-    unselected_errors_at: Option<Vec<f32>>,
-    context_at: Option<Vec<f32>>,
+    by_place: [Option<Vec<f32>>; ByPlace::ALL.len()],
     heads: Option<Arc<HeadFlows>>,
 }
 
@@ -259,9 +282,7 @@ impl AttributionGraph {
             layout,
             decoder_directions: None,
             whole_influence: None,
-            unselected_at: None,
-            unselected_errors_at: None,
-            context_at: None,
+            by_place: Default::default(),
             heads: None,
         })
     }
@@ -293,80 +314,31 @@ impl AttributionGraph {
         Ok(())
     }
 
-    /// What active features without a row give to a target, by layer and position, where that was kept: the parts of its
-    /// `unselected_effect`. `[n_layers, n_pos]`
-    pub fn unselected_at(&self, target: usize) -> Option<&[f32]> {
+    /// What a target gets from each layer and position, where that was kept. `[n_layers, n_pos]`
+    pub fn by_place(&self, what: ByPlace, target: usize) -> Option<&[f32]> {
         let n_places = self.layout.n_layers() * self.layout.n_pos();
-        self.unselected_at.as_deref()?.get(target * n_places..(target + 1) * n_places)
+        self.by_place_all(what)?.get(target * n_places..(target + 1) * n_places)
     }
 
     /// The same of all targets. `[n_targets, n_layers, n_pos]`
-    pub fn unselected_at_all(&self) -> Option<&[f32]> {
-        self.unselected_at.as_deref()
+    pub fn by_place_all(&self, what: ByPlace) -> Option<&[f32]> {
+        self.by_place[what as usize].as_deref()
     }
 
-    /// Keeps what active features without a row give to the targets. `[n_targets, n_layers, n_pos]`
+    /// Keeps what the targets get from each layer and position. `[n_targets, n_layers, n_pos]`
     ///
     /// # Errors
     /// Another number of values; values that are not finite.
-    pub(crate) fn set_unselected_at(&mut self, values: Vec<f32>) -> Result<()> {
-        self.check_places("unselected_at", &values)?;
-        self.unselected_at = Some(values);
-        Ok(())
-    }
-
-    /// What errors that are no nodes give to a target, by layer and position: the parts of its `unselected_error_effect`.
-    /// `[n_layers, n_pos]`
-    pub fn unselected_errors_at(&self, target: usize) -> Option<&[f32]> {
-        let n_places = self.layout.n_layers() * self.layout.n_pos();
-        self.unselected_errors_at.as_deref()?.get(target * n_places..(target + 1) * n_places)
-    }
-
-    /// The same of all targets. `[n_targets, n_layers, n_pos]`
-    pub fn unselected_errors_at_all(&self) -> Option<&[f32]> {
-        self.unselected_errors_at.as_deref()
-    }
-
-    /// Keeps what errors that are no nodes give to the targets. `[n_targets, n_layers, n_pos]`
-    ///
-    /// # Errors
-    /// Another number of values; values that are not finite.
-    pub(crate) fn set_unselected_errors_at(&mut self, values: Vec<f32>) -> Result<()> {
-        self.check_places("unselected_errors_at", &values)?;
-        self.unselected_errors_at = Some(values);
-        Ok(())
-    }
-
-    /// The edges from contexts to a target, layer by layer: what its attention reads at each closed position.
-    /// `[n_layers, n_pos]`
-    pub fn context_at(&self, target: usize) -> Option<&[f32]> {
-        let n_places = self.layout.n_layers() * self.layout.n_pos();
-        self.context_at.as_deref()?.get(target * n_places..(target + 1) * n_places)
-    }
-
-    /// The same of all targets. `[n_targets, n_layers, n_pos]`
-    pub fn context_at_all(&self) -> Option<&[f32]> {
-        self.context_at.as_deref()
-    }
-
-    /// Keeps the edges from contexts to the targets, layer by layer. `[n_targets, n_layers, n_pos]`
-    ///
-    /// # Errors
-    /// Another number of values; values that are not finite.
-    pub(crate) fn set_context_at(&mut self, values: Vec<f32>) -> Result<()> {
-        self.check_places("context_at", &values)?;
-        self.context_at = Some(values);
-        Ok(())
-    }
-
-    /// Checks values of every target, layer and position.
-    fn check_places(&self, name: &'static str, values: &[f32]) -> Result<()> {
+    pub(crate) fn set_by_place(&mut self, what: ByPlace, values: Vec<f32>) -> Result<()> {
         let (n_targets, n_layers, n_pos) = (self.layout.n_targets(), self.layout.n_layers(), self.layout.n_pos());
+        let name = what.name();
         if values.len() != n_targets * n_layers * n_pos {
             let expected = vec![n_targets, n_layers, n_pos];
             return Err(Error::GraphShape { name, expected, actual: vec![values.len()] });
         }
-        check_finite(name, values)
+        check_finite(name, &values)?;
+        self.by_place[what as usize] = Some(values);
+        Ok(())
     }
 
     /// Through which heads some edges go, where that was found out.

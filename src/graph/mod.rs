@@ -20,7 +20,7 @@ mod scores;
 mod sweep;
 mod whole_influence;
 
-pub use attribution_graph::{AttributionGraph, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION};
+pub use attribution_graph::{AttributionGraph, ByPlace, GraphData, GraphMeta, GraphSettings, RAW_FORMAT_VERSION};
 pub use circuit::{Circuit, CircuitMeta, CompactLink, Edge, Link, Neighbor, Node};
 pub use decoder_directions::DecoderDirections;
 pub use edge_rows::EdgeRows;
@@ -30,8 +30,11 @@ pub use layout::{FeatureId, NodeId, NodeKind, NodeLayout};
 pub(crate) use node_threshold::{TIE_RTOL, node_threshold};
 pub use path_effects::{PathEffects, path_effects};
 pub use paths::{MAX_PATHS, Path, StrongestPaths, strongest_paths};
-pub use sampled::{KeptFeatures, SampleSettings, SampledInfluence, Start, sampled_influence, sampled_influence_in};
-pub use sampled_vectors::{RowSource, SweepVectors, SweptVectors, Visit};
+pub use sampled::{
+    KeptFeatures, NothingKept, SampleSettings, SampledInfluence, Start, SweepAt, SweepKeeper, SweepState,
+    sampled_influence, sampled_influence_in,
+};
+pub use sampled_vectors::{HostVectors, RowSource, SweepVectors, SweptVectors, Visit};
 pub use scores::{Scores, scores, subgraph_scores};
 pub(crate) use sweep::propagate;
 pub use whole_influence::{Sampling, ShareEstimate, WholeInfluence};

@@ -119,19 +119,77 @@ pub fn sampled_influence(
     weights: &[f32],
     settings: SampleSettings,
 ) -> Result<SampledInfluence> {
-    sampled_influence_in(&mut HostVectors::new(source, layout, settings.n_vectors()), layout, weights, settings)
+    let vectors = &mut HostVectors::new(source, layout, settings.n_vectors());
+    sampled_influence_in(vectors, layout, weights, settings, &mut NothingKept)
 }
 
-/// As [`sampled_influence`], where the vectors may be elsewhere than on the host. There are as many as
-/// [`SampleSettings::n_vectors`] says, of zeros.
+/// A sweep on its way: what it takes to go on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SweepState {
+    /// The layers below this one are left.
+    pub layers_left: usize,
+    /// The features that were visited, layers from the top down, each ascending.
+    pub visited: Vec<usize>,
+    /// Pairs of uncertain visits so far.
+    pub n_pairs: u64,
+    /// What the vectors have so far. `[n_vectors][features, errors, tokens]`
+    pub vectors: Vec<Vec<f64>>,
+    /// What was passed on to errors, in each vector. `[n_vectors]`
+    pub to_errors: Vec<f64>,
+}
+
+/// As [`SweepState`], lent.
+#[derive(Debug, Clone, Copy)]
+pub struct SweepAt<'a> {
+    /// The layers below this one are left.
+    pub layers_left: usize,
+    /// The features that were visited, layers from the top down, each ascending.
+    pub visited: &'a [usize],
+    /// Pairs of uncertain visits so far.
+    pub n_pairs: u64,
+    /// What the vectors have so far. `[n_vectors][features, errors, tokens]`
+    pub vectors: &'a [Vec<f64>],
+    /// What was passed on to errors, in each vector. `[n_vectors]`
+    pub to_errors: &'a [f64],
+}
+
+/// Keeps a sweep that is on its way, so that another can go on from it.
+pub trait SweepKeeper {
+    /// Where an earlier sweep has come to, if one was kept: asked for once, before the first row.
+    fn begin(&mut self) -> Option<SweepState>;
+
+    /// Told after each layer.
+    ///
+    /// # Errors
+    /// Those of keeping it.
+    fn layer_done(&mut self, at: &SweepAt) -> Result<()>;
+}
+
+/// Keeps no sweep.
+#[derive(Debug, Clone, Copy)]
+pub struct NothingKept;
+
+impl SweepKeeper for NothingKept {
+    fn begin(&mut self) -> Option<SweepState> {
+        None
+    }
+
+    fn layer_done(&mut self, _: &SweepAt) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// As [`sampled_influence`], where the vectors may be elsewhere than on the host, and with a keeper of what is done. There
+/// are as many vectors as [`SampleSettings::n_vectors`] says, of zeros.
 ///
 /// # Errors
-/// [`Error::Setting`] for a θ that is negative or no number; those of the vectors.
+/// [`Error::Setting`] for a θ that is negative or no number; those of the vectors and of the keeper.
 pub fn sampled_influence_in(
     vectors: &mut dyn SweepVectors,
     layout: &NodeLayout,
     weights: &[f32],
     settings: SampleSettings,
+    keeper: &mut dyn SweepKeeper,
 ) -> Result<SampledInfluence> {
     if !(settings.theta >= 0.0 && settings.theta.is_finite()) {
         return Err(Error::Setting { name: "theta", value: settings.theta, range: "0.." });
@@ -141,13 +199,24 @@ pub fn sampled_influence_in(
         visit.weights[0] = f64::from(weight);
         visit
     };
-    vectors.add(&weights.iter().enumerate().map(of_target).collect::<Vec<Visit>>())?;
-    let (mut visited, mut n_pairs) = (Vec::new(), 0);
-    for layer in (0..layout.n_layers()).rev() {
+    let (mut visited, mut n_pairs, n_layers) = match keeper.begin() {
+        Some(state) => {
+            vectors.restore(state.vectors, state.to_errors)?;
+            (state.visited, state.n_pairs, state.layers_left)
+        }
+        None => {
+            vectors.add(&weights.iter().enumerate().map(of_target).collect::<Vec<Visit>>())?;
+            (Vec::new(), 0, layout.n_layers())
+        }
+    };
+    for layer in (0..n_layers).rev() {
         let features = layout.features_of_layer(layer);
         let visits = choose(features.start, &vectors.values(features)?, settings, layer, &mut n_pairs);
         visited.extend(visits.iter().map(|visit| visit.row));
         vectors.add(&visits)?;
+        if let Some((vectors, to_errors)) = vectors.held() {
+            keeper.layer_done(&SweepAt { layers_left: layer, visited: &visited, n_pairs, vectors, to_errors })?;
+        }
     }
     visited.sort_unstable();
     Ok(finished(vectors.finish()?, layout, weights, visited))

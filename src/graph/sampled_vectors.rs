@@ -54,6 +54,16 @@ pub trait SweepVectors {
     /// Those of the device.
     fn values(&self, features: Range<usize>) -> Result<Vec<Vec<f64>>>;
 
+    /// What all have so far, with what was passed on to errors, where the host holds it.
+    /// `[n_vectors][features, errors, tokens]`, `[n_vectors]`
+    fn held(&self) -> Option<(&[Vec<f64>], &[f64])>;
+
+    /// Puts what [`SweepVectors::held`] gave in place of zeros.
+    ///
+    /// # Errors
+    /// [`Error::NeedsCpu`] where the host does not hold it.
+    fn restore(&mut self, vectors: Vec<Vec<f64>>, to_errors: Vec<f64>) -> Result<()>;
+
     /// What all have in the end; no more is added after that.
     ///
     /// # Errors
@@ -73,7 +83,7 @@ pub struct SweptVectors {
 }
 
 /// The vectors in memory, with rows from a source.
-pub(super) struct HostVectors<'a> {
+pub struct HostVectors<'a> {
     source: &'a dyn RowSource,
     layout: &'a NodeLayout,
     vectors: Vec<Vec<f64>>,
@@ -173,6 +183,15 @@ impl SweepVectors for HostVectors<'_> {
 
     fn values(&self, features: Range<usize>) -> Result<Vec<Vec<f64>>> {
         Ok(self.vectors.iter().map(|vector| vector[features.clone()].to_vec()).collect())
+    }
+
+    fn held(&self) -> Option<(&[Vec<f64>], &[f64])> {
+        Some((&self.vectors, &self.to_errors))
+    }
+
+    fn restore(&mut self, vectors: Vec<Vec<f64>>, to_errors: Vec<f64>) -> Result<()> {
+        (self.vectors, self.to_errors) = (vectors, to_errors);
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<SweptVectors> {

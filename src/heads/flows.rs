@@ -279,7 +279,7 @@ impl Part<'_> {
 
     /// What the values of each query head get, no sum over the heads that share them. `[n_rows, n_heads · d_head]`
     fn grad_values(&self, at: &AtHeads) -> Result<Vec<f32>> {
-        let pattern = self.linear.pattern(at.layer);
+        let pattern = self.linear.pattern(at.layer).tensor();
         let grad = match at.queries {
             Queries::All => frozen_attention(at.grad_z, pattern, self.sizes.n_heads, at.ragged)?,
             Queries::Own => frozen_attention_own(at.grad_z, pattern, self.sizes.n_heads, at.ragged)?,

@@ -78,7 +78,7 @@ pub fn edge_in_full(
             return Ok(());
         }
         let grad: Vec<f32> = at.grad_z.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
-        let pattern: Vec<Vec<Vec<f32>>> = linear.pattern(at.layer).to_device(&Device::Cpu)?.to_vec3()?;
+        let pattern: Vec<Vec<Vec<f32>>> = linear.pattern(at.layer).dense()?.to_device(&Device::Cpu)?.to_vec3()?;
         // One target: a row for every position, or its own alone.
         let first = match at.queries {
             Queries::Own => at.ragged.n_segments() - 1,

@@ -135,10 +135,7 @@ impl QueryKey {
             }
         };
         let n_k = k.dim(2)?;
-        let window = layer.window.unwrap_or(usize::MAX);
-        let sees = |query: usize, key: usize| key <= query && query - key < window;
-        let values = queries.iter().flat_map(|&query| (0..n_k).map(move |key| (query, key)));
-        let values = values.map(|(query, key)| if sees(query, key) { 0.0 } else { f32::NEG_INFINITY });
+        let values = queries.iter().flat_map(|&query| (0..n_k).map(move |key| seen(sees(query, key, layer.window))));
         let mask = Tensor::from_vec(values.collect::<Vec<f32>>(), (queries.len(), n_k), q.device())?;
         self.pattern(&masked_scores(&q, k, config, &mask)?)
     }
@@ -199,16 +196,24 @@ fn masked_scores(q: &Tensor, k: &Tensor, config: &ModelConfig, mask: &Tensor) ->
     Ok(scores.broadcast_add(mask)?)
 }
 
+/// Whether the query of a position may look at a key.
+fn sees(query: usize, key: usize, window: Option<usize>) -> bool {
+    key <= query && window.is_none_or(|window| query - key < window)
+}
+
+/// What a mask adds to a score.
+fn seen(sees: bool) -> f32 {
+    if sees { 0.0 } else { f32::NEG_INFINITY }
+}
+
 /// 0 where a query may look, −∞ elsewhere: causal, and within the window. `[n_q, n_k]`, or with unequal sequences
 /// `[batch, 1, n_q, n_k]`
 fn mask(n_k: usize, window: Option<usize>, places: &Places, like: &Tensor) -> Result<Tensor> {
-    let window = window.unwrap_or(usize::MAX);
     let n_q = places.n_pos;
-    let value = |sees: bool| if sees { 0.0 } else { f32::NEG_INFINITY };
     let of = |start: usize, length: usize| {
         (0..n_q).flat_map(move |q| (0..n_k).map(move |k| (q, start + q, k))).map(move |(q, pos, k)| {
             // Padding looks at position 0, since a row that looks nowhere is no number.
-            value(if q < length { k <= pos && pos - k < window } else { k == 0 })
+            seen(if q < length { sees(pos, k, window) } else { k == 0 })
         })
     };
     match places.even_start() {

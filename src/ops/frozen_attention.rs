@@ -3,6 +3,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+use super::causal_pattern::{n_packed, row_start};
 use super::cuda::{self, CudaStorage};
 use super::gpu::{Arg, Gpu, Kernel, Launch};
 use super::{RaggedBatch, f32_slice};
@@ -39,8 +40,8 @@ pub enum Queries {
 /// pattern is causal, and a target's gradient exists at positions up to its own: `q < k` is never touched.
 ///
 /// # Shapes
-/// `grad_z` `[n_rows, n_heads · d_head]` in the layout of `ragged`, `pattern` `[n_heads, n_pos, n_pos]`; returns
-/// `[n_rows, n_kv_heads · d_head]`. All f32, contiguous.
+/// `grad_z` `[n_rows, n_heads · d_head]` in the layout of `ragged`, `pattern` `[n_heads, n_pos, n_pos]`, or on the CPU as
+/// [`super::CausalPattern`] packs it; returns `[n_rows, n_kv_heads · d_head]`. All f32, contiguous.
 ///
 /// # Errors
 /// Shapes that do not fit `ragged`, or heads that do not divide.
@@ -77,6 +78,8 @@ struct FrozenAttention<'a> {
 struct Operands<'a> {
     grad_z: &'a [f32],
     pattern: &'a [f32],
+    /// Whether each query has the keys up to its own alone.
+    is_packed: bool,
     n_pos: usize,
     n_heads: usize,
     n_kv_heads: usize,
@@ -202,13 +205,17 @@ impl Operands<'_> {
                 Queries::Own => target,
             };
             for h in kv * n_rep..(kv + 1) * n_rep {
-                let stored = &self.pattern[(h * self.n_pos + q) * self.n_pos + key..][..K];
+                let first = match self.is_packed {
+                    true => h * row_start(self.n_pos) + row_start(q),
+                    false => (h * self.n_pos + q) * self.n_pos,
+                };
+                let stored = &self.pattern[first + key..first + q + 1];
                 let mut weights = [0f32; K];
-                if q + 1 >= key + K {
-                    weights.copy_from_slice(stored);
+                if let Some(stored) = stored.first_chunk::<K>() {
+                    weights = *stored;
                 } else {
                     // Keys after the query are none of its, whatever the pattern holds there.
-                    weights[..q + 1 - key].copy_from_slice(&stored[..q + 1 - key]);
+                    weights[..stored.len()].copy_from_slice(stored);
                 }
                 add(weights, &self.grad_z[row * width + h * self.d_head + at..][..n_dims]);
             }
@@ -271,10 +278,13 @@ pub unsafe fn launch<G: Gpu>(gpu: &G, args: &FrozenAttentionArgs, ragged: &Ragge
 }
 
 impl FrozenAttention<'_> {
-    /// Number of heads and size of one, checked.
-    fn sizes(&self, grad_z: &Shape, pattern: &Shape) -> Result<(usize, usize)> {
+    /// Numbers of heads and of positions and the size of a head, checked.
+    fn sizes(&self, grad_z: &Shape, pattern: &Shape) -> Result<(usize, usize, usize)> {
         let (n_rows, width) = grad_z.dims2()?;
-        let (n_heads, n_pos, n_keys) = pattern.dims3()?;
+        let (n_heads, n_pos, n_keys) = match *pattern.dims() {
+            [n_heads, len] => n_packed(len).map_or((n_heads, 0, len), |n_pos| (n_heads, n_pos, n_pos)),
+            _ => pattern.dims3()?,
+        };
         let (ragged, n_kv_heads) = (self.ragged, self.n_kv_heads);
         let expected_rows = match self.queries {
             Queries::All => ragged.n_rows(),
@@ -289,7 +299,7 @@ impl FrozenAttention<'_> {
         if n_kv_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) || !width.is_multiple_of(n_heads) {
             bail!("frozen_attention: width {width}, {n_heads} heads, {n_kv_heads} kv heads do not divide");
         }
-        Ok((n_heads, width / n_heads))
+        Ok((n_heads, n_pos, width / n_heads))
     }
 }
 
@@ -299,12 +309,13 @@ impl CustomOp2 for FrozenAttention<'_> {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n_heads, d_head) = self.sizes(l1.shape(), l2.shape())?;
+        let (n_heads, n_pos, d_head) = self.sizes(l1.shape(), l2.shape())?;
         let (ragged, n_kv_heads) = (self.ragged, self.n_kv_heads);
         let operands = Operands {
             grad_z: f32_slice(self.name(), s1, l1)?,
             pattern: f32_slice(self.name(), s2, l2)?,
-            n_pos: l2.dims()[1],
+            is_packed: l2.dims().len() == 2,
+            n_pos,
             n_heads,
             n_kv_heads,
             d_head,
@@ -318,7 +329,10 @@ impl CustomOp2 for FrozenAttention<'_> {
     }
 
     fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (n_heads, d_head) = self.sizes(l1.shape(), l2.shape())?;
+        let (n_heads, _, d_head) = self.sizes(l1.shape(), l2.shape())?;
+        if l2.dims().len() != 3 {
+            bail!("frozen_attention: a packed pattern on a GPU");
+        }
         let (ragged, n_kv_heads) = (self.ragged, self.n_kv_heads);
         let device = s1.device();
         let out = device.zeros::<f32>(ragged.n_rows() * n_kv_heads * d_head)?;

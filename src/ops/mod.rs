@@ -10,6 +10,7 @@
 
 mod batch_rows;
 mod bf16_product;
+mod causal_pattern;
 mod closed_effects;
 mod cuda;
 mod device;
@@ -30,6 +31,7 @@ mod swept_on_device;
 
 pub use batch_rows::{BatchRows, HostRow, PendingRows, RowCollector, bias_columns};
 pub use bf16_product::{PackedWeight, RoundedRows};
+pub use causal_pattern::CausalPattern;
 pub use closed_effects::{ClosedKeys, closed_effects};
 pub use device::{
     DeviceLimits, built_with_cuda, chunk_values, device_limits, device_name, gradient_rows, is_out_of_memory,

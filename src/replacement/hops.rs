@@ -105,7 +105,7 @@ impl LinearModel {
                 (fewer, None) => fewer,
             };
             let Some(z) = z else { continue };
-            let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, ragged)?;
+            let v = frozen_attention(&z, frozen.pattern.tensor(), self.n_kv_heads, ragged)?;
             grads[hops] = Some(match grads[hops].take() {
                 Some(sum) => add_product(sum, &v, &frozen.w_v, None, ragged)?.0,
                 None => matmul(&v, &frozen.w_v)?,

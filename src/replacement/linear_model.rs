@@ -8,8 +8,8 @@ use super::sources::{Origin, Sources, SourcesBuilder};
 use super::{OpenPositions, Replacement};
 use crate::error::{Error, ErrorContext, Result};
 use crate::job::Job;
-use crate::model::{Activations, HookPoint, NormKind, split_heads};
-use crate::ops::{ClosedKeys, NormFactors};
+use crate::model::{Activations, HookPoint, NormKind, QUERY_BLOCK, split_heads};
+use crate::ops::{CausalPattern, ClosedKeys, NormFactors};
 use crate::transcoder::{EncodedLayer, EncoderRows, InputHook, OutputHook};
 
 /// One active feature.
@@ -61,7 +61,7 @@ impl ActiveFeatures {
 pub(super) struct FrozenLayer {
     /// The pattern of open positions, with the scale of the norm before attention at its keys and of the norm after it at
     /// its queries. `[n_heads, n_open, n_open]`
-    pub pattern: Tensor,
+    pub pattern: CausalPattern,
     /// What open positions read at closed ones, where there are any.
     pub closed: Option<ClosedKeys>,
     /// `W_V`, with the gain and the centring of the norm before it. `[n_kv_heads · d_head, d_model]`
@@ -109,7 +109,7 @@ pub struct LinearModel {
 
 impl LinearModel {
     /// The frozen pattern of a layer, as the pull-back multiplies by it. `[n_heads, n_open, n_open]`
-    pub(crate) fn pattern(&self, layer: usize) -> &Tensor {
+    pub(crate) fn pattern(&self, layer: usize) -> &CausalPattern {
         &self.layers[layer].pattern
     }
 
@@ -121,14 +121,13 @@ impl LinearModel {
     pub fn scale_heads(&mut self, layer: usize, factors: &[f32]) -> Result<()> {
         let n_layers = self.layers.len();
         let frozen = self.layers.get_mut(layer).ok_or(Error::NoSuchLayer { layer, n_layers })?;
-        let n_heads = frozen.pattern.dim(0)?;
+        let n_heads = frozen.pattern.n_heads()?;
         if factors.len() != n_heads {
             let (point, expected) = (HookPoint::AttnPattern(layer).to_string(), vec![n_heads]);
             return Err(Error::HookShape { point, expected, actual: vec![factors.len()] });
         }
         self.positions.check_all("taking out heads")?;
-        let factors = Tensor::from_slice(factors, (n_heads, 1, 1), frozen.pattern.device())?;
-        frozen.pattern = frozen.pattern.broadcast_mul(&factors)?;
+        frozen.pattern = frozen.pattern.scaled(factors)?;
         Ok(())
     }
 
@@ -162,7 +161,11 @@ impl Replacement {
     /// Those of [`crate::model::Model::check_tokens`], of reading, and of the tensor operations;
     /// [`crate::Error::Cancelled`].
     pub fn linearize(&self, tokens: &[u32], job: &Job) -> Result<LinearModel> {
-        let (run, weights) = self.run_with_weights(tokens, job)?;
+        // Patterns of a long prompt are computed layer by layer, when they are packed.
+        let (run, weights) = match self.model.device().is_cpu() && tokens.len() > QUERY_BLOCK {
+            true => self.run_without_patterns(tokens, tokens.len(), job)?,
+            false => self.run_with_weights(tokens, job)?,
+        };
         self.linearize_run(tokens, run, weights, &OpenPositions::all(tokens.len()), job)
     }
 
@@ -174,7 +177,7 @@ impl Replacement {
         if positions.is_all() {
             return self.linearize(tokens, job);
         }
-        let (run, weights) = self.run_without_patterns(tokens, job)?;
+        let (run, weights) = self.run_without_patterns(tokens, positions.open().len(), job)?;
         self.linearize_run(tokens, run, weights, positions, job)
     }
 
@@ -351,7 +354,7 @@ impl Replacement {
             }
         };
         Ok(FrozenLayer {
-            pattern,
+            pattern: CausalPattern::new(pattern)?,
             closed,
             w_v,
             w_o,

@@ -83,12 +83,21 @@ impl Replacement {
         self.check_tokens_fit(n_pos, "running the model on", |n_pos| self.run_plan(n_pos, keeps_weights, true))
     }
 
-    /// Checks that a run of a prompt fits into memory whose patterns are computed some queries at a time.
+    /// Checks that a run of a prompt fits into memory whose patterns are computed some queries at a time, and then layer by
+    /// layer for `n_open` queries, when the keys up to each are kept.
     ///
     /// # Errors
     /// As [`Replacement::check_run`].
-    pub(super) fn check_run_without_patterns(&self, n_pos: usize) -> Result<()> {
-        self.check_tokens_fit(n_pos, "running the model on", |n_pos| self.run_plan(n_pos, true, false))
+    pub(super) fn check_run_without_patterns(&self, n_pos: usize, n_open: usize) -> Result<()> {
+        let c = &self.model.config;
+        self.check_tokens_fit(n_pos, "running the model on", |n_pos| {
+            let n_open = n_open.min(n_pos);
+            let pattern = (c.n_heads * n_open * n_pos) as u64 * F32;
+            let kept = (c.n_layers * c.n_heads * (n_open * (n_pos - n_open) + n_open * (n_open + 1) / 2)) as u64 * F32;
+            self.run_plan(n_pos, true, false)
+                .with("attention patterns that are kept", kept)
+                .with("the whole pattern of a layer", PATTERNS_AT_WORK * pattern)
+        })
     }
 
     /// Checks that a changed pass of `batch` alternatives of a prompt fits into memory.

@@ -52,7 +52,7 @@ impl Replacement {
     /// # Errors
     /// Those of a forward pass; [`crate::Error::OutOfMemory`].
     pub fn prepare(&self, tokens: &[u32], job: &Job) -> Result<Prepared> {
-        let (run, weights) = self.run_without_patterns(tokens, job)?;
+        let (run, weights) = self.run_without_patterns(tokens, 0, job)?;
         let shell = self.shell(tokens, &run)?;
         Ok(Prepared { tokens: tokens.to_vec(), run, weights, shell })
     }

@@ -123,7 +123,7 @@ impl LinearModel {
                 // The gradient is zero but at the targets' own positions, so only these go through `W_O`.
                 let z = matmul(&resid_mid.index_select(&own_rows, 0)?, &frozen.w_o)?;
                 see(AtHeads { layer, grad_z: &z, queries: Queries::Own, ragged: &ragged })?;
-                let v = frozen_attention_own(&z, &frozen.pattern, self.n_kv_heads, &ragged)?;
+                let v = frozen_attention_own(&z, frozen.pattern.tensor(), self.n_kv_heads, &ragged)?;
                 let post = self.output_norm_below(layer);
                 let (grad, at_output) = add_product(resid_mid, &v, &frozen.w_v, post, &ragged)?;
                 (grad, at_output, layer)
@@ -139,7 +139,7 @@ impl LinearModel {
             self.read_constants(layer, &grad, &ragged, read)?;
             let z = matmul(&grad, &frozen.w_o)?;
             see(AtHeads { layer, grad_z: &z, queries: Queries::All, ragged: &ragged })?;
-            let v = frozen_attention(&z, &frozen.pattern, self.n_kv_heads, &ragged)?;
+            let v = frozen_attention(&z, frozen.pattern.tensor(), self.n_kv_heads, &ragged)?;
             (grad, at_output) = add_product(grad, &v, &frozen.w_v, self.output_norm_below(layer), &ragged)?;
         }
         read_sources(&self.embed_sources, &grad, &ragged, read)

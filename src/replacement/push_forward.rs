@@ -77,12 +77,12 @@ impl FrozenLayer {
     /// What attention adds to the residual stream. `[batch, n_pos, d_model]` to the same
     fn push_attention(&self, resid: &Tensor, n_kv_heads: usize) -> Result<Tensor> {
         let (batch, n_pos, _) = resid.dims3()?;
-        let n_heads = self.pattern.dim(0)?;
+        let n_heads = self.pattern.n_heads()?;
         let d_head = self.w_v.dim(0)? / n_kv_heads;
         let v = resid.broadcast_matmul(&self.w_v.t()?)?;
         let v = split_heads(&v, d_head)?.unsqueeze(2)?;
         let v = v.expand((batch, n_kv_heads, n_heads / n_kv_heads, n_pos, d_head))?;
-        let z = self.pattern.unsqueeze(0)?.broadcast_matmul(&v.reshape((batch, n_heads, n_pos, d_head))?)?;
+        let z = self.pattern.dense()?.unsqueeze(0)?.broadcast_matmul(&v.reshape((batch, n_heads, n_pos, d_head))?)?;
         Ok(join_heads(&z)?.broadcast_matmul(&self.w_o.t()?)?)
     }
 }

@@ -96,12 +96,18 @@ impl Replacement {
         Ok((run, weights.0))
     }
 
-    /// As [`Replacement::run_with_weights`], without the patterns, which grow with the square of the prompt.
+    /// As [`Replacement::run_with_weights`], without the patterns, which grow with the square of the prompt: those of
+    /// `n_open` queries are computed afterwards.
     ///
     /// # Errors
     /// As [`Replacement::run`].
-    pub(crate) fn run_without_patterns(&self, tokens: &[u32], job: &Job) -> Result<(Run, Vec<LinearWeights>)> {
-        self.check_run_without_patterns(tokens.len())?;
+    pub(crate) fn run_without_patterns(
+        &self,
+        tokens: &[u32],
+        n_open: usize,
+        job: &Job,
+    ) -> Result<(Run, Vec<LinearWeights>)> {
+        self.check_run_without_patterns(tokens.len(), n_open)?;
         let mut weights = KeepWeights::default();
         let points = self.points().filter(|point| !matches!(point, HookPoint::AttnPattern(_)));
         let run = self.run_at(points, tokens, &mut weights, job)?;

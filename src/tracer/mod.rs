@@ -7,6 +7,7 @@
 
 mod attention;
 mod direction;
+mod finished_file;
 mod influence_check;
 mod intervention;
 mod reading;
@@ -15,6 +16,7 @@ mod traced_graph;
 
 pub use attention::{ExplainedScore, TargetHeads};
 pub use direction::{NamedDirection, directions};
+pub use finished_file::FinishedFile;
 pub use influence_check::{CheckedFeature, CheckedScore, InfluenceCheck, InfluenceCheckOptions};
 pub use intervention::{Continuation, Intervened, RunOptions, Swept};
 pub use reading::{PromptReading, ReadOptions, Values};

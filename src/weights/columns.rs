@@ -12,6 +12,9 @@ use super::safetensors_file::header;
 use super::source::Source;
 use crate::error::{Error, Result};
 
+/// The metadata key under which columns say what they are.
+const FORMAT_KEY: &str = "circuitscope";
+
 /// Numbers that columns hold.
 pub trait Number: Copy {
     /// How safetensors calls it.
@@ -38,7 +41,7 @@ macro_rules! numbers {
     };
 }
 
-numbers!(u8 = U8, i8 = I8, u16 = U16, u32 = U32, i64 = I64, f32 = F32);
+numbers!(u8 = U8, i8 = I8, u16 = U16, u32 = U32, i64 = I64, f32 = F32, f64 = F64);
 
 /// The columns of one file. Opening reads the header alone.
 pub struct Columns {
@@ -87,6 +90,16 @@ impl Columns {
     /// The file's name, for messages.
     pub fn file(&self) -> &str {
         &self.source.name
+    }
+
+    /// What the file says that it holds, where it does.
+    pub fn format(&self) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(FORMAT_KEY).map(String::as_str)
+    }
+
+    /// The names of all columns.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
     }
 
     /// Whether there is a column of this name.

@@ -17,6 +17,7 @@ mod faults;
 mod feature_formats;
 mod feature_labels;
 mod features;
+mod finished_rows;
 mod finite;
 mod graph;
 mod head_commands;

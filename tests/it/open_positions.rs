@@ -11,7 +11,7 @@ use circuitscope::attribution::{
     Attribution, AttributionOptions, OpenChoice, RowChoice, TargetKind, TargetMap, Visits, attribute, linearized,
 };
 use circuitscope::export::{read_raw, write_raw};
-use circuitscope::graph::{NodeId, NodeKind};
+use circuitscope::graph::{ByPlace, NodeId, NodeKind};
 use circuitscope::job::Job;
 use circuitscope::model::{Activations, ForwardOptions, HookPoint, Norm, NormKind};
 use circuitscope::replacement::{LinearModel, Origin, Replacement, Sources, TargetBatch, TargetSite, spans};
@@ -335,11 +335,11 @@ fn contexts_are_in_files_prunings_and_both_forms() {
     let again = read_raw(&path).unwrap();
     assert_eq!(again.layout(), found.graph.layout());
     assert_eq!(again.edge_rows.values(), found.graph.edge_rows.values());
-    assert_eq!(again.context_at_all(), found.graph.context_at_all());
+    assert_eq!(again.by_place_all(ByPlace::Contexts), found.graph.by_place_all(ByPlace::Contexts));
     assert_eq!(again.meta.closed_positions, [[0, n_pos / 2]]);
     // Layer by layer they are the edges.
     for (target, row) in again.layout().target_rows().enumerate() {
-        let at = again.context_at(target).unwrap();
+        let at = again.by_place(ByPlace::Contexts, target).unwrap();
         for pos in 0..n_pos {
             let sum: f32 = (0..again.layout().n_layers()).map(|layer| at[layer * n_pos + pos]).sum();
             let edge =
@@ -553,7 +553,8 @@ fn of_many_errors_the_strongest_are_nodes_and_the_rest_is_in_exact_remainders() 
         check_rows(&replacement, &found, 3, &mut random, &format!("open {}", options.open));
         // The remainders of targets, place by place, are the remainder of the row.
         for (target, row) in graph.layout().target_rows().enumerate() {
-            let sum: f64 = graph.unselected_errors_at(target).unwrap().iter().map(|&v| f64::from(v)).sum();
+            let sum: f64 =
+                graph.by_place(ByPlace::UnselectedErrors, target).unwrap().iter().map(|&v| f64::from(v)).sum();
             let scale: f64 = graph.row(row).iter().map(|v| f64::from(v.abs())).sum();
             assert!((sum - f64::from(graph.unselected_error_effect[row])).abs() <= 1e-5 * scale);
         }
@@ -562,7 +563,7 @@ fn of_many_errors_the_strongest_are_nodes_and_the_rest_is_in_exact_remainders() 
         let again = read_raw(&path).unwrap();
         assert_eq!(again.layout(), graph.layout());
         assert_eq!(again.unselected_error_effect, graph.unselected_error_effect);
-        assert_eq!(again.unselected_errors_at(0), graph.unselected_errors_at(0));
+        assert_eq!(again.by_place(ByPlace::UnselectedErrors, 0), graph.by_place(ByPlace::UnselectedErrors, 0));
         // Pruned, the circuit is whole: what is kept has its errors.
         let traced = circuitscope::TracedGraph::read(&path).unwrap();
         let circuit = traced.prune(&circuitscope::PruneSettings::default()).unwrap();

@@ -21,12 +21,13 @@ use super::super::row_args::RowArgs;
 use super::super::setup::SetupArgs;
 
 /// Options about rows, prunings and graphs, which a map has not.
-const NOT_OF_A_MAP: [&str; 20] = [
+const NOT_OF_A_MAP: [&str; 21] = [
     "rows",
     "theta",
     "nodes",
     "max_features",
     "open_positions",
+    "resume",
     "batch_size",
     "node_threshold",
     "edge_threshold",
@@ -99,6 +100,10 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value_t = AttributionOptions::default().batch_size, requires = "max_features",
         conflicts_with_all = ["rows", "theta", "nodes"], help_heading = "Features")]
     batch_size: usize,
+    /// Keep finished rows in NAME.rows, beside the graph, and go on from those of an earlier run with --resume that was
+    /// interrupted; the file is removed when the graph is written. Rows of samples are kept
+    #[arg(long, conflicts_with = "max_features", help_heading = "Features")]
+    pub(super) resume: bool,
     /// Use at most this much memory, 4GB say: what does not fit is said before it is begun [default: what there is]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, help_heading = "Features")]
     pub(super) memory: Option<u64>,
@@ -239,6 +244,7 @@ impl TraceArgs {
             batch_size: self.batch_size,
             open: self.rows.open(),
             keep_decoders: !(self.no_decoders || self.no_raw),
+            finished: None,
         };
         options.check()?;
         Ok(options)

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::Result;
-use crate::attribution::requested;
+use crate::attribution::{RowStore, requested};
 use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
 use crate::job::Job;
 use crate::memory::set_limit;
 use crate::text::terminal;
-use crate::tracer::Tracer;
+use crate::tracer::{FinishedFile, Tracer};
 
 use super::collected::Wanted;
 use super::{Format, note, print_json, print_text, say, summary_text};
@@ -78,7 +78,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         progress.finish();
         return done;
     }
-    let options = args.options(&tracer)?;
+    let mut options = args.options(&tracer)?;
     let pair = PairPlan {
         folder: args.out_dir.clone(),
         name: args.slug.clone(),
@@ -87,7 +87,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         json: !args.no_json,
         inputs: args.labels.iter().chain(args.prompt.file()).cloned().collect(),
     };
-    pair.check(&requested(tracer.replacement(), &prompt.tokens, &options), &prompt.text, &settings)?;
+    let asked = requested(tracer.replacement(), &prompt.tokens, &options);
+    pair.check(&asked, &prompt.text, &settings)?;
+    let finished = match args.resume {
+        true => Some(Arc::new(FinishedFile::new(&pair.path_while_tracing(&asked, &prompt.text, &settings)?))),
+        false => None,
+    };
+    options.finished = finished.clone().map(|file| file as Arc<dyn RowStore>);
+    options.check()?;
     end_phase("open", terminal(&format!("{} with {}", tracer.model_name(), tracer.transcoder_name())));
 
     let progress = TraceProgress::new(args.setup.quiet, phases.clone());
@@ -110,6 +117,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     }
 
     let files = pair.write(graph.graph(), &circuit, &settings)?;
+    if let Some(finished) = finished {
+        finished.remove()?;
+    }
     end_phase("write", String::new());
 
     let mut phases = phases.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::phases::Phases;
 use crate::attribution::TARGETS_PHASE;
@@ -51,11 +51,15 @@ impl TraceProgress {
         }
         let bar = shown.bar.get_or_init(|| {
             let bar = ProgressBar::new(progress.total as u64);
-            match ProgressStyle::with_template("rows {bar:40} {pos}/{len} {per_sec} {eta} left") {
+            match ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {per_sec} {msg}") {
                 Ok(style) => bar.with_style(style),
                 Err(_) => bar,
             }
         });
+        bar.set_prefix(progress.phase);
+        if let Some(left) = progress.left {
+            bar.set_message(format!("{} left", HumanDuration(left)));
+        }
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
     }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::{contents_heads, feature_ids};
 use crate::error::Result;
 use crate::graph::{
-    AttributionGraph, FeatureId, GraphData, GraphMeta, NodeId, RAW_FORMAT_VERSION, Sampling, Scores, WholeInfluence,
-    influence, scores,
+    AttributionGraph, ByPlace, FeatureId, GraphData, GraphMeta, NodeId, RAW_FORMAT_VERSION, Sampling, Scores,
+    WholeInfluence, influence, scores,
 };
 use crate::intervene::original::Original;
 use crate::replacement::{LinearModel, Replacement};
@@ -237,19 +237,13 @@ pub fn check(
     }
     tensors.push(logits_tally.check);
     tensors.push(rows.edges());
-    type OfTarget = fn(&AttributionGraph, usize) -> Option<&[f32]>;
-    let of_targets: [(&str, OfTarget); 3] = [
-        ("unselected_at", AttributionGraph::unselected_at),
-        ("unselected_errors_at", AttributionGraph::unselected_errors_at),
-        ("context_at", AttributionGraph::context_at),
-    ];
-    for (name, of_target) in of_targets.into_iter().filter(|(_, of_target)| of_target(graph, 0).is_some()) {
-        let mut tally = Tally::new(name);
+    for what in ByPlace::ALL.into_iter().filter(|&what| graph.by_place_all(what).is_some()) {
+        let mut tally = Tally::new(what.name());
         // Where other features are active, others are without a row.
         if others.is_empty() {
-            let len = |graph| of_target(graph, 0).map_or(0, <[f32]>::len);
+            let len = |graph: &AttributionGraph| graph.by_place(what, 0).map_or(0, <[f32]>::len);
             match len(graph) == len(again) {
-                true => rows.places(&mut tally, of_target),
+                true => rows.places(&mut tally, what),
                 false => tally.differs("their number".into(), len(graph).to_string(), len(again).to_string()),
             }
         }
@@ -451,14 +445,14 @@ impl<'a> Rows<'a> {
     }
 
     /// What has a value for each target, layer and position.
-    fn places(&self, tally: &mut Tally, of_target: fn(&AttributionGraph, usize) -> Option<&[f32]>) {
+    fn places(&self, tally: &mut Tally, what: ByPlace) {
         let n_features = [self.graph, self.again].map(|graph| graph.layout().n_features());
         let n_pos = self.graph.layout().n_pos();
         for (&(row, row_again), scale) in self.pairs.iter().zip(&self.scales) {
             let target = row.checked_sub(n_features[0]).zip(row_again.checked_sub(n_features[1]));
             let Some((target, target_again)) = target else { continue };
-            let in_graph = of_target(self.graph, target).unwrap_or_default();
-            let here = of_target(self.again, target_again).unwrap_or_default();
+            let in_graph = self.graph.by_place(what, target).unwrap_or_default();
+            let here = self.again.by_place(what, target_again).unwrap_or_default();
             for (place, (&a, &b)) in in_graph.iter().zip(here).enumerate() {
                 let tolerance = RTOL * f64::from(b.abs()) + SCALE_TOL * scale;
                 tally.add(a, b, tolerance, || format!("[{target}, {}, {}]", place / n_pos, place % n_pos));

@@ -29,8 +29,6 @@ pub(super) struct Scratch {
     written: Vec<f32>,
     /// Before and after the MLP's nonlinearity, of a block of rows.
     hidden: (Vec<f32>, Vec<f32>),
-    /// What the MLP writes for a block of rows.
-    block: Vec<f32>,
     /// Of one head of one sequence. `[n_pos, d_head]`
     pub(super) query: Vec<f32>,
     pub(super) key: Vec<f32>,
@@ -78,9 +76,8 @@ impl Map {
     }
 
     /// `[n, d_in]` to `[n, d_out]`
-    fn apply(&self, out: &mut Vec<f32>, x: &[f32], rounded: &mut RoundedRows) {
+    fn apply(&self, out: &mut [f32], x: &[f32], rounded: &mut RoundedRows) {
         let n = x.len() / self.d_in;
-        out.resize(n * self.d_out, 0.0);
         match &self.weight {
             Weight::Exact(weight) => product_with_transpose(out, x, weight, (n, self.d_in, self.d_out)),
             Weight::Rounded(packed) => packed.product_with(out, x, rounded),
@@ -171,17 +168,18 @@ impl RowMlp {
 
     /// `[n, d_model]` to the same
     fn apply(&self, scratch: &mut Scratch) -> Result<()> {
-        let Scratch { normed, written, hidden, rounded, block, .. } = scratch;
+        let Scratch { normed, written, hidden, rounded, .. } = scratch;
         match self {
             Self::Dense { up, gated, activation, down } => {
                 written.resize(normed.len(), 0.0);
                 let rows = normed.chunks(MLP_ROWS * up.d_in).zip(written.chunks_mut(MLP_ROWS * down.d_out));
                 for (x, written) in rows {
+                    let n = x.len() / up.d_in;
+                    hidden.0.resize(n * up.d_out, 0.0);
                     up.apply(&mut hidden.0, x, rounded);
-                    hidden.1.resize(x.len() / up.d_in * down.d_in, 0.0);
+                    hidden.1.resize(n * down.d_in, 0.0);
                     activate(*activation, &mut hidden.1, &hidden.0, down.d_in, *gated);
-                    down.apply(block, &hidden.1, rounded);
-                    written.copy_from_slice(block);
+                    down.apply(written, &hidden.1, rounded);
                 }
             }
             Self::Experts(experts) => {
@@ -245,9 +243,10 @@ impl RowLayer {
         let n_values = share.resid.len();
         scratch.normed.resize(n_values, 0.0);
         self.attn_norm.apply(&mut scratch.normed, share.resid, &mut []);
+        let (width, z_width) = (self.heads.width(), self.o.d_in);
+        scratch.qkv.resize(n_values / self.qkv.d_in * width, 0.0);
         self.qkv.apply(&mut scratch.qkv, &scratch.normed, &mut scratch.rounded);
         self.heads.norm(&mut scratch.qkv);
-        let (width, z_width) = (self.heads.width(), self.o.d_in);
         let (qkv, mut z) = (std::mem::take(&mut scratch.qkv), std::mem::take(&mut scratch.z));
         z.resize(qkv.len() / width * z_width, 0.0);
         let mut start = 0;
@@ -263,6 +262,7 @@ impl RowLayer {
             );
             start = end;
         }
+        scratch.written.resize(n_values, 0.0);
         self.o.apply(&mut scratch.written, &z, &mut scratch.rounded);
         (scratch.qkv, scratch.z) = (qkv, z);
         if let Some(norm) = &self.post_attn_norm {

@@ -93,7 +93,7 @@ impl RoundedRows {
     ///
     /// # Panics
     /// Another length.
-    pub fn fill(&mut self, x: &[f32], d_in: usize) {
+    fn fill(&mut self, x: &[f32], d_in: usize) {
         assert!(d_in > 0 && x.len().is_multiple_of(d_in), "{} values in rows of {d_in}", x.len());
         (self.n_rows, self.d_in) = (x.len() / d_in, d_in);
         // An odd number of tiles: rows would be read from the same few lines of the cache otherwise.
@@ -194,7 +194,7 @@ impl PackedWeight {
     ///
     /// # Panics
     /// Other lengths.
-    pub fn product_of(&self, out: &mut [f32], x: &RoundedRows) {
+    fn product_of(&self, out: &mut [f32], x: &RoundedRows) {
         assert_eq!((out.len(), x.d_in), (x.n_rows * self.d_out, self.d_in));
         let n_tiles = self.d_in.div_ceil(2 * SIDE);
         for (at, panel) in self.panels.chunks(n_tiles * 2 * TILE).enumerate() {
