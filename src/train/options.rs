@@ -208,6 +208,10 @@ impl TrainOptions {
         if self.cross_layer && self.skip {
             return refuse("a skip connection for cross-layer transcoders, which have none".into());
         }
+        if self.folder == FolderFormat::SaeLens && (self.cross_layer || self.activation == Activation::TopK) {
+            let what = if self.cross_layer { "cross-layer transcoders" } else { "transcoders with topk" };
+            return refuse(format!("{what} in SAELens's files, which have no such thing"));
+        }
         Ok(())
     }
 }

@@ -275,6 +275,8 @@ fn what_cannot_be_trained_is_refused_with_both_sides_named() {
         (vec!["--text", &text, "--memory", "1KB", "--split", "lines"], vec!["MB", "2048"]),
         (vec!["--text", &text, "--minutes", "0"], vec!["0 minutes"]),
         (vec!["--text", &text, "--clt", "--skip"], vec!["skip"]),
+        (vec!["--text", &text, "--format", "sae-lens", "--activation", "topk"], vec!["topk", "SAELens"]),
+        (vec!["--text", &text, "--format", "sae-lens", "--clt"], vec!["cross-layer", "SAELens"]),
         (vec!["--text", &text, "--resume"], vec!["no unfinished training"]),
         (vec!["--text", &text, "--transcoders", "x"], vec!["--from"]),
         (vec!["--text", &text, "--features", "9000000"], vec!["9000000"]),
