@@ -31,6 +31,9 @@ const N_TO_OPEN: usize = 32;
 
 const MAX_PROMPT_CHARS: usize = 400;
 
+/// Targets that a picture names.
+const N_NAMED: usize = 3;
+
 const MAX_SPAN_CHARS: usize = 15;
 
 /// Shares below this are not shown: half of the last digit.
@@ -196,10 +199,14 @@ fn picture(report: &Report) -> HeatMap {
     let by_block =
         |block: usize| report.spans.iter().map(move |span| 100.0 * (span.features[block] + span.errors[block]));
     let label = |span: &SpanReport| format!("{} {}", range(span.positions), span.text.trim_start());
-    let targets = report.targets.join(", ");
+    let named: Vec<String> = report.targets.iter().take(N_NAMED).map(|target| quoted(target)).collect();
+    let more = match report.targets.len().saturating_sub(N_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     HeatMap {
-        title: format!("Where {} gets its {} from", targets, plural(report.n_tokens, "token")),
-        quantity: format!("percent of all |direct effects| on {targets}"),
+        title: format!("What {} give to {}{more} directly", plural(report.n_tokens, "token"), named.join(", ")),
+        quantity: "percent of all |direct effects|, of features and errors together".to_owned(),
         rows: std::iter::once("tokens".to_owned()).chain(report.layers.iter().map(block)).collect(),
         columns: report.spans.iter().map(label).collect(),
         values: report

@@ -115,7 +115,9 @@ impl Run<'_> {
 
     pub(super) fn settings(&self, size: &SetSize, n_tokens: usize) -> StepSettings {
         let done = self.state.done;
-        let l0 = schedule::wanted_l0(size.l0, done).min(size.n_features as f64);
+        // A set that training goes on from has had its many features: with as many again it would unlearn what it knows.
+        let l0 = if self.subject.from.is_some() { size.l0 } else { schedule::wanted_l0(size.l0, done) };
+        let l0 = l0.min(size.n_features as f64);
         StepSettings {
             step: self.state.step,
             lr: self.options.step_size(size.n_features) * schedule::step_size(self.state.step, done),
