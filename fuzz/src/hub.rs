@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use circuitscope::weights::{Folder, Hub};
 
+use crate::mutate::{NEXT, parts};
 use crate::targets::{Reading, folder_in_memory};
 
-/// Between one answer and the next.
-const NEXT: &[u8] = b"\n----\n";
 /// The server's own address in an answer; with the slash, so that nothing after it makes another host of it.
 const HERE: &str = "http://hub/";
 
@@ -72,17 +71,9 @@ impl HubOnThisMachine {
         if text.replace(HERE, "").contains("//") {
             return Reading::NotTried;
         }
-        let mut answers = Vec::new();
-        let mut rest = input;
-        while let Some(at) = rest.windows(NEXT.len()).position(|window| window == NEXT) {
-            answers.push(&rest[..at]);
-            rest = &rest[at + NEXT.len()..];
-        }
-        answers.push(rest);
-        let answers: Vec<Vec<u8>> = answers
-            .iter()
-            .map(|answer| replaced(answer, HERE.as_bytes(), format!("{}/", self.url).as_bytes()))
-            .collect();
+        let url = format!("{}/", self.url);
+        let answers: Vec<Vec<u8>> =
+            parts(input, NEXT).iter().map(|answer| parts(answer, HERE.as_bytes()).join(url.as_bytes())).collect();
         *self.answers.lock().expect("nobody panics with it") = answers.into_iter();
         let hub = Hub {
             cache: self.cache.clone(),
@@ -104,19 +95,8 @@ impl HubOnThisMachine {
     }
 }
 
-fn replaced(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.windows(from.len()).position(|window| window == from) {
-        out.extend(&rest[..at]);
-        out.extend(to);
-        rest = &rest[at + from.len()..];
-    }
-    out.extend(rest);
-    out
-}
-
-fn walk(folder: &std::path::Path) -> Vec<PathBuf> {
+/// All files below a folder.
+pub fn walk(folder: &std::path::Path) -> Vec<PathBuf> {
     let Ok(entries) = folder.read_dir() else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
     paths.flat_map(|path| if path.is_dir() && !path.is_symlink() { walk(&path) } else { vec![path] }).collect()
