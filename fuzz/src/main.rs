@@ -13,6 +13,7 @@ mod hub;
 mod memory;
 mod mutate;
 mod seeds;
+mod services;
 mod targets;
 mod tiny;
 

@@ -25,6 +25,7 @@ use crate::http;
 use crate::hub::HubOnThisMachine;
 use crate::mutate::Form;
 use crate::seeds::{self, bytes, fixture};
+use crate::services;
 use crate::tiny::{self, Tiny};
 
 /// What became of an input.
@@ -99,7 +100,7 @@ pub fn in_folder(name: &'static str) -> (PathBuf, impl Fn(&[u8])) {
 /// A target's name, and what makes it.
 type Named = (&'static str, fn() -> Target);
 
-const TARGETS: [Named; 34] = [
+const TARGETS: [Named; 38] = [
     ("safetensors", safetensors),
     ("npz", npz),
     ("gguf", gguf),
@@ -131,6 +132,10 @@ const TARGETS: [Named; 34] = [
     ("neuronpedia", foreign_targets::neuronpedia),
     ("circuit_tracer", foreign_targets::circuit_tracer),
     ("bundle", foreign_targets::bundle),
+    ("site", services::site),
+    ("explanations", services::explanations),
+    ("kept_explanations", services::kept_explanations),
+    ("label_scores", services::label_scores),
     ("index", foreign_targets::index),
     ("listing", foreign_targets::listing),
     ("http", http::requests),
