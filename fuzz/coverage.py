@@ -29,7 +29,7 @@ addresses = [address for address, _ in symbols]
 
 # A function's own path, or that of the type whose method it is: `<circuitscope::text::Safe as core::fmt::Display>::fmt`.
 ROOM = re.compile(r"^<*(?:impl |&|mut )*circuitscope::((?:[a-z0-9_]+::)+)")
-sources = pathlib.Path(__file__).parent.parent / "src"
+sources = pathlib.Path(__file__).resolve().parent.parent / "src"
 
 
 def source_file(path):
