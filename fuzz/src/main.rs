@@ -8,6 +8,7 @@
 mod coverage;
 mod feature_targets;
 mod foreign_targets;
+mod graph_targets;
 mod http;
 mod hub;
 mod memory;
