@@ -8,21 +8,20 @@ use std::time::Duration;
 
 use circuitscope::weights::{Folder, Hub};
 
+use crate::mutate::{NEXT, parts};
 use crate::targets::{Reading, folder_in_memory};
 
-/// Between one answer and the next.
-const NEXT: &[u8] = b"\n----\n";
 /// The server's own address in an answer; with the slash, so that nothing after it makes another host of it.
 const HERE: &str = "http://hub/";
 
-pub struct HubOnThisMachine {
-    url: String,
-    cache: PathBuf,
+/// A server that gives one answer after the other, whatever is asked.
+pub struct Answering {
+    pub url: String,
     answers: Arc<Mutex<std::vec::IntoIter<Vec<u8>>>>,
 }
 
-impl HubOnThisMachine {
-    pub fn start() -> HubOnThisMachine {
+impl Answering {
+    pub fn start() -> Answering {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port of this machine");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         let answers = Arc::new(Mutex::new(Vec::<Vec<u8>>::new().into_iter()));
@@ -31,17 +30,43 @@ impl HubOnThisMachine {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { continue };
                 let Ok(read) = stream.try_clone() else { continue };
-                // The request ends with an empty line.
-                for line in BufReader::new(read).lines() {
-                    if line.map_or(true, |line| line.is_empty()) {
-                        break;
-                    }
-                }
+                read_request(BufReader::new(read));
                 let next = given.lock().expect("nobody panics with it").next();
                 let _ = stream.write_all(&next.unwrap_or_default());
             }
         });
-        HubOnThisMachine { url, cache: folder_in_memory().join("cache"), answers }
+        Answering { url, answers }
+    }
+
+    /// What is answered from now on.
+    pub fn give(&self, answers: Vec<Vec<u8>>) {
+        *self.answers.lock().expect("nobody panics with it") = answers.into_iter();
+    }
+}
+
+/// Reads a request to its end: a connection that is closed before is reset, and the answer lost.
+fn read_request(mut request: impl BufRead) {
+    let mut len = 0;
+    // The head ends with an empty line.
+    for line in request.by_ref().lines() {
+        let Ok(line) = line else { return };
+        if line.is_empty() {
+            break;
+        }
+        let line = line.to_ascii_lowercase();
+        len = line.strip_prefix("content-length:").and_then(|len| len.trim().parse().ok()).unwrap_or(len);
+    }
+    let _ = request.read_exact(&mut vec![0; len]);
+}
+
+pub struct HubOnThisMachine {
+    server: Answering,
+    cache: PathBuf,
+}
+
+impl HubOnThisMachine {
+    pub fn start() -> HubOnThisMachine {
+        HubOnThisMachine { server: Answering::start(), cache: folder_in_memory().join("cache") }
     }
 
     /// Answers with which a file is fetched.
@@ -72,22 +97,14 @@ impl HubOnThisMachine {
         if text.replace(HERE, "").contains("//") {
             return Reading::NotTried;
         }
-        let mut answers = Vec::new();
-        let mut rest = input;
-        while let Some(at) = rest.windows(NEXT.len()).position(|window| window == NEXT) {
-            answers.push(&rest[..at]);
-            rest = &rest[at + NEXT.len()..];
-        }
-        answers.push(rest);
-        let answers: Vec<Vec<u8>> = answers
-            .iter()
-            .map(|answer| replaced(answer, HERE.as_bytes(), format!("{}/", self.url).as_bytes()))
-            .collect();
-        *self.answers.lock().expect("nobody panics with it") = answers.into_iter();
+        let url = format!("{}/", self.server.url);
+        let answers = parts(input, NEXT);
+        let with_url = answers.iter().map(|answer| parts(answer, HERE.as_bytes()).join(url.as_bytes()));
+        self.server.give(with_url.collect());
         let hub = Hub {
             cache: self.cache.clone(),
             offline: false,
-            endpoint: self.url.clone(),
+            endpoint: self.server.url.clone(),
             token: None,
             timeout: Duration::from_secs(2),
         };
@@ -104,19 +121,8 @@ impl HubOnThisMachine {
     }
 }
 
-fn replaced(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.windows(from.len()).position(|window| window == from) {
-        out.extend(&rest[..at]);
-        out.extend(to);
-        rest = &rest[at + from.len()..];
-    }
-    out.extend(rest);
-    out
-}
-
-fn walk(folder: &std::path::Path) -> Vec<PathBuf> {
+/// All files below a folder.
+pub fn walk(folder: &std::path::Path) -> Vec<PathBuf> {
     let Ok(entries) = folder.read_dir() else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
     paths.flat_map(|path| if path.is_dir() && !path.is_symlink() { walk(&path) } else { vec![path] }).collect()

@@ -7,15 +7,21 @@
 
 mod coverage;
 mod feature_targets;
+mod foreign_targets;
+mod graph_targets;
+mod http;
 mod hub;
 mod memory;
 mod mutate;
 mod seeds;
+mod services;
 mod targets;
+mod tiny;
 
 use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use libfuzzer_sys::{Corpus, fuzzer_mutate};
 use mutate::Random;
@@ -29,6 +35,14 @@ const TARGET_NAME: &str = "FUZZ_TARGET";
 
 /// Where `fuzz/run` asks for the valid files of a target: they are written there and the program ends.
 const SEEDS_FOLDER: &str = "FUZZ_SEEDS_FOLDER";
+
+/// Panics so far, of any thread, also those that were caught.
+static N_PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many panics there were so far, of any thread.
+fn n_panics() -> usize {
+    N_PANICS.load(Relaxed)
+}
 
 thread_local! {
     static TARGET: OnceCell<Target> = const { OnceCell::new() };
@@ -50,7 +64,10 @@ fn start() {
         std::process::exit(0);
     };
     // libFuzzer's own hook ends the process, also where a panic of foreign code is caught and becomes an error.
-    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}\n{}", std::backtrace::Backtrace::force_capture())));
+    std::panic::set_hook(Box::new(|panic| {
+        N_PANICS.fetch_add(1, Relaxed);
+        eprintln!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
+    }));
     let target = targets::named(&name);
     if let Some(folder) = std::env::var_os(SEEDS_FOLDER) {
         let folder = Path::new(&folder);

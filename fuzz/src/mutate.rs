@@ -11,6 +11,24 @@ pub enum Form {
     Json,
     /// Eight bytes of a length, JSON of that length, bytes.
     Safetensors,
+    /// JSON on each line.
+    Lines,
+    /// Requests between [`NEXT`], each a head and, after an empty line, JSON.
+    Requests,
+}
+
+/// Between one message and the next, where an input has several.
+pub const NEXT: &[u8] = b"\n----\n";
+
+/// The parts of a text between marks.
+pub fn parts<'a>(text: &'a [u8], mark: &[u8]) -> Vec<&'a [u8]> {
+    let (mut found, mut rest) = (Vec::new(), text);
+    while let Some(at) = rest.windows(mark.len()).position(|window| window == mark) {
+        found.push(&rest[..at]);
+        rest = &rest[at + mark.len()..];
+    }
+    found.push(rest);
+    found
 }
 
 /// A generator of numbers: the same seed, the same inputs.
@@ -71,9 +89,29 @@ pub fn change(input: &mut Vec<u8>, form: Form, seeds: &[Vec<u8>], random: &mut R
                     input.extend(data);
                 }
             }
+            Form::Lines if random.below(3) > 0 => change_part(input, b"\n", random, change_json),
+            Form::Requests if random.below(3) > 0 => change_part(input, NEXT, random, |request, random| {
+                let body = request.windows(2).position(|window| window == b"\n\n").map(|at| at + 2);
+                match body {
+                    Some(body) if random.below(3) > 0 => {
+                        let mut json = request.split_off(body);
+                        change_json(&mut json, random);
+                        request.extend(json);
+                    }
+                    _ => change_bytes(request, Form::Text, seeds, random),
+                }
+            }),
             _ => change_bytes(input, form, seeds, random),
         }
     }
+}
+
+/// Changes one of the parts between marks.
+fn change_part(input: &mut Vec<u8>, mark: &[u8], random: &mut Random, change: impl FnOnce(&mut Vec<u8>, &mut Random)) {
+    let mut all: Vec<Vec<u8>> = parts(input, mark).into_iter().map(<[u8]>::to_vec).collect();
+    let at = random.below(all.len());
+    change(&mut all[at], random);
+    *input = all.join(mark);
 }
 
 fn change_bytes(input: &mut Vec<u8>, form: Form, seeds: &[Vec<u8>], random: &mut Random) {
@@ -83,7 +121,7 @@ fn change_bytes(input: &mut Vec<u8>, form: Form, seeds: &[Vec<u8>], random: &mut
         0 => input.truncate(at),
         1 if len > 0 => input[at] ^= 1 << random.below(8),
         2 if len > 0 => input[at] = random.next() as u8,
-        3 if form == Form::Text || form == Form::Json => {
+        3 if !matches!(form, Form::Binary | Form::Safetensors) => {
             let word = WORDS[random.below(WORDS.len())];
             // In place of a number where one begins hereabouts.
             let begin = input[at..].iter().position(u8::is_ascii_digit).map_or(at, |n| at + n);

@@ -4,13 +4,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use circuitscope::attribution::{AttributionOptions, RowChoice, Visits, attribute};
+use circuitscope::attribution::{AttributionOptions, OpenChoice, RowChoice, Visits, attribute};
 use circuitscope::export::{WireGraph, write_raw, write_wire};
 use circuitscope::job::Job;
 use circuitscope::prune::{PruneSettings, prune};
 use circuitscope::replacement::Replacement;
 use circuitscope::weights::{atlas_model, atlas_transcoders};
 use serde_json::{Value, json};
+
+use crate::tiny::{N_LAYERS, Tiny};
 
 /// A file of the repository.
 pub fn fixture(relative: &str) -> PathBuf {
@@ -20,6 +22,56 @@ pub fn fixture(relative: &str) -> PathBuf {
 /// Its bytes.
 pub fn bytes(relative: &str) -> Vec<u8> {
     std::fs::read(fixture(relative)).expect("the repository's own files can be read")
+}
+
+/// A tensor of a safetensors file.
+#[derive(Clone)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// A safetensors file.
+pub fn file_of(tensors: &[Tensor], metadata: Option<Value>) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    if let Some(metadata) = metadata {
+        header.insert("__metadata__".into(), metadata);
+    }
+    let mut end = 0;
+    for Tensor { name, dtype, shape, bytes } in tensors {
+        let begin = end;
+        end += bytes.len();
+        header.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }));
+    }
+    let mut header = serde_json::to_vec(&Value::Object(header)).expect("JSON");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.extend(header);
+    tensors.iter().for_each(|tensor| out.extend(&tensor.bytes));
+    out
+}
+
+/// The tensors of a safetensors file in their order, and its metadata.
+fn tensors_of(file: &[u8]) -> (Vec<Tensor>, Option<Value>) {
+    let len = u64::from_le_bytes(*file.first_chunk().expect("a file of ours")) as usize;
+    let mut header: serde_json::Map<String, Value> = serde_json::from_slice(&file[8..8 + len]).expect("JSON");
+    let metadata = header.remove("__metadata__");
+    let numbers = |list: &Value| -> Vec<usize> {
+        list.as_array().expect("numbers").iter().map(|n| n.as_u64().expect("a number") as usize).collect()
+    };
+    let mut found: Vec<(usize, Tensor)> = header
+        .iter()
+        .map(|(name, tensor)| {
+            let at = numbers(&tensor["data_offsets"]);
+            let bytes = file[8 + len + at[0]..8 + len + at[1]].to_vec();
+            let dtype = tensor["dtype"].as_str().expect("a type").to_owned();
+            (at[0], Tensor { name: name.clone(), dtype, shape: numbers(&tensor["shape"]), bytes })
+        })
+        .collect();
+    found.sort_by_key(|(begin, _)| *begin);
+    (found.into_iter().map(|(_, tensor)| tensor).collect(), metadata)
 }
 
 /// A checkpoint of small tensors, of every kind that one may hold.
@@ -33,21 +85,15 @@ pub fn safetensors() -> Vec<u8> {
         ("m_blocks", "U8", 1, vec![1, 2, 1, 16]),
         ("m_scales", "U8", 1, vec![1, 2, 1]),
     ];
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), json!({ "format": "pt" }));
-    let mut end = 0;
-    for (name, dtype, size, shape) in tensors {
-        let begin = end;
-        end += size * shape.iter().product::<usize>();
-        header.insert(name.into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }));
-    }
-    let mut header = serde_json::to_vec(&Value::Object(header)).expect("JSON");
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut out = (header.len() as u64).to_le_bytes().to_vec();
-    out.extend(header);
-    // Small bytes are finite numbers of every kind.
-    out.extend((0..end).map(|at| (at % 48) as u8));
-    out
+    let mut at = 0;
+    let tensors = tensors.map(|(name, dtype, size, shape)| {
+        let begin = at;
+        at += size * shape.iter().product::<usize>();
+        // Small bytes are finite numbers of every kind.
+        let bytes = (begin..at).map(|at| (at % 48) as u8).collect();
+        Tensor { name: name.to_owned(), dtype: dtype.to_owned(), shape, bytes }
+    });
+    file_of(&tensors, Some(json!({ "format": "pt" })))
 }
 
 /// Tokenizers of each kind of model, with the steps that files have before and after it.
@@ -124,7 +170,8 @@ pub fn npz() -> Vec<u8> {
     zip.finish().expect("a zip in memory").into_inner()
 }
 
-pub fn gguf() -> Vec<u8> {
+/// A Llama of width 8; its matrices are filled with numbers, those of norms with ones.
+pub fn gguf(n_layers: usize, number: &mut dyn FnMut() -> f32) -> Vec<u8> {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
     let int = |value: u32| [&4u32.to_le_bytes()[..], &value.to_le_bytes()].concat();
     let float = |value: f32| [&6u32.to_le_bytes()[..], &value.to_le_bytes()].concat();
@@ -139,7 +186,7 @@ pub fn gguf() -> Vec<u8> {
     let tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u{2581}", "\u{2581}a"];
     let values = [
         ("general.architecture", word("llama")),
-        ("llama.block_count", int(1)),
+        ("llama.block_count", int(n_layers as u32)),
         ("llama.embedding_length", int(8)),
         ("llama.context_length", int(64)),
         ("llama.feed_forward_length", int(16)),
@@ -152,20 +199,25 @@ pub fn gguf() -> Vec<u8> {
         ("tokenizer.ggml.token_type", numbers(5, [2i32, 3, 3, 1, 1, 1, 1, 1].map(i32::to_le_bytes).to_vec())),
         ("tokenizer.ggml.bos_token_id", int(1)),
     ];
-    let tensors: [(&str, &[u64]); 12] = [
-        ("token_embd.weight", &[8, 8]),
-        ("output_norm.weight", &[8]),
-        ("output.weight", &[8, 8]),
-        ("blk.0.attn_norm.weight", &[8]),
-        ("blk.0.attn_q.weight", &[8, 8]),
-        ("blk.0.attn_k.weight", &[8, 8]),
-        ("blk.0.attn_v.weight", &[8, 8]),
-        ("blk.0.attn_output.weight", &[8, 8]),
-        ("blk.0.ffn_norm.weight", &[8]),
-        ("blk.0.ffn_gate.weight", &[8, 16]),
-        ("blk.0.ffn_up.weight", &[8, 16]),
-        ("blk.0.ffn_down.weight", &[16, 8]),
+    let mut tensors: Vec<(String, &[u64])> = vec![
+        ("token_embd.weight".to_owned(), &[8, 8]),
+        ("output_norm.weight".to_owned(), &[8]),
+        ("output.weight".to_owned(), &[8, 8]),
     ];
+    for layer in 0..n_layers {
+        let parts: [(&str, &[u64]); 9] = [
+            ("attn_norm", &[8]),
+            ("attn_q", &[8, 8]),
+            ("attn_k", &[8, 8]),
+            ("attn_v", &[8, 8]),
+            ("attn_output", &[8, 8]),
+            ("ffn_norm", &[8]),
+            ("ffn_gate", &[8, 16]),
+            ("ffn_up", &[8, 16]),
+            ("ffn_down", &[16, 8]),
+        ];
+        tensors.extend(parts.map(|(part, shape)| (format!("blk.{layer}.{part}.weight"), shape)));
+    }
     let mut out = b"GGUF\x03\0\0\0".to_vec();
     out.extend((tensors.len() as u64).to_le_bytes());
     out.extend((values.len() as u64).to_le_bytes());
@@ -173,17 +225,93 @@ pub fn gguf() -> Vec<u8> {
         out.extend(text(key));
         out.extend(value);
     }
-    let mut n = 0u64;
+    let mut data: Vec<u8> = Vec::new();
     for (name, shape) in tensors {
-        out.extend(text(name));
+        out.extend(text(&name));
         out.extend((shape.len() as u32).to_le_bytes());
         shape.iter().for_each(|len| out.extend(len.to_le_bytes()));
         out.extend(0u32.to_le_bytes());
-        out.extend(n.to_le_bytes());
-        n += shape.iter().product::<u64>() * 4;
+        out.extend((data.len() as u64).to_le_bytes());
+        for _ in 0..shape.iter().product() {
+            let value = if name.contains("norm") { 1.0 } else { number() };
+            data.extend(value.to_le_bytes());
+        }
     }
-    out.resize(out.len().next_multiple_of(32) + n as usize, 0);
+    out.resize(out.len().next_multiple_of(32), 0);
+    out.extend(data);
     out
+}
+
+/// Graphs with what only some have: heads behind edges, closed positions, features and errors without a place of their
+/// own. Raw ones, and JSON ones.
+pub fn graphs_of_every_kind() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let tracer = Tiny::make().tracer();
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let (raw, wire) = (folder.path().join("a.safetensors"), folder.path().join("a.json"));
+    let (mut raws, mut wires) = (Vec::new(), Vec::new());
+    let closed = OpenChoice::Spans(vec![[2, 4]]);
+    for (open, rows, has_heads) in [
+        (OpenChoice::All, RowChoice::All, true),
+        (closed, RowChoice::BestFirst { max_features: 4 }, false),
+        (OpenChoice::All, RowChoice::Sampled { visits: Visits::Theta(0.0), nodes: Some(3) }, false),
+    ] {
+        let options = AttributionOptions { rows, open, ..AttributionOptions::default() };
+        let mut traced = tracer.trace("a b ab", &options).expect("a graph");
+        let mut circuit = traced.prune(&PruneSettings::default()).expect("thresholds");
+        if has_heads {
+            tracer.add_heads(&mut traced, &mut circuit, &Job::default()).expect("heads");
+        }
+        write_raw(traced.graph(), &raw).expect("the folder can be written");
+        write_wire(&WireGraph::new(&circuit, "a").expect("a circuit"), &wire).expect("the folder can be written");
+        raws.push(std::fs::read(&raw).expect("it was written"));
+        wires.push(std::fs::read(&wire).expect("it was written"));
+    }
+    let sampled = raws.last().expect("three were made");
+    raws.push(with_fewer_errors(sampled));
+    (raws, wires)
+}
+
+/// A sampled graph whose errors are not all nodes, as one of a long prompt: every second one is left out.
+fn with_fewer_errors(raw: &[u8]) -> Vec<u8> {
+    let (mut tensors, metadata) = tensors_of(raw);
+    let shape = |tensors: &[Tensor], name: &str| -> Vec<usize> {
+        tensors.iter().find(|tensor| tensor.name == name).expect("graphs have it").shape.clone()
+    };
+    let n_pos = shape(&tensors, "input_tokens")[0];
+    let n_targets = shape(&tensors, "target_ids")[0];
+    let n_features = shape(&tensors, "selected_features")[0];
+    let n_rows = n_features + n_targets;
+    let n_errors = N_LAYERS * n_pos;
+    let edges = tensors.iter_mut().find(|tensor| tensor.name == "edge_rows").expect("graphs have it");
+    let (mut kept, mut at, mut lost, mut lost_at) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for cell in (0..n_errors).step_by(2) {
+        at.extend([(cell / n_pos) as i64, (cell % n_pos) as i64].map(i64::to_le_bytes).concat());
+    }
+    for (row, values) in edges.bytes.chunks_exact(4 * edges.shape[1]).enumerate() {
+        let values: Vec<f32> = values.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let is_left_out = |column: usize| {
+            let cell = column.wrapping_sub(n_features);
+            cell < n_errors && cell % 2 == 1
+        };
+        let of_row = |column: usize| if is_left_out(column) { values[column] } else { 0.0 };
+        lost.push((0..values.len()).map(of_row).sum::<f32>());
+        if row >= n_features {
+            lost_at.extend((n_features..n_features + n_errors).map(of_row));
+        }
+        kept.extend((0..values.len()).filter(|column| !is_left_out(*column)).map(|column| values[column]));
+    }
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    edges.shape = vec![n_rows, kept.len() / n_rows];
+    edges.bytes = bytes(&kept);
+    let mut add = |name: &str, dtype: &str, shape: Vec<usize>, bytes: Vec<u8>| {
+        tensors.push(Tensor { name: name.to_owned(), dtype: dtype.to_owned(), shape, bytes });
+    };
+    add("error_nodes", "I64", vec![n_errors.div_ceil(2), 2], at);
+    add("unselected_error_effect", "F32", vec![n_rows], bytes(&lost));
+    add("unselected_errors_at", "F32", vec![n_targets, N_LAYERS, n_pos], bytes(&lost_at));
+    // Wide values first, so that each is where its type may be.
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype[1..].parse::<usize>().unwrap_or(0)));
+    file_of(&tensors, metadata)
 }
 
 /// Raw graphs and a JSON graph: of rows best first, and of sampled rows.

@@ -1,28 +1,27 @@
 //! The readers, each with valid files to begin with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::Device;
 use circuitscope::batch::{PromptLine, TraceSettings, prompt_lines};
-use circuitscope::circuits::{
-    GroupRequest, Opening, SharedView, SummarySettings, collapse, open_graph, prune_raw, summarize,
-};
 use circuitscope::cli::Config;
-use circuitscope::export::{read_raw, stream_wire};
 use circuitscope::intervene::{FeatureSpec, Plan, Positions, Supernodes, Sweep};
 use circuitscope::labels::Labels;
 use circuitscope::model::{HookPoint, Model};
-use circuitscope::picture::{PictureSettings, arrange, svg};
-use circuitscope::prune::PruneSettings;
 use circuitscope::tracer::{Setup, Tracer, directions};
 use circuitscope::transcoder::open as open_transcoders;
 use circuitscope::weights::{Checkpoint, Folder, ModelFiles, Tokenizer, atlas_model};
 use serde_json::{Value, json};
 
 use crate::feature_targets;
+use crate::foreign_targets;
+use crate::graph_targets;
+use crate::http;
 use crate::hub::HubOnThisMachine;
 use crate::mutate::Form;
 use crate::seeds::{self, bytes, fixture};
+use crate::services;
+use crate::tiny::{self, Tiny};
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +56,7 @@ impl Target {
 }
 
 /// Memory that an input may take where nothing else is said.
-const MAX_BYTES: usize = 64 << 20;
+pub const MAX_BYTES: usize = 64 << 20;
 
 /// Elements of a tensor that is read whole.
 const MAX_ELEMENTS: usize = 1 << 16;
@@ -93,17 +92,10 @@ pub fn in_folder(name: &'static str) -> (PathBuf, impl Fn(&[u8])) {
     (path, move |input| std::fs::write(&to, input).expect("the folder can be written"))
 }
 
-fn copied(relative: &str, folder: &Path) {
-    for entry in fixture(relative).read_dir().expect("the repository's own files can be read") {
-        let from = entry.expect("an entry").path();
-        std::fs::copy(&from, folder.join(from.file_name().expect("a name"))).expect("the folder can be written");
-    }
-}
-
 /// A target's name, and what makes it.
 type Named = (&'static str, fn() -> Target);
 
-const TARGETS: [Named; 27] = [
+const TARGETS: [Named; 38] = [
     ("safetensors", safetensors),
     ("npz", npz),
     ("gguf", gguf),
@@ -111,16 +103,16 @@ const TARGETS: [Named; 27] = [
     ("tokenizer", tokenizer),
     ("yaml", yaml),
     ("shards", shards),
-    ("raw", raw),
-    ("json", json_graph),
-    ("groups", groups),
+    ("raw", graph_targets::raw),
+    ("json", graph_targets::json_graph),
+    ("groups", graph_targets::groups),
     ("plan", plan),
     ("spec", spec),
     ("labels", labels),
     ("prompt", prompt),
     ("hub", hub),
     ("setups", setups),
-    ("address", address),
+    ("address", graph_targets::address),
     ("direction", direction),
     ("token_sum", token_sum),
     ("prompts", prompts),
@@ -131,6 +123,17 @@ const TARGETS: [Named; 27] = [
     ("features_tokens", feature_targets::tokens),
     ("features_state", feature_targets::state),
     ("features_merged", feature_targets::merged_manifest),
+    ("names", foreign_targets::names),
+    ("neuronpedia", foreign_targets::neuronpedia),
+    ("circuit_tracer", foreign_targets::circuit_tracer),
+    ("bundle", foreign_targets::bundle),
+    ("site", services::site),
+    ("explanations", services::explanations),
+    ("kept_explanations", services::kept_explanations),
+    ("label_scores", services::label_scores),
+    ("index", foreign_targets::index),
+    ("listing", foreign_targets::listing),
+    ("http", http::requests),
 ];
 
 /// The names of all targets.
@@ -167,7 +170,7 @@ fn npz() -> Target {
 /// A whole model in one file.
 fn gguf() -> Target {
     let (path, write) = in_folder("a.gguf");
-    Target::new(Form::Binary, vec![seeds::gguf()], move |input| {
+    Target::new(Form::Binary, vec![seeds::gguf(1, &mut || 0.0)], move |input| {
         write(input);
         let Ok(host) = ModelFiles::open(&path.to_string_lossy()) else { return false };
         let _ = host.tokenizer.encode_prompt("a b ab");
@@ -206,10 +209,12 @@ fn tokenizer() -> Target {
 fn yaml() -> Target {
     let (path, write) = in_folder("config.yaml");
     let folder = path.parent().expect("it is in a folder").to_path_buf();
-    copied("llama_relu/transcoders", &folder);
+    let d_model = 8;
+    for layer in 0..4 {
+        std::fs::write(folder.join(format!("layer_{layer}.safetensors")), tiny::transcoder_of_width(d_model))
+            .expect("the folder can be written");
+    }
     let folder = Folder::open(&folder.to_string_lossy()).expect("a folder");
-    let config: Value = serde_json::from_slice(&bytes("llama_relu/model/config.json")).expect("a config");
-    let d_model = config["hidden_size"].as_u64().expect("a size") as usize;
     Target::new(Form::Text, vec![bytes("llama_relu/transcoders/config.yaml")], move |input| {
         write(input);
         open_transcoders(&folder, 4, d_model, &Device::Cpu).is_ok()
@@ -220,55 +225,23 @@ fn yaml() -> Target {
 fn shards() -> Target {
     let (path, write) = in_folder("model.safetensors.index.json");
     let folder = path.parent().expect("it is in a folder").to_path_buf();
-    copied("llama_relu/model", &folder);
-    std::fs::rename(folder.join("model.safetensors"), folder.join("a.safetensors")).expect("the folder can be written");
+    let config = bytes("llama_relu/model/config.json");
+    let tokenizer = seeds::tokenizers().swap_remove(0);
+    let embedding = seeds::Tensor {
+        name: "model.embed_tokens.weight".to_owned(),
+        dtype: "F32".to_owned(),
+        shape: vec![2, 2],
+        bytes: vec![0; 16],
+    };
+    let checkpoint = seeds::file_of(&[embedding], None);
+    for (name, bytes) in [("config.json", config), ("tokenizer.json", tokenizer), ("a.safetensors", checkpoint)] {
+        std::fs::write(folder.join(name), bytes).expect("the folder can be written");
+    }
     let index = json!({"metadata": {"total_size": 1}, "weight_map": {"model.embed_tokens.weight": "a.safetensors"}});
     Target::new(Form::Json, vec![serde_json::to_vec(&index).expect("JSON")], move |input| {
         write(input);
         let folder = Folder::open(&folder.to_string_lossy()).expect("a folder");
         ModelFiles::from_folder(&folder).is_ok_and(|host| host.checkpoint.names().next().is_some())
-    })
-}
-
-fn raw() -> Target {
-    let (path, write) = in_folder("a.safetensors");
-    Target::new(Form::Safetensors, seeds::graphs().0, move |input| {
-        write(input);
-        let Ok(graph) = read_raw(&path) else { return false };
-        let circuit = prune_raw(&graph, &PruneSettings::default());
-        circuit.is_ok_and(|circuit| summarize(&circuit, &SummarySettings::default()).is_ok())
-    })
-}
-
-/// A JSON graph: read, drawn, summarised. What a terminal would obey is in no picture.
-fn json_graph() -> Target {
-    let (path, write) = in_folder("a.json");
-    Target::new(Form::Json, vec![seeds::graphs().1], move |input| {
-        write(input);
-        let Ok(circuit) = stream_wire(&path, None).and_then(|graph| graph.circuit()) else { return false };
-        let Ok(view) = collapse(&circuit, &[]) else { return false };
-        let picture = svg(&circuit, &view, &arrange(&circuit, &view, &PictureSettings::default()));
-        assert!(!picture.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "a picture holds text that a terminal obeys");
-        summarize(&circuit, &SummarySettings::default()).is_ok()
-    })
-}
-
-/// A file of supernodes for a JSON graph.
-fn groups() -> Target {
-    let (path, write) = in_folder("groups.json");
-    let graph = path.with_file_name("graph.json");
-    std::fs::write(&graph, seeds::graphs().1).expect("the folder can be written");
-    let opened = open_graph(&graph, &Opening::new(None, None).expect("no thresholds")).expect("a graph");
-    let circuit = &opened.circuit;
-    let ids: Vec<String> = circuit.graph().node_weights().take(3).map(|node| node.id.to_string()).collect();
-    let lists = json!([["a", ids[0]], ["b", ids[1], ids[2]]]);
-    let by_name = json!({"a": [ids[0], ids[1]], "b": [ids[2]]});
-    let graph = json!({"qParams": {"supernodes": lists}, "nodes": []});
-    let seeds = [lists, by_name, graph].iter().map(|seed| serde_json::to_vec(seed).expect("JSON")).collect();
-    let request = GroupRequest { file: Some(path), ..GroupRequest::default() };
-    Target::new(Form::Json, seeds, move |input| {
-        write(input);
-        request.supernodes(&opened).is_ok_and(|groups| collapse(&opened.circuit, &groups).is_ok())
     })
 }
 
@@ -312,12 +285,15 @@ fn labels() -> Target {
     Target::new(Form::Json, vec![labels], |input| Labels::parse(input, "feature_labels.json").is_ok())
 }
 
+/// Text of a prompt. One token is looked for among five hundred: what is near it is looked for in all of them.
 fn prompt() -> Target {
     let tokenizer = atlas_model().expect("atlas").tokenizer;
+    let folder = Folder::open(&fixture("llama_relu/model").to_string_lossy()).expect("a folder");
+    let small = ModelFiles::from_folder(&folder).expect("a model").tokenizer;
     Target::new(Form::Text, vec![b"The capital of the state containing Dallas is".to_vec()], move |input| {
         let text = String::from_utf8_lossy(input);
         tokenizer.encode_prompt(&text).is_ok_and(|ids| {
-            let _ = tokenizer.single_token(&text);
+            let _ = small.single_token(&text);
             !tokenizer.decode(&ids).is_empty()
         })
     })
@@ -336,34 +312,6 @@ fn setups() -> Target {
             let _ = config.get("c");
             default.is_none_or(|setup| setup.is_ok() || config.default.as_deref() == Some("atlas"))
         })
-    })
-}
-
-/// The address of a graph's page, for a JSON graph.
-fn address() -> Target {
-    let (path, write) = in_folder("graph.json");
-    write(&seeds::graphs().1);
-    let opened = open_graph(&path, &Opening::new(None, None).expect("no thresholds")).expect("a graph");
-    let circuit = &opened.circuit;
-    let ids: Vec<String> = circuit.graph().node_weights().take(4).map(|node| node.id.to_string()).collect();
-    let encoded = |value: Value| value.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
-    let groups = encoded(json!([["a", ids[0]], ["b", ids[1], ids[2]]]));
-    let labels = encoded(json!([[ids[3], "a label"], [12, "by number"]]));
-    let seeds = [
-        format!(
-            "https://x.org/gpt2/graph?slug=a&pinnedIds={},{}&supernodes={groups}&clerps={labels}#x",
-            ids[0], ids[1]
-        ),
-        format!("?supernodes=[[\"a\",\"{}\"]]", ids[1]),
-    ];
-    Target::new(Form::Text, seeds.map(String::into_bytes).into(), move |input| {
-        let Ok(text) = std::str::from_utf8(input) else { return false };
-        let Ok(view) = SharedView::parse(text) else { return false };
-        let mut labelled = opened.circuit.clone();
-        view.relabel(&mut labelled);
-        let _ = view.pinned_in(&labelled);
-        let request = GroupRequest { shared: Some(view), ..GroupRequest::default() };
-        request.supernodes(&opened).is_ok_and(|groups| collapse(&labelled, &groups).is_ok())
     })
 }
 
@@ -395,20 +343,19 @@ fn direction() -> Target {
     })
 }
 
-/// A sum of tokens. What could be a file is not tried: it may be one.
 /// A file of prompts, each line up to the request that would be traced. What names files is not tried: `direction` and
 /// `safetensors` are targets of their own.
 fn prompts() -> Target {
-    let tracer = Tracer::open(Setup::atlas()).expect("atlas");
+    let tracer = Tiny::make().tracer();
     let lines = [
-        r#"{"prompt": "The capital of Texas is", "slug": "t", "targets": [" Austin", {"token_id": 7}], "rows": 50}"#,
-        r#"{"tokens": [1, 5, 9], "targets": [{"difference": [" Austin", " Dallas"]}, {"feature": "0_39_2"}]}"#,
-        r#"{"prompt": "A", "targets": [{"attention": "1.0@3:2", "versus": 1}, {"direction": "2 * \" Austin\""}]}"#,
+        r#"{"prompt": "a b ab", "slug": "t", "targets": ["ab", {"token_id": 7}], "rows": 50}"#,
+        r#"{"tokens": [1, 5, 3], "targets": [{"difference": ["a", "b"]}, {"feature": "0_3_2"}]}"#,
+        r#"{"prompt": "A", "targets": [{"attention": "1.0@2:1", "versus": 0}, {"direction": "2 * \"ab\""}]}"#,
         r#"{"prompt": "A", "position": 0, "max_logits": 2, "logit_prob": 0.5, "theta": 0.1, "nodes": 9, "heads": true}"#,
         r#"{"prompt": "A", "max_features": "all", "batch_size": 3, "node_threshold": 0.5, "edge_threshold": 1}"#,
     ];
     let seeds = lines.iter().map(|line| line.as_bytes().to_vec()).chain([lines.join("\r\n\n").into_bytes()]);
-    let target = Target::new(Form::Text, seeds.collect(), move |input| {
+    let target = Target::new(Form::Lines, seeds.collect(), move |input| {
         let usual = TraceSettings::default();
         let mut is_read = false;
         for (number, line) in prompt_lines(input) {
@@ -429,6 +376,7 @@ fn prompts() -> Target {
     Target { read, ..target }
 }
 
+/// A sum of tokens. What could be a file is not tried: it may be one.
 fn token_sum() -> Target {
     let tracer = Tracer::open(Setup::atlas()).expect("atlas");
     let seeds =

@@ -109,8 +109,9 @@ pub fn replace_set(from: &Path, to: &Path, seal: &str) -> Result<()> {
 pub fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
     let failed = |source| Error::Io { doing: "cannot write", path: path.to_owned(), source };
     let before = std::fs::metadata(path).ok();
-    if before.as_ref().is_some_and(|before| !is_replaceable(path, before)) {
-        let device = OpenOptions::new().write(true).open(path).map_err(failed)?;
+    if let Some(before) = before.as_ref().filter(|before| !is_replaceable(path, before)) {
+        // What leads to a file (`/dev/stdout >> log`) is written after what the file holds, not over it.
+        let device = OpenOptions::new().write(true).append(before.is_file()).open(path).map_err(failed)?;
         return fill(&device, write).map_err(failed);
     }
     let path = end_of_links(path);
@@ -133,10 +134,11 @@ fn fill(file: &File, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Resul
 }
 
 /// Whether another file can take the place of what is at `path`. What the system lists among its devices cannot be
-/// replaced, even where it leads to a file: the program that opened that file would not see the new one. A folder is no
-/// file either, but renaming says so.
+/// replaced, even where it leads to a file: the program that opened that file would not see the new one. Below `/dev/shm`
+/// are ordinary files, in memory. A folder is no file either, but renaming says so.
 fn is_replaceable(path: &Path, before: &Metadata) -> bool {
-    (before.is_file() && !path.starts_with("/dev") && !path.starts_with("/proc")) || before.is_dir()
+    let is_listed = (path.starts_with("/dev") && !path.starts_with("/dev/shm")) || path.starts_with("/proc");
+    (before.is_file() && !is_listed) || before.is_dir()
 }
 
 /// Where a chain of symbolic links ends, also where no file is there yet.
@@ -203,5 +205,31 @@ mod tests {
     fn devices_are_written_through() {
         replace_file(Path::new("/dev/null"), |w| w.write_all(b"gone")).unwrap();
         assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn files_in_shared_memory_are_replaced_whole() {
+        // Some containers have none.
+        let Ok(folder) = tempfile::tempdir_in("/dev/shm") else { return };
+        let path = folder.path().join("graph.json");
+        replace_file(&path, |w| w.write_all(b"an old file that is longer")).unwrap();
+        let reader = File::open(&path).unwrap();
+        replace_file(&path, |w| w.write_all(b"new")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::io::read_to_string(reader).unwrap(), "an old file that is longer");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_leads_to_an_open_file_is_written_after_what_that_holds() {
+        use std::os::fd::AsRawFd;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, b"what was said before\n").unwrap();
+        let file = File::open(&path).unwrap();
+        let listed = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        replace_file(&listed, |w| w.write_all(b"new\n")).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "what was said before\nnew\n");
     }
 }

@@ -218,7 +218,7 @@ fn chunk(app: &App, layer: usize, range: Option<&HeaderValue>) -> Answer {
     let range = range.and_then(|range| range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
     let Some((start, end)) = range.and_then(|(start, end)| {
         let start: u64 = start.parse().ok()?;
-        let end = if end.is_empty() { total - 1 } else { end.parse::<u64>().ok()? };
+        let end = if end.is_empty() { total.saturating_sub(1) } else { end.parse::<u64>().ok()? };
         (start < total && start <= end).then_some((start, end.min(total - 1)))
     }) else {
         return Ok(unsatisfiable());
