@@ -1,16 +1,25 @@
 //! Graphs, and what is chosen in them.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use circuitscope::attribution::{AttributionOptions, RowChoice, Visits};
 use circuitscope::circuits::{
     GroupRequest, Opening, SharedView, SummarySettings, collapse, open_graph, prune_raw, summarize, summarize_with_raw,
 };
 use circuitscope::export::{read_raw, stream_wire};
+use circuitscope::job::{CancelToken, Job};
 use circuitscope::picture::{PictureSettings, arrange, svg};
 use circuitscope::prune::PruneSettings;
+use circuitscope::tracer::FinishedFile;
 use serde_json::{Value, json};
 
 use crate::mutate::Form;
 use crate::seeds;
 use crate::targets::{Target, in_folder};
+use crate::tiny::Tiny;
 
 /// A raw graph: read, pruned, summarised.
 pub fn raw() -> Target {
@@ -22,6 +31,42 @@ pub fn raw() -> Target {
         let Ok(circuit) = prune_raw(&graph, &PruneSettings::default()) else { return false };
         let settings = SummarySettings::default();
         summarize(&circuit, &settings).is_ok() && summarize_with_raw(&circuit, &graph, &settings).is_ok()
+    })
+}
+
+/// How finished rows are kept here, and which graph they are of.
+fn options(path: &Path, every: Duration) -> AttributionOptions {
+    AttributionOptions {
+        rows: RowChoice::Sampled { visits: Visits::Rows(4), nodes: Some(3) },
+        finished: Some(Arc::new(FinishedFile::every(path, every))),
+        ..AttributionOptions::default()
+    }
+}
+
+/// Finished rows: read, and the trace that they are of goes on from them.
+pub fn finished_rows() -> Target {
+    let tracer = Tiny::make().tracer();
+    let (path, write) = in_folder("a.rows");
+    let tokens = [0u32, 1, 2, 1];
+    let mut seeds: Vec<Vec<u8>> = Vec::new();
+    // What traces leave that end after one report, two, and so on.
+    for reports in 1.. {
+        let _ = std::fs::remove_file(&path);
+        let (told, token) = (AtomicUsize::new(0), CancelToken::default());
+        let job = Job::default().with_cancel(token.clone()).with_progress(move |_| {
+            if told.fetch_add(1, Ordering::Relaxed) + 1 >= reports {
+                token.cancel();
+            }
+        });
+        let is_whole = tracer.trace_with(&tokens[..], &options(&path, Duration::ZERO), &job).is_ok();
+        seeds.extend(std::fs::read(&path).ok().filter(|bytes| !seeds.contains(bytes)));
+        if is_whole {
+            break;
+        }
+    }
+    Target::new(Form::Safetensors, seeds, move |input| {
+        write(input);
+        tracer.trace_with(&tokens[..], &options(&path, Duration::MAX), &Job::default()).is_ok()
     })
 }
 

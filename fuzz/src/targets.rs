@@ -95,7 +95,7 @@ pub fn in_folder(name: &'static str) -> (PathBuf, impl Fn(&[u8])) {
 /// A target's name, and what makes it.
 type Named = (&'static str, fn() -> Target);
 
-const TARGETS: [Named; 38] = [
+const TARGETS: [Named; 39] = [
     ("safetensors", safetensors),
     ("npz", npz),
     ("gguf", gguf),
@@ -104,6 +104,7 @@ const TARGETS: [Named; 38] = [
     ("yaml", yaml),
     ("shards", shards),
     ("raw", graph_targets::raw),
+    ("finished_rows", graph_targets::finished_rows),
     ("json", graph_targets::json_graph),
     ("groups", graph_targets::groups),
     ("plan", plan),

@@ -65,6 +65,9 @@ pub(super) fn fold(layers: &[Layer], index: usize, unit_decoders: bool, precisio
         .zip(&lengths)
         .for_each(|(row, length)| row.iter_mut().for_each(|v| *v *= layer.scale_in * length));
     let threshold = |feature: usize| {
+        if let Some(over) = layer.over_threshold.get(feature) {
+            return (lengths[feature] / over).clamp(1e-6, f32::MAX);
+        }
         let own = layer.n_least_kept[feature] >= MIN_LEAST_KEPT;
         let norm = layer.dec_norms[feature].max(f32::MIN_POSITIVE);
         let least = if own { layer.least_kept[feature] } else { layer.mean_floor / norm };

@@ -59,6 +59,9 @@ pub(super) struct Layer {
     /// `[n_features]`
     pub least_kept: Vec<f32>,
     pub n_least_kept: Vec<u32>,
+    /// What activations are multiplied by where features are chosen by thresholds of a set that training goes on from: one
+    /// over each. Empty: by what they add to the output. `[n_features]`
+    pub over_threshold: Vec<f32>,
     /// Whether the encoder's product is in bf16, where the processor has such.
     pub rounds: bool,
     /// Weight of the lengths of activations in the loss, where features are chosen by it (ReLU).
@@ -95,6 +98,7 @@ impl Layer {
             mean_floor: 0.0,
             least_kept: vec![0.0; n_features],
             n_least_kept: vec![0; n_features],
+            over_threshold: Vec::new(),
             rounds: false,
             sparsity: 0.0,
         }
@@ -111,6 +115,11 @@ impl Layer {
         let of_features = (n_features as u64).saturating_mul(rows.saturating_mul(12) + 36);
         let of_skip = if has_skip { (d_model as u64).saturating_mul(d_model as u64).saturating_mul(12) } else { 0 };
         of_features.saturating_add(of_skip)
+    }
+
+    /// What activations are multiplied by to choose the active features of a batch. `[n_features]`
+    pub(super) fn importance(&self) -> &[f32] {
+        if self.over_threshold.is_empty() { &self.dec_norms } else { &self.over_threshold }
     }
 
     /// The decoder row of a feature at the `written`-th of the layers that it writes to. `[d_model]`

@@ -55,7 +55,7 @@ struct Candidate {
     token: u32,
     feature: u32,
     value: f32,
-    /// What the choice goes by: the length of what it adds to the output.
+    /// What the choice goes by: the length of what it adds to the output, or how far it is above its threshold.
     effect: f32,
 }
 
@@ -122,7 +122,7 @@ wide! {
 
 #[inline(always)]
 fn scan(found: &mut Vec<Candidate>, token: u32, products: &[f32], layer: &Layer, floor: f32) {
-    let blocks = products.chunks(BLOCK).zip(layer.b_enc.chunks(BLOCK)).zip(layer.dec_norms.chunks(BLOCK));
+    let blocks = products.chunks(BLOCK).zip(layer.b_enc.chunks(BLOCK)).zip(layer.importance().chunks(BLOCK));
     for (block, ((products, biases), norms)) in blocks.enumerate() {
         let mut high = 0u32;
         for (i, ((product, bias), norm)) in products.iter().zip(biases).zip(norms).enumerate() {

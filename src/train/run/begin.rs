@@ -11,7 +11,7 @@ use super::super::init::{begin, mlp_of, scale_of};
 use super::super::layer::Layer;
 use super::super::schedule;
 use super::super::step::LayerBatch;
-use super::from_set::take_over;
+use super::from_set::{take_over, take_thresholds};
 use super::{Run, mixed};
 use crate::error::{ErrorContext, Result};
 use crate::intervene::Random;
@@ -24,6 +24,9 @@ const FIRST_TOKENS: usize = 8192;
 impl Run<'_> {
     /// Reads a checkpoint, or begins.
     pub(super) fn begin(&mut self, unfinished: Option<(u64, PathBuf)>, job: &Job) -> Result<()> {
+        if let Some(from) = self.subject.from {
+            self.sets.iter_mut().for_each(|layers| take_thresholds(from, layers));
+        }
         if let Some((generation, folder)) = unfinished {
             let state = checkpoint::read(&folder, &self.state.request, &mut self.sets)
                 .context(|| format!("cannot go on from `{}`", folder.display()))?;

@@ -7,6 +7,19 @@ use super::super::options::{Activation, SetSize, TrainOptions};
 use crate::error::{Error, Result};
 use crate::transcoder::{ActivationFunction, Kind, TranscoderSet};
 
+/// The smallest threshold that activations are divided by.
+const LEAST_THRESHOLD: f32 = 1e-6;
+
+/// Features are active above the thresholds that a set has, all of them times one number: at its own L0 the set is what it
+/// was.
+pub(super) fn take_thresholds(from: &TranscoderSet, layers: &mut [Layer]) {
+    for (transcoder, layer) in from.layers.iter().zip(layers) {
+        if let ActivationFunction::JumpRelu { threshold } = transcoder.activation() {
+            layer.over_threshold = threshold.iter().map(|&at| at.max(LEAST_THRESHOLD).recip()).collect();
+        }
+    }
+}
+
 /// Begins with the weights of a set, in scaled units.
 pub(super) fn take_over(from: &TranscoderSet, layers: &mut [Layer]) -> Result<()> {
     let scales: Vec<f32> = layers.iter().map(|layer| layer.scale_out).collect();
