@@ -52,7 +52,12 @@ fn every_stage_of_ci_is_a_job_of_the_workflow() {
     assert!(stages.len() >= 5, "{stages:?}");
     let listed = format!("stage: [{}]", stages.join(", "));
     assert!(workflow.contains(&listed), "{listed} is not in ci.yml");
-    assert!(script.contains(&format!("set -- {}", stages.join(" "))), "all stages run where none is named");
+    // The last one fetches gigabytes: who wants it asks for it.
+    let usual = &stages[..stages.len() - 1];
+    assert!(
+        script.contains(&format!("set -- {}\n", usual.join(" "))),
+        "all stages but the last run where none is named"
+    );
 }
 
 #[test]

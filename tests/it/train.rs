@@ -234,7 +234,7 @@ fn a_set_goes_on_being_itself_when_training_begins_with_it() {
     // What is active are the features that were, and they explain what they did.
     let log = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
     let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
-    assert!(first["sets"][0]["fvu"].as_f64().unwrap() < 0.03, "{first}");
+    assert!(first["sets"][0]["fvu"].as_f64().unwrap() < 0.1, "{first}");
     assert!((first["sets"][0]["l0"].as_f64().unwrap() - 10.0).abs() < 0.1, "{first}");
 }
 
