@@ -260,15 +260,12 @@ impl<'b> Columns<'_, 'b> {
     }
 
     /// A column of one type of numbers and, where `len` says so, of a length.
-    fn of<T: Clone>(
+    fn of<T: Clone + 'b>(
         &mut self,
         name: &str,
         len: Option<usize>,
         values: impl FnOnce(FinishedColumn<'b>) -> Option<Cow<'b, [T]>>,
-    ) -> Result<Vec<T>>
-    where
-        T: 'b,
-    {
+    ) -> Result<Vec<T>> {
         let Some(values) = values(self.take(name)?) else {
             return Err(self.damaged(format!("`{name}` is of other numbers")));
         };

@@ -111,7 +111,7 @@ impl SourceVecs {
     ) -> bool {
         let Some(shared) = &self.shared else { return false };
         let (rows, scales) = (&shared.rows[from..to], &shared.scales[from..to]);
-        few_products((table, rows, scales, grad, width, out, stride));
+        few_products(Few { table, rows, scales, grad, width, out, stride });
         true
     }
 
@@ -132,12 +132,21 @@ impl SourceVecs {
     }
 }
 
+/// A few gradients `[n, width]`, and sources whose vectors are rows of a table.
+struct Few<'a> {
+    table: &'a [f32],
+    rows: &'a [u32],
+    scales: &'a [f32],
+    grad: &'a [f32],
+    width: usize,
+    out: &'a mut [f32],
+    stride: usize,
+}
+
 wide! {
     /// `out[s, t] = scales[s] · ⟨grad[t], row rows[s] of table⟩`; rows of `out` are `stride` apart.
-    fn few_products<'a>(
-        (table, rows, scales, grad, width, out, stride) =>
-            (&'a [f32], &'a [u32], &'a [f32], &'a [f32], usize, &'a mut [f32], usize)
-    ) -> () {
+    fn few_products<'a>(few => Few<'a>) -> () {
+        let Few { table, rows, scales, grad, width, out, stride } = few;
         for ((&row, &scale), out) in rows.iter().zip(scales).zip(out.chunks_mut(stride)) {
             let vec = &table[row as usize * width..][..width];
             for (out, grad) in out.iter_mut().zip(grad.chunks_exact(width)) {

@@ -132,7 +132,7 @@ impl Tracer {
     /// As [`Tracer::trace`]; `job` hears of the progress and can cancel.
     ///
     /// # Errors
-    /// As [`Tracer::trace`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    /// As [`Tracer::trace`], and [`Error::Cancelled`].
     pub fn trace_with(
         &self,
         prompt: impl Into<Prompt>,
@@ -181,7 +181,7 @@ impl Tracer {
     /// As [`Tracer::intervene`]; `job` hears of the progress and can cancel.
     ///
     /// # Errors
-    /// As [`Tracer::intervene`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    /// As [`Tracer::intervene`], and [`Error::Cancelled`].
     pub fn intervene_with(
         &self,
         prompt: impl Into<Prompt>,
@@ -197,7 +197,7 @@ impl Tracer {
     /// them have in common; [`RunOptions::generate`] is not used.
     ///
     /// # Errors
-    /// As [`Tracer::intervene`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    /// As [`Tracer::intervene`], and [`Error::Cancelled`].
     pub fn sweep_with(
         &self,
         prompt: impl Into<Prompt>,
@@ -213,7 +213,7 @@ impl Tracer {
     /// The features that are active in a prompt, with their activations, ascending.
     ///
     /// # Errors
-    /// As [`Tracer::intervene`], and [`Error::Cancelled`](crate::Error::Cancelled).
+    /// As [`Tracer::intervene`], and [`Error::Cancelled`].
     pub fn active_features(&self, prompt: impl Into<Prompt>, job: &Job) -> Result<Vec<(FeatureId, f32)>> {
         let prompt = self.tokenize(prompt)?;
         let original = Original::run(&self.replacement, &prompt.tokens, job)?;
@@ -290,7 +290,7 @@ impl Tracer {
     /// The id of the token whose text is exactly `text`, leading space included.
     ///
     /// # Errors
-    /// [`Error::NotOneToken`](crate::Error::NotOneToken), with near misses.
+    /// [`Error::NotOneToken`], with near misses.
     pub fn token(&self, text: &str) -> Result<u32> {
         self.replacement.tokenizer.single_token(text)
     }
