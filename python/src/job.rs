@@ -54,7 +54,7 @@ pub fn run<T: Send>(
                 let told = latest.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let heard = Python::attach(|py| -> PyResult<()> {
                     py.check_signals()?;
-                    if let (Some(Progress { phase, done, total }), Some(progress)) = (told, &progress) {
+                    if let (Some(Progress { phase, done, total, .. }), Some(progress)) = (told, &progress) {
                         progress.call1(py, (phase, done, total))?;
                     }
                     Ok(())

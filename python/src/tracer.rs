@@ -169,6 +169,7 @@ impl Tracer {
             batch_size,
             open: open.as_deref().map(OpenChoice::asked).transpose().raised(py)?.unwrap_or_default(),
             keep_decoders,
+            finished: None,
         };
         let graph = job::run(py, progress, |job| opened.trace_with(prompt, &options, job))?;
         Ok(graph.into())
