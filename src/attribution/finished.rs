@@ -16,9 +16,6 @@ use crate::hash;
 /// Keeping takes at most this part of the time.
 const MOST_OF_TIME: u32 = 20;
 
-/// What [`Error::Damaged`] calls what a store keeps.
-const FORMAT: &str = "finished rows";
-
 /// Where finished rows are kept.
 pub trait RowStore: Debug + Send + Sync {
     /// What an earlier run has kept; `None` if none has.
@@ -49,6 +46,11 @@ pub struct FinishedRows<'a> {
     pub about: FinishedAbout,
     /// By name.
     pub columns: Vec<(String, FinishedColumn<'a>)>,
+}
+
+impl FinishedRows<'_> {
+    /// What [`Error::Damaged`] calls what a store keeps.
+    pub const FORMAT: &'static str = "finished rows";
 }
 
 /// Of which graph finished rows are, and what is done.
@@ -249,7 +251,7 @@ struct Columns<'a, 'b> {
 
 impl<'b> Columns<'_, 'b> {
     fn damaged(&self, reason: String) -> Error {
-        Error::Damaged { file: self.name.to_owned(), format: FORMAT, reason }
+        Error::Damaged { file: self.name.to_owned(), format: FinishedRows::FORMAT, reason }
     }
 
     fn take(&mut self, name: &str) -> Result<FinishedColumn<'b>> {

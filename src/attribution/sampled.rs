@@ -22,9 +22,8 @@ use super::targets::Target;
 use crate::error::{Error, Result};
 use crate::graph::influence::{ROW_SUM_CLAMP, row_abs_sums};
 use crate::graph::{
-    HostVectors, KeptFeatures, NodeLayout, NothingKept, RowSource, SampleSettings, SampledInfluence, Sampling, Scores,
-    SweepKeeper, SweepVectors, SweptVectors, Visit, WholeInfluence, next_features, node_threshold,
-    sampled_influence_in,
+    HostVectors, KeptFeatures, NodeLayout, RowSource, SampleSettings, SampledInfluence, Sampling, Scores, SweepKeeper,
+    SweepVectors, SweptVectors, Visit, WholeInfluence, next_features, node_threshold, sampled_influence_in,
 };
 use crate::job::Job;
 use crate::ops::{HostRow, SweptOnDevice};
@@ -86,11 +85,7 @@ pub fn compute(
     let (found, before) = match keeper.as_mut().and_then(Keeper::take_rows) {
         Some((found, is_done, rows)) => (found, Some((is_done, rows))),
         None => {
-            let mut nothing = NothingKept;
-            let keeper: &mut dyn SweepKeeper = match &mut keeper {
-                Some(keeper) => keeper,
-                None => &mut nothing,
-            };
+            let keeper = keeper.as_mut().map(|keeper| keeper as &mut dyn SweepKeeper);
             (swept(&pull_backs, &weights, settings, keeper)?, None)
         }
     };
@@ -170,7 +165,7 @@ fn swept(
     pull_backs: &PullBacks,
     weights: &[f32],
     settings: SampleSettings,
-    keeper: &mut dyn SweepKeeper,
+    keeper: Option<&mut dyn SweepKeeper>,
 ) -> Result<SampledInfluence> {
     let layout = pull_backs.layout;
     let device = pull_backs.linear.final_normed.device();
@@ -217,7 +212,7 @@ pub fn exact_influence(
     let (work, left) = (RowWork::of(linear), WorkLeft::Sweep { then: 0.0 });
     let count = RowCount::new(job, "influence rows", layout.n_rows(), work, left);
     let pull_backs = PullBacks { linear, layout: &layout, targets, limits, count };
-    let found = swept(&pull_backs, &weights, Visits::Theta(0.0).settings(&weights), &mut NothingKept)?;
+    let found = swept(&pull_backs, &weights, Visits::Theta(0.0).settings(&weights), None)?;
     Ok(ExactInfluence { nodes: found.nodes, scores: found.scores, layout })
 }
 

@@ -31,8 +31,8 @@ pub(crate) use node_threshold::{TIE_RTOL, node_threshold};
 pub use path_effects::{PathEffects, path_effects};
 pub use paths::{MAX_PATHS, Path, StrongestPaths, strongest_paths};
 pub use sampled::{
-    KeptFeatures, NothingKept, SampleSettings, SampledInfluence, Start, SweepAt, SweepKeeper, SweepState,
-    sampled_influence, sampled_influence_in,
+    KeptFeatures, SampleSettings, SampledInfluence, Start, SweepAt, SweepKeeper, SweepState, sampled_influence,
+    sampled_influence_in,
 };
 pub use sampled_vectors::{HostVectors, RowSource, SweepVectors, SweptVectors, Visit};
 pub use scores::{Scores, scores, subgraph_scores};

@@ -120,7 +120,7 @@ pub fn sampled_influence(
     settings: SampleSettings,
 ) -> Result<SampledInfluence> {
     let vectors = &mut HostVectors::new(source, layout, settings.n_vectors());
-    sampled_influence_in(vectors, layout, weights, settings, &mut NothingKept)
+    sampled_influence_in(vectors, layout, weights, settings, None)
 }
 
 /// A sweep on its way: what it takes to go on.
@@ -165,20 +165,6 @@ pub trait SweepKeeper {
     fn layer_done(&mut self, at: &SweepAt) -> Result<()>;
 }
 
-/// Keeps no sweep.
-#[derive(Debug, Clone, Copy)]
-pub struct NothingKept;
-
-impl SweepKeeper for NothingKept {
-    fn begin(&mut self) -> Option<SweepState> {
-        None
-    }
-
-    fn layer_done(&mut self, _: &SweepAt) -> Result<()> {
-        Ok(())
-    }
-}
-
 /// As [`sampled_influence`], where the vectors may be elsewhere than on the host, and with a keeper of what is done. There
 /// are as many vectors as [`SampleSettings::n_vectors`] says, of zeros.
 ///
@@ -189,7 +175,7 @@ pub fn sampled_influence_in(
     layout: &NodeLayout,
     weights: &[f32],
     settings: SampleSettings,
-    keeper: &mut dyn SweepKeeper,
+    mut keeper: Option<&mut dyn SweepKeeper>,
 ) -> Result<SampledInfluence> {
     if !(settings.theta >= 0.0 && settings.theta.is_finite()) {
         return Err(Error::Setting { name: "theta", value: settings.theta, range: "0.." });
@@ -199,7 +185,7 @@ pub fn sampled_influence_in(
         visit.weights[0] = f64::from(weight);
         visit
     };
-    let (mut visited, mut n_pairs, n_layers) = match keeper.begin() {
+    let (mut visited, mut n_pairs, n_layers) = match keeper.as_mut().and_then(|keeper| keeper.begin()) {
         Some(state) => {
             vectors.restore(state.vectors, state.to_errors)?;
             (state.visited, state.n_pairs, state.layers_left)
@@ -214,7 +200,7 @@ pub fn sampled_influence_in(
         let visits = choose(features.start, &vectors.values(features)?, settings, layer, &mut n_pairs);
         visited.extend(visits.iter().map(|visit| visit.row));
         vectors.add(&visits)?;
-        if let Some((vectors, to_errors)) = vectors.held() {
+        if let (Some(keeper), Some((vectors, to_errors))) = (&mut keeper, vectors.held()) {
             keeper.layer_done(&SweepAt { layers_left: layer, visited: &visited, n_pairs, vectors, to_errors })?;
         }
     }

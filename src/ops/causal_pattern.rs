@@ -1,11 +1,15 @@
 //! Frozen attention patterns, in half the memory where prompts are long.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Storage, Tensor, bail};
 
 use super::f32_slice;
 
 /// From so many positions on, the CPU keeps no keys after the query: short prompts take little anyway.
 const PACKED_FROM: usize = 256;
+
+/// What errors call this.
+const NAME: &str = "causal_pattern";
+const NOT_ON_CPU: &str = "a packed pattern is on the CPU";
 
 /// What each query of a layer's heads takes from each key up to its own position.
 #[derive(Clone, Debug)]
@@ -39,8 +43,8 @@ impl CausalPattern {
         }
         let dense = dense.contiguous()?;
         let (storage, layout) = dense.storage_and_layout();
-        let candle_core::Storage::Cpu(storage) = &*storage else { bail!("a packed pattern is on the CPU") };
-        let values = f32_slice("causal_pattern", storage, layout)?;
+        let Storage::Cpu(storage) = &*storage else { bail!("{NOT_ON_CPU}") };
+        let values = f32_slice(NAME, storage, layout)?;
         let mut packed = Vec::with_capacity(n_heads * row_start(n_pos));
         for (row, keys) in values.chunks_exact(n_pos.max(1)).enumerate() {
             packed.extend_from_slice(&keys[..=row % n_pos]);
@@ -67,17 +71,29 @@ impl CausalPattern {
     /// # Errors
     /// Those of the tensor operations.
     pub fn dense(&self) -> Result<Tensor> {
+        self.dense_from(0)
+    }
+
+    /// As [`CausalPattern::dense`], of the queries and keys from a position on, n of them. `[n_heads, n, n]`, contiguous
+    ///
+    /// # Errors
+    /// As [`CausalPattern::dense`]; a position past the last.
+    pub fn dense_from(&self, pos: usize) -> Result<Tensor> {
+        let Some(n) = self.n_pos.checked_sub(pos) else { bail!("position {pos} of a pattern of {}", self.n_pos) };
         if self.values.rank() == 3 {
-            return Ok(self.values.clone());
+            return self.values.narrow(1, pos, n)?.narrow(2, pos, n)?.contiguous();
         }
         let n_heads = self.n_heads()?;
-        let packed: Vec<f32> = self.values.flatten_all()?.to_vec1()?;
-        let mut dense = vec![0f32; n_heads * self.n_pos * self.n_pos];
-        for (row, keys) in dense.chunks_exact_mut(self.n_pos.max(1)).enumerate() {
-            let (head, query) = (row / self.n_pos, row % self.n_pos);
-            keys[..=query].copy_from_slice(&packed[head * row_start(self.n_pos) + row_start(query)..][..=query]);
+        let (storage, layout) = self.values.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { bail!("{NOT_ON_CPU}") };
+        let packed = f32_slice(NAME, storage, layout)?;
+        let mut dense = vec![0f32; n_heads * n * n];
+        for (row, keys) in dense.chunks_exact_mut(n.max(1)).enumerate() {
+            let (head, query) = (row / n, row % n);
+            let first = head * row_start(self.n_pos) + row_start(pos + query) + pos;
+            keys[..=query].copy_from_slice(&packed[first..][..=query]);
         }
-        Tensor::from_vec(dense, (n_heads, self.n_pos, self.n_pos), self.values.device())
+        Tensor::from_vec(dense, (n_heads, n, n), self.values.device())
     }
 
     /// Each head times a factor. `factors` `[n_heads]`
@@ -126,6 +142,12 @@ mod tests {
             let packed = CausalPattern::packed(&dense).unwrap();
             let all = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(all(&packed.dense().unwrap()), all(&dense));
+            for pos in 0..n_pos {
+                let part = dense.narrow(1, pos, n_pos - pos).unwrap().narrow(2, pos, n_pos - pos).unwrap();
+                assert_eq!(all(&packed.dense_from(pos).unwrap()), all(&part));
+                assert_eq!(all(&CausalPattern::new(dense.clone()).unwrap().dense_from(pos).unwrap()), all(&part));
+            }
+            assert!(packed.dense_from(n_pos + 1).is_err());
             assert_eq!(CausalPattern::new(dense.clone()).unwrap().tensor().rank(), 3);
             let halved = packed.scaled(&[0.5, 0.0, 1.0, 2.0]).unwrap().dense().unwrap();
             assert_eq!(all(&halved.get(3).unwrap()), all(&(dense.get(3).unwrap() * 2.0).unwrap()));

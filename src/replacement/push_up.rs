@@ -172,7 +172,7 @@ impl<'a> PushUp<'a> {
         // Heads first and positions next, so that each head is one product over positions.
         let values = values.reshape((n, n_sources, n_kv, d_head))?.permute((2, 0, 1, 3))?.contiguous()?;
         let values = values.reshape((n_kv, n, n_sources * d_head))?;
-        let pattern = self.linear.layers[layer].pattern.dense()?.narrow(1, pos, n)?.narrow(2, pos, n)?.contiguous()?;
+        let pattern = self.linear.layers[layer].pattern.dense_from(pos)?;
         let group = self.n_heads / n_kv;
         let read = (0..self.n_heads).map(|head| Ok(matmul(&pattern.get(head)?, &values.get(head / group)?)?));
         let read =

@@ -11,9 +11,6 @@ use crate::error::{Error, Result};
 use crate::export::{Numbers, write_columns};
 use crate::weights::{Columns, Folder};
 
-/// What [`Error::Damaged`] calls such a file.
-const FORMAT: &str = "finished rows";
-
 /// A file of finished rows: safetensors, with what they are of as JSON in its metadata.
 #[derive(Debug)]
 pub struct FinishedFile {
@@ -47,7 +44,7 @@ impl FinishedFile {
 
     fn read_file(&self) -> Result<FinishedRows<'static>> {
         let io = |source| Error::Io { doing: "cannot read", path: self.path.clone(), source };
-        let damaged = |reason: String| Error::Damaged { file: self.name(), format: FORMAT, reason };
+        let damaged = |reason: String| Error::Damaged { file: self.name(), format: FinishedRows::FORMAT, reason };
         let not_a_name = || io(std::io::ErrorKind::InvalidFilename.into());
         let name = self.path.file_name().and_then(|name| name.to_str()).ok_or_else(not_a_name)?;
         let folder = match self.path.parent() {

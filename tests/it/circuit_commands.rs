@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{PROMPT, circuitscope, refused_with, stdout};
+use crate::support::{PROMPT, answer, circuitscope, refused_with, stdout};
 
 /// A graph of two features, one token and one target, in whatever state a test needs.
 fn small_graph() -> Value {
@@ -36,13 +36,6 @@ fn small_graph() -> Value {
 
 fn write(folder: &Path, name: &str, graph: &Value) {
     std::fs::write(folder.join(name), graph.to_string()).unwrap();
-}
-
-#[track_caller]
-fn answer(folder: &Path, args: &[&str]) -> String {
-    let output = circuitscope(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    stdout(&output)
 }
 
 fn json_answer(folder: &Path, args: &[&str]) -> Value {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{PROMPT, circuitscope, copy_folder, fixture, refused, refused_with, stdout};
+use crate::support::{PROMPT, answer, circuitscope, copy_folder, fixture, refused, refused_with, stdout};
 
 fn json_at(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -20,13 +20,6 @@ fn traced() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     assert!(circuitscope(folder.path(), &["trace", PROMPT, "--slug", "g", "--quiet"]).status.success());
     folder
-}
-
-#[track_caller]
-fn answer(folder: &Path, args: &[&str]) -> String {
-    let output = circuitscope(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    stdout(&output)
 }
 
 /// Runs the program with `input` on its standard input.

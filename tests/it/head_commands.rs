@@ -4,21 +4,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{PROMPT, circuitscope, refused_with, stdout};
+use crate::support::{PROMPT, answer, circuitscope, refused_with};
 
 /// Ten tokens, the second half of which is the first.
 const AGAIN: &str = "Dallas Texas Austin Dallas Texas";
 
 #[track_caller]
-fn ran(folder: &Path, args: &[&str]) -> String {
-    let output = circuitscope(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    stdout(&output)
-}
-
-#[track_caller]
 fn json(folder: &Path, args: &[&str]) -> Value {
-    serde_json::from_str(&ran(folder, &[args, &["--format", "json"]].concat())).unwrap()
+    serde_json::from_str(&answer(folder, &[args, &["--format", "json"]].concat())).unwrap()
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -29,7 +22,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 fn heads_of_a_trace_are_in_both_files_and_shown_everywhere() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    ran(at, &["trace", PROMPT, "--heads", "--slug", "g", "--quiet"]);
+    answer(at, &["trace", PROMPT, "--heads", "--slug", "g", "--quiet"]);
     let file: Value = serde_json::from_slice(&std::fs::read(at.join("graphs/g.json")).unwrap()).unwrap();
     for link in file["links"].as_array().unwrap() {
         let weight = link["weight"].as_f64().unwrap();
@@ -44,30 +37,32 @@ fn heads_of_a_trace_are_in_both_files_and_shown_everywhere() {
         assert!((sum - counted).abs() <= 1e-3 * size.max(1e-3), "{link}: {sum} {counted}");
     }
     for graph in ["graphs/g.json", "graphs/g.safetensors"] {
-        let text = ran(at, &["inspect", graph, "--node", "3_955_8"]);
+        let text = answer(at, &["inspect", graph, "--node", "3_955_8"]);
         assert!(text.contains("heads") && text.contains("direct"), "{graph}: {text}");
         let found = json(at, &["inspect", graph, "--node", "3_955_8"]);
         let edge = &found["nodes"][0]["inputs"]["negative"][0]["heads"];
         assert!(edge["label"].as_str().unwrap().contains(" %"), "{edge}");
         assert!(
-            ran(at, &["inspect", graph, "--format", "csv"])
+            answer(at, &["inspect", graph, "--format", "csv"])
                 .starts_with("source,target,weight,share,top_head,top_flow,direct\n")
         );
-        assert!(ran(at, &["inspect", graph, "--format", "dot"]).contains(", label="));
-        assert!(ran(at, &["inspect", graph, "--format", "graphml"]).contains("<data key=\"top_head\">"));
-        let svg = ran(at, &["inspect", graph, "--format", "svg"]);
+        assert!(answer(at, &["inspect", graph, "--format", "dot"]).contains(", label="));
+        assert!(answer(at, &["inspect", graph, "--format", "graphml"]).contains("<data key=\"top_head\">"));
+        let svg = answer(at, &["inspect", graph, "--format", "svg"]);
         assert!(svg.contains("of its input; ") && svg.contains("paint-order"), "{svg}");
     }
     // Pruned again, the heads of what is left stay.
-    ran(at, &["prune", "graphs/g.json", "-o", "less.json", "--node-threshold", "0.5"]);
+    answer(at, &["prune", "graphs/g.json", "-o", "less.json", "--node-threshold", "0.5"]);
     assert!(std::fs::read_to_string(at.join("less.json")).unwrap().contains("\"heads\""));
-    ran(at, &["prune", "graphs/g.safetensors", "-o", "again.json"]);
+    answer(at, &["prune", "graphs/g.safetensors", "-o", "again.json"]);
     assert!(std::fs::read_to_string(at.join("again.json")).unwrap().contains("\"hops\""));
     // Without them nothing of it is there.
-    ran(at, &["trace", PROMPT, "--slug", "plain", "--quiet"]);
+    answer(at, &["trace", PROMPT, "--slug", "plain", "--quiet"]);
     assert!(!std::fs::read_to_string(at.join("graphs/plain.json")).unwrap().contains("\"hops\""));
-    assert!(!ran(at, &["inspect", "graphs/plain.json", "--node", "3_955_8"]).contains("heads"));
-    assert!(ran(at, &["inspect", "graphs/plain.json", "--format", "csv"]).starts_with("source,target,weight,share\n"));
+    assert!(!answer(at, &["inspect", "graphs/plain.json", "--node", "3_955_8"]).contains("heads"));
+    assert!(
+        answer(at, &["inspect", "graphs/plain.json", "--format", "csv"]).starts_with("source,target,weight,share\n")
+    );
 }
 
 #[test]
@@ -79,11 +74,11 @@ fn a_score_is_a_target_like_a_logit() {
         (&["--target-attention", "3.1@8:7", "--versus", "2"], "attention 3.1@8:7 versus 2, key side"),
         (&["--target-attention", "2.0@8:7", "--rival"], "attention 2.0@8:7 versus its rivals, key side"),
     ] {
-        let text = ran(at, &[&["trace", PROMPT, "--slug", "s", "--force", "--quiet"], options].concat());
+        let text = answer(at, &[&["trace", PROMPT, "--slug", "s", "--force", "--quiet"], options].concat());
         assert!(text.contains(label), "{text}");
-        assert!(ran(at, &["inspect", "graphs/s.json"]).contains("explained"));
-        assert!(ran(at, &["inspect", "graphs/s.safetensors", "--format", "svg"]).contains("attention"));
-        let text = ran(at, &["verify", "graphs/s.safetensors", "--samples", "4", "--ablate", "3"]);
+        assert!(answer(at, &["inspect", "graphs/s.json"]).contains("explained"));
+        assert!(answer(at, &["inspect", "graphs/s.safetensors", "--format", "svg"]).contains("attention"));
+        let text = answer(at, &["verify", "graphs/s.safetensors", "--samples", "4", "--ablate", "3"]);
         assert!(text.contains("contents    holds") && text.contains("edges       holds"), "{text}");
         assert!(
             !text.contains("untested") && text.contains(&format!("change of {}", label.split(',').next().unwrap())),
@@ -100,9 +95,9 @@ fn a_score_is_a_target_like_a_logit() {
 fn an_edge_in_full_adds_up_at_every_layer() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    ran(at, &["trace", PROMPT, "--slug", "g", "--quiet"]);
+    answer(at, &["trace", PROMPT, "--slug", "g", "--quiet"]);
     let edge = ["heads", "graphs/g.safetensors", "--edge", "Dallas@7,3_955_8", "--top", "100"];
-    let text = ran(at, &edge);
+    let text = answer(at, &edge);
     assert!(text.contains("moved from > to") && text.contains("\" Dallas\"@7 > \" is\"@8"), "{text}");
     let found = json(at, &edge);
     let effect = found["effect"].as_f64().unwrap();
@@ -118,7 +113,7 @@ fn an_edge_in_full_adds_up_at_every_layer() {
         assert!((moved - flow["flow"].as_f64().unwrap()).abs() <= 1e-4 * size, "{flow}");
     }
     let svg = at.join("edge.svg");
-    ran(at, &[&edge[..], &["--picture", "edge.svg", "--quiet"]].concat());
+    answer(at, &[&edge[..], &["--picture", "edge.svg", "--quiet"]].concat());
     assert!(std::fs::read_to_string(svg).unwrap().contains("Heads of the edge"));
 }
 
@@ -127,13 +122,13 @@ fn scores_patterns_and_pairs_come_as_text_json_and_pictures() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let scores = ["heads", "--sequences", "2", "--length", "12"];
-    let text = ran(at, &scores);
+    let text = answer(at, &scores);
     for part in ["induction: ", "duplicate: ", "previous: ", "first: ", "copying: "] {
         assert!(text.contains(part), "{text}");
     }
-    assert_eq!(text, ran(at, &scores), "the same seed, the same tokens");
+    assert_eq!(text, answer(at, &scores), "the same seed, the same tokens");
     let found = json(at, &scores);
-    let csv = ran(at, &[&scores[..], &["--format", "csv"]].concat());
+    let csv = answer(at, &[&scores[..], &["--format", "csv"]].concat());
     let heads = found["heads"].as_array().unwrap();
     assert_eq!(csv.lines().count(), heads.len() + 1);
     for head in heads {
@@ -142,20 +137,20 @@ fn scores_patterns_and_pairs_come_as_text_json_and_pictures() {
         }
         assert!((-1.0..=1.0).contains(&head["copying"].as_f64().unwrap()), "{head}");
     }
-    ran(at, &[&scores[..], &["--picture", "scores.svg", "--kind", "previous", "--quiet"]].concat());
+    answer(at, &[&scores[..], &["--picture", "scores.svg", "--kind", "previous", "--quiet"]].concat());
     assert!(std::fs::read_to_string(at.join("scores.svg")).unwrap().contains("Heads: previous"));
 
     let patterns = ["heads", "--prompt", AGAIN, "--head", "1.0", "--head", "0.2"];
-    assert!(ran(at, &patterns).contains("head 0.2: what each token looks at"));
+    assert!(answer(at, &patterns).contains("head 0.2: what each token looks at"));
     let found = json(at, &patterns);
     for row in found["patterns"][0]["attention"].as_array().unwrap() {
         assert!((numbers(row).iter().sum::<f64>() - 1.0).abs() < 1e-4);
     }
-    ran(at, &["heads", "--prompt", AGAIN, "--head", "1.0", "--picture", "pattern.svg", "--quiet"]);
+    answer(at, &["heads", "--prompt", AGAIN, "--head", "1.0", "--picture", "pattern.svg", "--quiet"]);
     assert!(std::fs::read_to_string(at.join("pattern.svg")).unwrap().contains("Where head 1.0 looks"));
 
     let pairs = ["heads", "--prompt", PROMPT, "--score", "3.1@8:7"];
-    let text = ran(at, &pairs);
+    let text = answer(at, &pairs);
     for part in ["does not cancel", "position × position", "group × group", "largest pairs of"] {
         assert!(text.contains(part), "{text}");
     }
@@ -166,7 +161,7 @@ fn scores_patterns_and_pairs_come_as_text_json_and_pictures() {
     let by_position: f64 = found["by_position"].as_array().unwrap().iter().flat_map(numbers).sum();
     let by_group: f64 = found["by_group"].as_array().unwrap().iter().map(|cell| cell["amount"].as_f64().unwrap()).sum();
     assert!((by_position - value).abs() < tolerance && (by_group - value).abs() < tolerance);
-    ran(at, &[&pairs[..], &["--rival", "--picture", "score.svg", "--quiet"]].concat());
+    answer(at, &[&pairs[..], &["--rival", "--picture", "score.svg", "--quiet"]].concat());
     assert!(std::fs::read_to_string(at.join("score.svg")).unwrap().contains("versus its rivals"));
 }
 
@@ -211,13 +206,13 @@ fn patched_heads_of_another_prompt_are_path_patching() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let other = "The capital of the state containing Oakland is";
-    ran(at, &["trace", PROMPT, "--target-diff", " Austin", " Sacramento", "--slug", "d", "--quiet"]);
+    answer(at, &["trace", PROMPT, "--target-diff", " Austin", " Sacramento", "--slug", "d", "--quiet"]);
     let found = json(at, &["heads", "graphs/d.safetensors", "--from", other, "--top", "100"]);
     // Every head is there, and the ones of the last layer that read Dallas matter.
     let heads = found["bills"][0]["heads"].as_array().unwrap();
     assert_eq!(heads.len(), 16, "{found}");
     assert!(heads[0]["amount"].as_f64().unwrap() < -1.0, "Oakland speaks against Austin: {}", heads[0]);
-    let text = ran(at, &["heads", "graphs/d.safetensors", "--from", other]);
+    let text = answer(at, &["heads", "graphs/d.safetensors", "--from", other]);
     assert!(text.contains("would gain if one head wrote what it writes there"), "{text}");
     let same = json(at, &["heads", "graphs/d.safetensors", "--from", PROMPT]);
     assert!(same["bills"][0]["heads"].as_array().unwrap().iter().all(|head| head["amount"].as_f64() == Some(0.0)));
@@ -228,9 +223,9 @@ fn what_heads_do_in_a_model_needs_no_transcoders() {
     let folder = tempfile::tempdir().unwrap();
     let model = crate::support::fixture("atlas/model");
     let model = model.to_str().unwrap();
-    let scores = ran(folder.path(), &["heads", "--model", model, "--sequences", "1", "--length", "9"]);
+    let scores = answer(folder.path(), &["heads", "--model", model, "--sequences", "1", "--length", "9"]);
     assert!(scores.starts_with("mean attention on 1 sequences of 9 random tokens"), "{scores}");
-    let pattern = ran(folder.path(), &["heads", "--model", model, "--prompt", PROMPT, "--head", "1.0"]);
+    let pattern = answer(folder.path(), &["heads", "--model", model, "--prompt", PROMPT, "--head", "1.0"]);
     assert!(pattern.contains("1.0"), "{pattern}");
 }
 
@@ -260,7 +255,7 @@ fn a_score_that_is_asked_for_twice_is_explained_once() {
 fn heads_that_are_not_there_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    ran(at, &["trace", PROMPT, "--slug", "g", "--quiet"]);
+    answer(at, &["trace", PROMPT, "--slug", "g", "--quiet"]);
     let graph = "graphs/g.safetensors";
     for (args, parts) in [
         (&["trace", PROMPT, "--target-attention", "9.0@8:7"][..], &["layer 9"][..]),

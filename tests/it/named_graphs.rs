@@ -11,20 +11,14 @@ use circuitscope::{Setup, Tracer};
 use serde_json::Value;
 
 use crate::reference::FAMILIES;
-use crate::support::{PROMPT, circuitscope, close, fixture, refused_with, stdout};
-
-fn succeeds(folder: &Path, args: &[&str]) -> String {
-    let output = circuitscope(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    stdout(&output)
-}
+use crate::support::{PROMPT, answer, close, fixture, refused_with};
 
 fn json(folder: &Path, args: &[&str]) -> Value {
-    serde_json::from_str(&succeeds(folder, &[args, &["--format", "json"]].concat())).unwrap()
+    serde_json::from_str(&answer(folder, &[args, &["--format", "json"]].concat())).unwrap()
 }
 
 fn trace(folder: &Path) {
-    succeeds(folder, &["trace", PROMPT, "--slug", "dallas", "--quiet"]);
+    answer(folder, &["trace", PROMPT, "--slug", "dallas", "--quiet"]);
 }
 
 #[test]
@@ -68,7 +62,7 @@ fn what_a_feature_pushes_in_a_graph_is_its_edge_to_each_target_on_every_family()
 fn inspect_shows_the_dashboard_of_a_node_below_its_edges() {
     let folder = tempfile::tempdir().unwrap();
     trace(folder.path());
-    let text = succeeds(folder.path(), &["inspect", "graphs/dallas.safetensors", "--node", "0_39_7"]);
+    let text = answer(folder.path(), &["inspect", "graphs/dallas.safetensors", "--node", "0_39_7"]);
     let parts =
         ["negative outputs", "feature 0_39  Texas", "active on", "pushes up", "here ", "up at @8", "feeds, by weights"];
     let parts = [&parts[..], &["strongest examples", "more: circuitscope features show atlas 0_39"]].concat();
@@ -94,16 +88,16 @@ fn inspect_shows_the_dashboard_of_a_node_below_its_edges() {
     close(push["value"].as_f64().unwrap(), target["weight"].as_f64().unwrap(), 1e-3, 1e-3, "the edge to Austin");
     assert_eq!(dashboard["here"][0]["activation"], of_raw["nodes"][0]["node"]["activation"]);
     assert!((0.5..=1.0).contains(&dashboard["here"][0]["share_below"].as_f64().unwrap()));
-    let bare = succeeds(folder.path(), &["inspect", "graphs/dallas.json", "--node", "0_39_7", "--no-dashboard"]);
+    let bare = answer(folder.path(), &["inspect", "graphs/dallas.json", "--node", "0_39_7", "--no-dashboard"]);
     assert!(!bare.contains("active on") && text.starts_with(&bare), "{bare}");
-    let token = succeeds(folder.path(), &["inspect", "graphs/dallas.json", "--node", "Dallas@7"]);
+    let token = answer(folder.path(), &["inspect", "graphs/dallas.json", "--node", "Dallas@7"]);
     assert!(!token.contains("active on"), "a token is no feature");
 }
 
 #[test]
 fn examples_stand_below_each_listed_feature() {
     let folder = tempfile::tempdir().unwrap();
-    let text = succeeds(folder.path(), &["trace", PROMPT, "--slug", "dallas", "--quiet", "--examples"]);
+    let text = answer(folder.path(), &["trace", PROMPT, "--slug", "dallas", "--quiet", "--examples"]);
     let set = FeatureSet::open_named("atlas").unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let at = lines.iter().position(|line| line.contains(" 0_39_7 ")).unwrap();
@@ -117,7 +111,7 @@ fn examples_stand_below_each_listed_feature() {
         let own = set.tokens().text(set.tokens().token(strongest.position as usize));
         assert_eq!(node["example"]["tokens"][node["example"]["at"].as_u64().unwrap() as usize], own.as_str());
     }
-    let edges = succeeds(folder.path(), &["inspect", "graphs/dallas.json", "--node", "3_955_8", "--examples"]);
+    let edges = answer(folder.path(), &["inspect", "graphs/dallas.json", "--node", "3_955_8", "--examples"]);
     assert!(edges.lines().filter(|line| line.starts_with("  ") && line.contains('«')).count() > 10, "{edges}");
     let plain = json(folder.path(), &["inspect", "graphs/dallas.json"]);
     assert!(plain["strongest"][0].get("example").is_none(), "only where asked for");
@@ -135,7 +129,7 @@ fn examples_need_features_of_the_same_transcoders() {
         &[&trace[..], &["--examples"]].concat(),
         &["no collected features", "features collect"],
     );
-    succeeds(folder.path(), &trace);
+    answer(folder.path(), &trace);
     let inspect = ["inspect", "graphs/house.json", "--examples"];
     refused_with(folder.path(), &inspect, &["no collected features", "--features"]);
     refused_with(
@@ -165,9 +159,9 @@ fn heat_maps_say_what_they_are_about() {
     let folder = tempfile::tempdir().unwrap();
     trace(folder.path());
     let map = ["inspect", "graphs/dallas.safetensors", "--heat-map", "--format", "svg"];
-    let of_node = succeeds(folder.path(), &[&map[..], &["--to", "3_955_8"]].concat());
+    let of_node = answer(folder.path(), &[&map[..], &["--to", "3_955_8"]].concat());
     assert!(of_node.contains("Effects on 3_955_8 (asks for capital"), "{}", &of_node[..2000]);
-    assert!(succeeds(folder.path(), &map).contains("Effects on"));
+    assert!(answer(folder.path(), &map).contains("Effects on"));
     refused_with(folder.path(), &[&map[..], &["--from", "Dallas"]].concat(), &["--heat-map", "--from"]);
 }
 

@@ -18,7 +18,7 @@ use circuitscope::replacement::{LinearModel, Origin, Replacement, Sources, Targe
 use circuitscope::transcoder::{InputHook, OutputHook};
 
 use crate::reference::{Case, cases};
-use crate::support::{PROMPT, Random, circuitscope, file_named_by, open_replacement, refused_with, shared, stdout};
+use crate::support::{PROMPT, Random, answer, file_named_by, open_replacement, refused_with, shared};
 
 /// f32 sums in other orders, as a part of all that a row was summed from.
 const SUM_TOL: f64 = 5e-6;
@@ -491,11 +491,7 @@ fn spans_and_limits_that_cannot_be_are_refused() {
 fn a_node_limit_holds_for_traces_and_prunings_of_both_forms_and_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let run = |args: &[&str]| {
-        let output = circuitscope(at, args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        stdout(&output)
-    };
+    let run = |args: &[&str]| answer(at, args);
     let sizes = |name: &str| {
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(at.join(name)).unwrap()).unwrap();
         let left_out = json["metadata"]["pruning_settings"]["n_nodes_left_out"].as_u64();
@@ -575,11 +571,7 @@ fn of_many_errors_the_strongest_are_nodes_and_the_rest_is_in_exact_remainders() 
 fn a_map_is_printed_drawn_and_written_and_its_positions_can_be_opened() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let run = |args: &[&str]| {
-        let output = circuitscope(at, args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        stdout(&output)
-    };
+    let run = |args: &[&str]| answer(at, args);
     let told = run(&["trace", PROMPT, "--coarse", "--slug", "dallas"]);
     for part in ["9 tokens", "\" Austin\"", "\" Dallas\"@7", "--open-positions"] {
         assert!(told.contains(part), "{part}: {told}");

@@ -398,11 +398,7 @@ fn the_heat_map_is_drawn_from_the_effects_of_the_summary() {
 #[test]
 fn a_name_has_the_share_of_the_whole_graph_in_a_part_of_it_too() {
     let folder = tempfile::tempdir().unwrap();
-    let run = |args: &[&str]| {
-        let output = crate::support::circuitscope(folder.path(), args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        crate::support::stdout(&output)
-    };
+    let run = |args: &[&str]| crate::support::answer(folder.path(), args);
     run(&["trace", crate::support::PROMPT, "--slug", "g", "--quiet"]);
     let json = |more: &[&str]| -> serde_json::Value {
         let args = [&["inspect", "graphs/g.safetensors", "--format", "json", "--top", "40"], more].concat();

@@ -14,7 +14,6 @@ use crate::Result;
 use crate::attribution::{RowStore, requested};
 use crate::circuits::{PairPlan, Summary, SummarySettings, summarize_with_raw};
 use crate::export::check_writable;
-use crate::job::Job;
 use crate::memory::set_limit;
 use crate::text::terminal;
 use crate::tracer::{FinishedFile, Tracer};
@@ -72,9 +71,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     };
     if args.coarse {
         let progress = TraceProgress::new(args.setup.quiet, phases);
-        let shown = progress.clone();
-        let job = Job::default().with_progress(move |progress| shown.show(progress));
-        let done = coarse::run(args, &tracer, prompt, &job);
+        let done = coarse::run(args, &tracer, prompt, &progress.job());
         progress.finish();
         return done;
     }
@@ -98,8 +95,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     end_phase("open", terminal(&format!("{} with {}", tracer.model_name(), tracer.transcoder_name())));
 
     let progress = TraceProgress::new(args.setup.quiet, phases.clone());
-    let shown = progress.clone();
-    let job = Job::default().with_progress(move |progress| shown.show(progress));
+    let job = progress.job();
     let mut graph = tracer.trace_with(prompt, &options, &job)?;
     progress.finish();
     let (n_pos, n_active) = (graph.graph().input_tokens.len(), graph.graph().active_features.len());

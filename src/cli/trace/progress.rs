@@ -9,7 +9,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::phases::Phases;
 use crate::attribution::TARGETS_PHASE;
-use crate::job::Progress;
+use crate::job::{Job, Progress};
 
 /// Work that takes less than this shows no progress bar.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
@@ -39,8 +39,14 @@ impl TraceProgress {
         Self(Arc::new(Shown { quiet, phases, spinner, model_has_run, start, bar: OnceLock::new() }))
     }
 
+    /// A job whose progress is shown.
+    pub(super) fn job(&self) -> Job {
+        let shown = self.clone();
+        Job::default().with_progress(move |progress| shown.show(progress))
+    }
+
     /// Called from several threads.
-    pub(super) fn show(&self, progress: Progress) {
+    fn show(&self, progress: Progress) {
         let shown = &self.0;
         if progress.phase == TARGETS_PHASE && !shown.model_has_run.swap(true, Ordering::Relaxed) {
             shown.spinner.finish_and_clear();

@@ -4,7 +4,7 @@ pub mod gguf;
 mod program;
 mod random;
 
-pub use program::{PROMPT, circuitscope, copy_folder, program, refused, refused_with, stdout};
+pub use program::{PROMPT, answer, circuitscope, copy_folder, program, refused, refused_with, stdout};
 pub use random::Random;
 
 use std::path::{Path, PathBuf};

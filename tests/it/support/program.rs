@@ -27,6 +27,14 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
+/// Runs a command that must succeed, and gives what it prints.
+#[track_caller]
+pub fn answer(folder: &Path, args: &[&str]) -> String {
+    let output = circuitscope(folder, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    stdout(&output)
+}
+
 /// Runs a command that must fail: exit code 2, one message without a panic, nothing on stdout. Returns the message.
 #[track_caller]
 pub fn refused(folder: &Path, args: &[&str]) -> String {
